@@ -1,0 +1,31 @@
+"""The three conventions that all references share: precision, ties, and counting."""
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The type to compute and accumulate in: float64 for float64, else float32."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def first_argmax(logits: Tensor) -> Tensor:
+    """Index of the greatest entry along dimension 1; the lowest such index on a tie.
+
+    ``torch.argmax`` promises nothing about ties, so the lowest index is taken explicitly. NaN
+    counts as greater than every number, as it does in NumPy: the first NaN wins.
+    """
+    greatest = logits.amax(dim=1, keepdim=True)
+    K = logits.shape[1]
+    index = torch.arange(K, device=logits.device).view(-1, *[1] * (logits.ndim - 2))
+    return torch.where((logits == greatest) | logits.isnan(), index, K).amin(dim=1)
+
+
+def count(indices: Tensor, length: int) -> Tensor:
+    """How often each of 0 .. length - 1 occurs in ``indices``: (length,) int64.
+
+    It is ``torch.bincount``, which reads its result's length back to the host and so can be
+    neither traced nor captured.
+    """
+    indices = indices.flatten()
+    return indices.new_zeros(length).scatter_add(0, indices, torch.ones_like(indices))
