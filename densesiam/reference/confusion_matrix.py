@@ -30,6 +30,7 @@ def confusion_matrix(
     Raises:
         ValueError: On the CPU, a label or a prediction out of its range. On a GPU, where raising
             would wait for the device, such pixels are dropped.
+        RuntimeError: The same, on the CPU under ``torch.compile``.
     """
     prediction, label = prediction.long(), label.long()
     labelled = label != ignore_index
@@ -47,8 +48,8 @@ def confusion_matrix(
 
 
 def _require(fits: Tensor, name: str, values: Tensor, limit: int) -> None:
-    if not fits.all():
-        raise ValueError(
-            f"confusion_matrix: every {name} must be in [0, {limit}), got "
-            f"{values[~fits].unique().tolist()[:8]}"
-        )
+    expected = f"confusion_matrix: every {name} must be in [0, {limit})"
+    if torch.compiler.is_compiling():  # a traced function can assert, but not branch, on values
+        torch._assert_async(fits.all(), expected)
+    elif not fits.all():
+        raise ValueError(f"{expected}, got {values[~fits].unique().tolist()[:8]}")

@@ -57,9 +57,12 @@ def pixel_similarity(
 
 
 def _cosine(p: Tensor, z: Tensor) -> Tensor:
-    p = p / p.norm(dim=1, keepdim=True).clamp(min=1e-8)
-    z = z / z.norm(dim=1, keepdim=True).clamp(min=1e-8)
-    return -(p * z).sum(dim=1)
+    return -(p / _clamped_norm(p) * (z / _clamped_norm(z))).sum(dim=1)
+
+
+def _clamped_norm(vectors: Tensor) -> Tensor:
+    # Clamped before the root: a zero vector then has finite derivatives of every order.
+    return vectors.square().sum(dim=1, keepdim=True).clamp(min=1e-16).sqrt()
 
 
 def _cross_entropy(p: Tensor, z: Tensor) -> Tensor:
