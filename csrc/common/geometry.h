@@ -1,0 +1,103 @@
+// Where the cells of a box fall on a feature map: one coordinate function for every kernel.
+//
+// A box edge pair (from, to) is in fractions of the map; from > to reads it mirrored. Cell j of `count`
+// has its centre at u = from + (j + 1/2) / count * (to - from), pixel coordinate u * extent - 1/2,
+// clamped to [0, extent - 1] (pixel centres lie at half-integers).
+#pragma once
+
+#include "numeric.h"
+
+namespace densesiam {
+
+// Coordinates are double where the boxes or the features are, else float.
+template <class T, class Box>
+using Coordinate = std::conditional_t<std::is_same_v<T, double> || std::is_same_v<Box, double>,
+                                      double, float>;
+
+template <class C>
+DENSESIAM_HD C cell_coordinate(C from, C to, int cell, int count, int extent) {
+  const C fraction = (C(cell) + C(0.5)) / C(count);
+  const C coordinate = (from + fraction * (to - from)) * C(extent) - C(0.5);
+  const C last = C(extent - 1);
+  // A NaN fails both comparisons' true branches only in this order and lands on 0.
+  return coordinate > C(0) ? (coordinate < last ? coordinate : last) : C(0);
+}
+
+// One sample reads (1 - weight) * value[low] + weight * value[high].
+template <class C>
+struct Tap {
+  int low;
+  int high;
+  C weight;
+};
+
+template <class C>
+DENSESIAM_HD Tap<C> cell_tap(C from, C to, int cell, int count, int extent) {
+  const C coordinate = cell_coordinate(from, to, cell, count, extent);
+  const int low = int(coordinate);  // the coordinate is not negative: truncation is floor
+  const int high = low + 1 < extent ? low + 1 : low;
+  return {low, high, coordinate - C(low)};
+}
+
+// The share of `pixel` in that sample; 0 where the sample does not touch it.
+template <class C>
+DENSESIAM_HD C tap_share(const Tap<C>& tap, int pixel) {
+  return (tap.low == pixel ? C(1) - tap.weight : C(0)) + (tap.high == pixel ? tap.weight : C(0));
+}
+
+template <class C>
+struct Box4 {
+  C x1, y1, x2, y2;
+};
+
+template <class C, class Box>
+DENSESIAM_HD Box4<C> read_box(const Box* boxes, std::int64_t index) {
+  const Box* box = boxes + 4 * index;
+  return {C(box[0]), C(box[1]), C(box[2]), C(box[3])};
+}
+
+// x - x is 0 for finite x and NaN otherwise.
+template <class C>
+DENSESIAM_HD bool is_finite(const Box4<C>& box) {
+  return (box.x1 - box.x1) + (box.y1 - box.y1) + (box.x2 - box.x2) + (box.y2 - box.y2) == C(0);
+}
+
+struct CellRange {
+  int begin;
+  int end;
+};
+
+// Every cell whose sample touches `pixel`, and perhaps a few more: the inverse of cell_coordinate,
+// widened by what rounding can move. The caller asks cell_tap for the exact share of each.
+template <class C>
+DENSESIAM_HD CellRange cells_touching(C from, C to, int pixel, int count, int extent) {
+  const C span = to - from;
+  const C magnitude = (from < C(0) ? -from : from) + (to < C(0) ? -to : to) + C(1);
+  const C epsilon = sizeof(C) == 8 ? C(1e-15) : C(1e-6);  // several roundings of u
+  const C slack = epsilon * magnitude;
+  // Samples beyond the border are clamped onto the border pixel.
+  const bool first = pixel == 0;
+  const bool last = pixel == extent - 1;
+  const C low = (C(pixel) - C(0.5)) / C(extent) - slack;
+  const C high = (C(pixel) + C(1.5)) / C(extent) + slack;
+  if (span == C(0)) {
+    const bool touches = (first || from >= low) && (last || from <= high);
+    return {0, touches ? count : 0};
+  }
+  C begin = (low - from) / span * C(count) - C(1.5);
+  C end = (high - from) / span * C(count) + C(1.5);
+  bool open_begin = first;
+  bool open_end = last;
+  if (span < C(0)) {
+    begin = (high - from) / span * C(count) - C(1.5);
+    end = (low - from) / span * C(count) + C(1.5);
+    open_begin = last;
+    open_end = first;
+  }
+  const C limit = C(count);
+  begin = open_begin || !(begin > C(0)) ? C(0) : (begin < limit ? begin : limit);
+  end = open_end || !(end < limit) ? limit : (end > C(0) ? end : C(0));
+  return {int(begin), int(end + C(0.5)) < count ? int(end + C(0.5)) : count};
+}
+
+}  // namespace densesiam

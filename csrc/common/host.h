@@ -1,0 +1,139 @@
+// What every op's host code shares, on CPU and CUDA: argument checks, memory layout, number types.
+// Written against torch's stable ABI only, so that one binary serves several torch versions.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "numeric.h"
+
+// The emulator of the CUDA kernels registers the same host code under another name and key.
+#ifndef DENSESIAM_NAMESPACE
+#define DENSESIAM_NAMESPACE densesiam
+#endif
+// Two steps, so that macro arguments are expanded before torch's macros paste them into names.
+#define DENSESIAM_EXPAND_IMPL(ns, key, m) STABLE_TORCH_LIBRARY_IMPL(ns, key, m)
+#define DENSESIAM_IMPL(key, m) DENSESIAM_EXPAND_IMPL(DENSESIAM_NAMESPACE, key, m)
+
+namespace densesiam {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// std::invalid_argument reaches Python as ValueError, from eager and compiled code alike.
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (!condition) {
+    std::ostringstream message;
+    (message << ... << parts);
+    throw std::invalid_argument(message.str());
+  }
+}
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::ostringstream text;
+  text << "(";
+  for (std::int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
+  text << ")";
+  return text.str();
+}
+
+// The two layouts that kernels read as they are. For (B, C, *spatial), P = product of spatial:
+//   planar:  element (b, c, p) at (b * C + c) * P + p      ("NCHW")
+//   pixels:  element (b, c, p) at (b * P + p) * C + c      ("channels_last")
+enum class Layout { planar, pixels };
+
+inline bool is_pixels_layout(const Tensor& tensor) {
+  std::int64_t expected = 1;
+  const auto matches = [&](std::int64_t dim) {
+    const std::int64_t size = tensor.size(dim);
+    const bool match = size == 1 || tensor.stride(dim) == expected;
+    expected *= size;
+    return match;
+  };
+  if (!matches(1)) return false;
+  for (std::int64_t dim = tensor.dim() - 1; dim >= 2; --dim) {
+    if (!matches(dim)) return false;
+  }
+  return matches(0);
+}
+
+inline Layout layout_of(const Tensor& tensor) {
+  return !tensor.is_contiguous() && is_pixels_layout(tensor) ? Layout::pixels : Layout::planar;
+}
+
+// An uninitialised (B, C, *spatial) tensor of that layout.
+inline Tensor empty_in_layout(const std::vector<std::int64_t>& sizes, Layout layout,
+                              ScalarType dtype, const Tensor& like) {
+  if (layout == Layout::planar) {
+    return torch::stable::new_empty(like, sizes, dtype);
+  }
+  std::vector<std::int64_t> stored{sizes[0]};
+  stored.insert(stored.end(), sizes.begin() + 2, sizes.end());
+  stored.push_back(sizes[1]);
+  std::vector<std::int64_t> order{0, static_cast<std::int64_t>(sizes.size()) - 1};
+  for (std::size_t dim = 1; dim + 1 < sizes.size(); ++dim) {
+    order.push_back(static_cast<std::int64_t>(dim));
+  }
+  return torch::stable::permute(torch::stable::new_empty(like, stored, dtype), order);
+}
+
+// The tensor itself if it already has that layout, else a copy that has.
+inline Tensor in_layout(const Tensor& tensor, Layout layout) {
+  const bool matches = layout == Layout::planar ? tensor.is_contiguous() : is_pixels_layout(tensor);
+  if (matches) return tensor;
+  const auto sizes = tensor.sizes();
+  Tensor copy = empty_in_layout(std::vector<std::int64_t>(sizes.begin(), sizes.end()), layout,
+                                tensor.scalar_type(), tensor);
+  return torch::stable::copy_(copy, tensor);
+}
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// Calls body(Type<T>{}) with the storage type T of that dtype.
+template <class Body>
+auto dispatch_float(const char* op, ScalarType dtype, const Body& body) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return body(Type<double>{});
+    case ScalarType::Float:
+      return body(Type<float>{});
+    case ScalarType::Half:
+      return body(Type<half>{});
+    case ScalarType::BFloat16:
+      return body(Type<bfloat16>{});
+    default:
+      throw std::invalid_argument(std::string(op) +
+                                  ": expected float64, float32, float16 or bfloat16 values");
+  }
+}
+
+// Boxes are float32 or float64 and are never cast.
+template <class Body>
+auto dispatch_box(const char* op, ScalarType dtype, const Body& body) {
+  check(dtype == ScalarType::Double || dtype == ScalarType::Float, op,
+        ": boxes must be float32 or float64");
+  return dtype == ScalarType::Double ? body(Type<double>{}) : body(Type<float>{});
+}
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <class T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+}  // namespace densesiam

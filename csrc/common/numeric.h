@@ -1,0 +1,96 @@
+// Number types shared by the CPU kernels, the CUDA kernels and the CPU emulator of the CUDA kernels.
+//
+// Storage types are double, float, half and bfloat16; arithmetic happens in Accumulate<T>: double for
+// double, float for everything else. This header knows nothing of torch.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define DENSESIAM_HD __host__ __device__ __forceinline__
+#else
+#define DENSESIAM_HD inline __attribute__((always_inline))
+#endif
+
+namespace densesiam {
+
+#ifdef __CUDACC__
+using half = __half;
+using bfloat16 = __nv_bfloat16;
+
+DENSESIAM_HD float to_float(half value) { return __half2float(value); }
+DENSESIAM_HD float to_float(bfloat16 value) { return __bfloat162float(value); }
+DENSESIAM_HD void from_float(float value, half& result) { result = __float2half_rn(value); }
+DENSESIAM_HD void from_float(float value, bfloat16& result) { result = __float2bfloat16_rn(value); }
+#else
+struct half {
+  std::uint16_t bits;
+};
+struct bfloat16 {
+  std::uint16_t bits;
+};
+
+template <class To, class From>
+DENSESIAM_HD To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// Branch-free conversions, so that loops over them vectorise on every instruction set. They round to
+// nearest even and keep infinities, NaN and subnormal numbers.
+DENSESIAM_HD float to_float(half value) {
+  const std::uint32_t sign = std::uint32_t(value.bits & 0x8000u) << 16;
+  const std::uint32_t magnitude = std::uint32_t(value.bits & 0x7fffu) << 13;
+  const float scaled = bit_cast<float>(magnitude) * 0x1p112f;  // re-biases the exponent, exactly
+  const std::uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // inf, NaN
+  return bit_cast<float>(bit_cast<std::uint32_t>(scaled) | special | sign);
+}
+DENSESIAM_HD float to_float(bfloat16 value) {
+  return bit_cast<float>(std::uint32_t(value.bits) << 16);
+}
+DENSESIAM_HD void from_float(float value, half& result) {
+  const std::uint32_t bits = bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  // Normal results: re-bias the exponent and round the 13 dropped bits to nearest even.
+  const std::uint32_t normal =
+      (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Subnormal results: adding 0.5 aligns the mantissa, the addition itself rounds.
+  const std::uint32_t subnormal =
+      bit_cast<std::uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  std::uint32_t rounded = magnitude < (113u << 23) ? subnormal : normal;
+  rounded = magnitude >= 0x477ff000u ? 0x7c00u : rounded;  // 65520 and above: infinity
+  rounded = magnitude > 0x7f800000u ? 0x7e00u : rounded;   // NaN
+  result.bits = std::uint16_t(sign | rounded);
+}
+DENSESIAM_HD void from_float(float value, bfloat16& result) {
+  const std::uint32_t bits = bit_cast<std::uint32_t>(value);
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  result.bits = std::uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+#endif
+
+DENSESIAM_HD float to_float(float value) { return value; }
+DENSESIAM_HD double to_float(double value) { return value; }
+DENSESIAM_HD void from_float(float value, float& result) { result = value; }
+DENSESIAM_HD void from_float(double value, double& result) { result = value; }
+
+// The type in which values of storage type T are summed and interpolated.
+template <class T>
+using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <class T>
+DENSESIAM_HD T from_float(Accumulate<T> value) {
+  T result;
+  from_float(value, result);
+  return result;
+}
+
+}  // namespace densesiam

@@ -1,0 +1,59 @@
+// One binary, the best instruction set of the machine it runs on.
+//
+// vectorised(body) runs a lambda compiled three times: for AVX-512 (x86-64-v4), AVX2 with FMA
+// (x86-64-v3) and the baseline. Everything the lambda calls must be force-inlined (DENSESIAM_HD) to be
+// compiled along with it, and so must the lambda itself:
+//
+//   vectorised([&]() DENSESIAM_INLINE { kernel<T>(...); });
+//
+// Elsewhere than on x86-64 with GCC or Clang it is a plain call.
+#pragma once
+
+#define DENSESIAM_INLINE __attribute__((always_inline))
+
+namespace densesiam {
+
+#if defined(__x86_64__) && defined(__GNUC__)
+enum class InstructionSet { baseline, avx2, avx512 };
+
+inline InstructionSet detect_instruction_set() {
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  return !avx2 ? InstructionSet::baseline : avx512 ? InstructionSet::avx512 : InstructionSet::avx2;
+}
+
+// A function-local static would cost a guard in every call.
+inline const InstructionSet instruction_set = detect_instruction_set();
+
+template <class Body>
+__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"), noinline)) void run_avx512(
+    const Body& body) {
+  body();
+}
+template <class Body>
+__attribute__((target("arch=x86-64-v3"), noinline)) void run_avx2(const Body& body) {
+  body();
+}
+template <class Body>
+void vectorised(const Body& body) {
+  switch (instruction_set) {
+    case InstructionSet::avx512:
+      return run_avx512(body);
+    case InstructionSet::avx2:
+      return run_avx2(body);
+    case InstructionSet::baseline:
+      return body();
+  }
+}
+#else
+template <class Body>
+void vectorised(const Body& body) {
+  body();
+}
+#endif
+
+}  // namespace densesiam

@@ -1,0 +1,156 @@
+"""Argument checks of the public functions: one clear message, in eager and compiled code alike."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_CHECK_VALUES_ON_GPU = os.environ.get("DENSESIAM_CHECK") == "1"
+
+# A `raise` cannot be traced. Where a traced call is found to be wrong, this operator takes its
+# place in the graph and raises the same error when the graph runs.
+torch.library.define("densesiam::reject", "(Tensor like, str error, str message) -> Tensor")
+_ERRORS: dict[str, type[Exception]] = {"ValueError": ValueError, "TypeError": TypeError}
+
+
+@torch.library.impl("densesiam::reject", "CompositeExplicitAutograd")
+def _reject(like: Tensor, error: str, message: str) -> Tensor:
+    raise _ERRORS[error](message)
+
+
+@torch.library.register_fake("densesiam::reject")
+def _reject_fake(like: Tensor, error: str, message: str) -> Tensor:
+    return torch.empty_like(like)
+
+
+def checked(check: Callable[..., None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Run ``check`` on a public function's arguments first; it raises ValueError or TypeError.
+
+    The first argument must be a tensor.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not torch.compiler.is_compiling():
+                check(*args, **kwargs)
+                return function(*args, **kwargs)
+            try:
+                check(*args, **kwargs)
+            except ValueError as error:
+                return torch.ops.densesiam.reject(args[0].detach(), "ValueError", error.args[0])
+            except TypeError as error:
+                return torch.ops.densesiam.reject(args[0].detach(), "TypeError", error.args[0])
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def check_float(op: str, name: str, tensor: Tensor) -> None:
+    """Require a floating-point tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOAT_TYPES:
+        raise TypeError(
+            f"{op}: {name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}"
+        )
+
+
+def check_dims(op: str, name: str, tensor: Tensor, dims: int, shape: str) -> None:
+    """Require exactly that many dimensions."""
+    if tensor.dim() != dims:
+        raise ValueError(f"{op}: {name} must be {shape}, got shape {tuple(tensor.shape)}")
+
+
+def check_same(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Require one device, and one number type unless autocast promotes."""
+    check_device(op, name, tensor, other_name, other)
+    if tensor.dtype != other.dtype and not torch.is_autocast_enabled(tensor.device.type):
+        raise TypeError(
+            f"{op}: {name} and {other_name} must have one type outside autocast, got "
+            f"{tensor.dtype} and {other.dtype}"
+        )
+
+
+def check_device(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Require both tensors on one device."""
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{op}: {name} must be on {other_name}'s device {other.device}, got {tensor.device}"
+        )
+
+
+def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Require one of a few words."""
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_boxes(op: str, name: str, boxes: Tensor, features_name: str, features: Tensor) -> None:
+    """Require (B, 4) float32 or float64 boxes; their values where that costs no synchronisation."""
+    if not isinstance(boxes, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(boxes).__name__}")
+    if boxes.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{op}: {name} must be float32 or float64, got {boxes.dtype}")
+    expected = (features.shape[0], 4)
+    if boxes.dim() != 2 or boxes.shape[0] != expected[0] or boxes.shape[1] != 4:
+        raise ValueError(
+            f"{op}: {name} must have shape (B, 4) = {expected} for {features_name} of shape "
+            f"{tuple(features.shape)}, got {tuple(boxes.shape)}"
+        )
+    check_device(op, name, boxes, features_name, features)
+    on_host = boxes.device.type == "cpu"
+    if (on_host or _CHECK_VALUES_ON_GPU) and not torch.compiler.is_compiling():
+        finite = torch.isfinite(boxes).all(dim=1)
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            raise ValueError(
+                f"{op}: {name} must be finite, got {boxes[bad].tolist()} for sample {bad}"
+            )
+
+
+def check_size(op: str, size: int | tuple[int, int]) -> None:
+    """Require one positive integer, or two."""
+    pair = size if isinstance(size, tuple | list) else (size, size)
+    for length in pair:
+        if isinstance(length, bool) or not isinstance(length, int | torch.SymInt):
+            raise TypeError(f"{op}: size must be an int or (height, width), got {size!r}")
+    if len(pair) != 2 or pair[0] < 1 or pair[1] < 1:
+        raise ValueError(f"{op}: size must be positive, an int or (height, width), got {size!r}")
+
+
+def check_weight(op: str, weight: Tensor | None, name: str, tensor: Tensor) -> None:
+    """Require (B,) float or bool weights."""
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{op}: weight must be a tensor, got {type(weight).__name__}")
+    if weight.dtype != torch.bool and weight.dtype not in FLOAT_TYPES:
+        raise TypeError(f"{op}: weight must be float or bool, got {weight.dtype}")
+    if weight.dim() != 1 or weight.shape[0] != tensor.shape[0]:
+        raise ValueError(
+            f"{op}: weight must have shape (B,) = ({tensor.shape[0]},), got {tuple(weight.shape)}"
+        )
+    check_device(op, "weight", weight, name, tensor)
+
+
+def size_pair(size: int | tuple[int, int]) -> list[int]:
+    """(height, width) of a size."""
+    return list(size) if isinstance(size, tuple | list) else [size, size]
+
+
+def promoted(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in their widest type: the autocast rule for mixed features (boxes stay away).
+
+    No precision is lost, and nothing is converted where the types agree already.
+    """
+    dtype = functools.reduce(torch.promote_types, [t.dtype for t in tensors])
+    return tuple(t.to(dtype) for t in tensors)

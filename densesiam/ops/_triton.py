@@ -1,0 +1,59 @@
+"""The Triton backend: its operators, bound to the kernels in ``densesiam.kernels`` on first use."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import densesiam
+from densesiam.ops._registry import NAMESPACE, register_namespace
+
+KERNELS = frozenset({"overlap_sample"})
+"""Operations that have Triton kernels, one module of ``densesiam.kernels`` each."""
+
+NO_FLOAT64: frozenset[str] = frozenset()
+"""Those of them that cannot take float64."""
+
+_INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def missing() -> str | None:
+    """Register the operators; None, or why this process cannot use them."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (`pip install triton`)"
+    if not _INTERPRET and not torch.cuda.is_available():
+        return "torch finds no GPU; on the CPU its kernels run under TRITON_INTERPRET=1 only"
+    namespace = f"{NAMESPACE}_triton"
+    register_namespace(namespace)
+    for op in sorted(KERNELS):
+        for name in (op, f"{op}_backward"):
+            torch.library.impl(f"{namespace}::{name}", "default", _lazy(op, name))
+    return None
+
+
+def _lazy(op: str, name: str) -> Callable[..., Any]:
+    """Triton itself is imported with the first call."""
+
+    def call(*args: Any) -> Any:
+        return getattr(load_module(op), name)(*args)
+
+    return call
+
+
+def load_module(op: str) -> Any:
+    """The module ``densesiam.kernels.<op>``, also from a source tree that was never installed."""
+    name = f"{densesiam.__name__}.kernels"
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        folder = Path(__file__).parents[2] / "kernels"
+        spec = importlib.util.spec_from_loader(name, loader=None, is_package=True)
+        assert spec is not None
+        spec.submodule_search_locations = [str(folder)]
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"{name}.{op}")

@@ -1,0 +1,73 @@
+"""How often each true class was given each label."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from densesiam import reference
+from densesiam.ops import _checks
+from densesiam.ops._backends import NAMESPACES, select
+from densesiam.ops._registry import Operation, kernel, register_operation
+
+INTEGER_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _check(
+    prediction: Tensor, label: Tensor, num_predictions: int, num_classes: int, ignore_index: int
+) -> None:
+    op = "confusion_matrix"
+    for name, tensor in (("prediction", prediction), ("label", label)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in INTEGER_TYPES:
+            raise TypeError(f"{op}: {name} must hold integers, got {tensor.dtype}")
+    if prediction.shape != label.shape:
+        raise ValueError(
+            f"{op}: prediction and label must have one shape, got {tuple(prediction.shape)} and "
+            f"{tuple(label.shape)}"
+        )
+    _checks.check_device(op, "label", label, "prediction", prediction)
+    for name, number in (("num_predictions", num_predictions), ("num_classes", num_classes)):
+        if number < 1:
+            raise ValueError(f"{op}: {name} must be at least 1, got {number}")
+
+
+@_checks.checked(_check)
+def confusion_matrix(
+    prediction: Tensor, label: Tensor, num_predictions: int, num_classes: int, ignore_index: int
+) -> Tensor:
+    """Pixel counts of every pair of true class and predicted label.
+
+    Equivalent to ``torch.bincount(num_predictions * label + prediction)`` over the pixels whose
+    label is not ``ignore_index``, as a matrix. Counts are exact integers.
+
+    Args:
+        prediction: integers in [0, num_predictions), such as clusters; any shape.
+        label: integers in [0, num_classes), or ignore_index, of the same shape.
+        num_predictions: number of columns.
+        num_classes: number of rows.
+        ignore_index: the label of pixels without a true class, dropped whatever their prediction.
+
+    Returns:
+        (num_classes, num_predictions) int64: rows are true classes.
+
+    Raises:
+        TypeError: tensors that do not hold integers.
+        ValueError: shapes, devices or numbers that do not fit; on the CPU, a label or a prediction
+            out of its range (on a GPU such pixels are dropped, since raising would wait for it).
+    """
+    numbers = (num_predictions, num_classes, ignore_index)
+    backend = select("confusion_matrix", prediction)
+    if backend == "reference":
+        return reference.confusion_matrix(prediction, label, *numbers)
+    return kernel(NAMESPACES[backend], "confusion_matrix")(prediction, label, *numbers)
+
+
+def _fake(
+    prediction: Tensor, label: Tensor, num_predictions: int, num_classes: int, ignore_index: int
+) -> Tensor:
+    return prediction.new_empty([num_classes, num_predictions], dtype=torch.int64)
+
+
+register_operation(Operation("confusion_matrix", _fake))

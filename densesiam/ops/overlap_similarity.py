@@ -1,0 +1,133 @@
+"""Similarity of two views where they overlap: samples and loss in one call."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from densesiam import reference
+from densesiam.ops import _checks, _layout
+from densesiam.ops._backends import NAMESPACES, select
+from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops.pixel_similarity import KINDS, REDUCTIONS
+
+
+def _check(
+    p: Tensor,
+    z: Tensor,
+    boxes_p: Tensor | None,
+    boxes_z: Tensor | None,
+    size: int | tuple[int, int],
+    kind: str = "cosine",
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> None:
+    op = "overlap_similarity"
+    for name, tensor in (("p", p), ("z", z)):
+        _checks.check_float(op, name, tensor)
+        _checks.check_dims(op, name, tensor, 4, "(B, C, H, W)")
+        if 0 in tensor.shape[1:]:
+            raise ValueError(f"{op}: {name} has no values, got shape {tuple(tensor.shape)}")
+    if p.shape[:2] != z.shape[:2]:
+        raise ValueError(
+            f"{op}: p and z must have one batch size and number of channels, got shapes "
+            f"{tuple(p.shape)} and {tuple(z.shape)}"
+        )
+    _checks.check_same(op, "z", z, "p", p)
+    if boxes_p is not None:
+        _checks.check_boxes(op, "boxes_p", boxes_p, "p", p)
+    if boxes_z is not None:
+        _checks.check_boxes(op, "boxes_z", boxes_z, "z", z)
+    _checks.check_size(op, size)
+    _checks.check_choice(op, "kind", kind, KINDS)
+    _checks.check_weight(op, weight, "p", p)
+    _checks.check_choice(op, "reduction", reduction, REDUCTIONS)
+
+
+@_checks.checked(_check)
+def overlap_similarity(
+    p: Tensor,
+    z: Tensor,
+    boxes_p: Tensor | None,
+    boxes_z: Tensor | None,
+    size: int | tuple[int, int],
+    kind: Literal["cosine", "cross_entropy"] = "cosine",
+    weight: Tensor | None = None,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    """The similarity of two maps at the samples of their overlap, without writing the samples.
+
+    Equivalent to ``pixel_similarity(overlap_sample(p, boxes_p, size), overlap_sample(z, boxes_z,
+    size), kind, weight, reduction)``.
+
+    Args:
+        p: (B, C, H, W) predictions, the only argument to receive a gradient.
+        z: (B, C, H', W') targets of p's type; height and width may differ from p's.
+        boxes_p: (B, 4) the overlap in fractions of p, float32 or float64; None is the whole map.
+        boxes_z: (B, 4) the same overlap in fractions of z; None is the whole map.
+        size: K, or (Kh, Kw): samples a box.
+        kind: the loss, see :func:`pixel_similarity`.
+        weight: (B,) float or bool, one weight an image; 0 where the views do not meet.
+        reduction: ``"mean"`` or ``"none"``.
+
+    Returns:
+        ``"none"``: (B, Kh, Kw). ``"mean"``: a scalar. float32, or float64 for float64.
+
+    Raises:
+        TypeError: types that do not fit; features of two types outside autocast.
+        ValueError: shapes, devices, sizes or words that do not fit; on the CPU (elsewhere under
+            ``DENSESIAM_CHECK=1``) boxes that are not finite.
+    """
+    p, z = _checks.promoted(p, z.detach())
+    pair = _checks.size_pair(size)
+    backend = select("overlap_similarity", p)
+    if backend == "reference":
+        grid = (pair[0], pair[1])
+        return reference.overlap_similarity(p, z, boxes_p, boxes_z, grid, kind, weight, reduction)
+    weight = None if weight is None else weight.detach().to(_layout.accumulate_dtype(p))
+    forward = kernel(NAMESPACES[backend], "overlap_similarity")
+    loss, _ = forward(p, z, boxes_p, boxes_z, weight, pair, kind, reduction)
+    return loss
+
+
+def _fake(
+    p: Tensor,
+    z: Tensor,
+    boxes_p: Tensor | None,
+    boxes_z: Tensor | None,
+    weight: Tensor | None,
+    size: list[int],
+    kind: str,
+    reduction: str,
+) -> tuple[Tensor, Tensor]:
+    dtype = _layout.accumulate_dtype(p)
+    loss = p.new_empty([] if reduction == "mean" else [p.shape[0], *size], dtype=dtype)
+    return loss, p.new_empty([p.shape[0], 2, size[0] * size[1]], dtype=dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    p, z, boxes_p, boxes_z, weight, size, kind, reduction = inputs
+    _, statistics = output
+    ctx.mark_non_differentiable(statistics)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(p, z, boxes_p, boxes_z, weight, statistics)
+    ctx.size, ctx.kind, ctx.reduction = size, kind, reduction
+
+
+def _backward(
+    ctx: Any, backward: Any, grad: Tensor | None, _statistics: None
+) -> tuple[Tensor | None, ...]:
+    no_more = (None,) * 7
+    if grad is None or not ctx.needs_input_grad[0]:
+        return None, *no_more
+    return backward(grad, *ctx.saved_tensors, ctx.size, ctx.kind, ctx.reduction), *no_more
+
+
+def _fake_backward(grad: Tensor, p: Tensor, *_: Any) -> Tensor:
+    return _layout.empty_like(p)
+
+
+register_operation(
+    Operation("overlap_similarity", _fake, _setup_context, _backward, _fake_backward),
+)

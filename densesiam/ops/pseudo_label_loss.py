@@ -1,0 +1,136 @@
+"""Hard cross-entropy toward the network's own labels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from densesiam import reference
+from densesiam.ops import _checks, _layout
+from densesiam.ops._backends import NAMESPACES, select
+from densesiam.ops._registry import Operation, kernel, register_operation
+
+REBALANCES = ("none", "frequency", "inverse")
+REDUCTIONS = ("mean", "none")
+
+
+def _check(
+    logits: Tensor,
+    targets: Tensor | None = None,
+    rebalance: str = "none",
+    counts: Tensor | None = None,
+    reduction: str = "mean",
+) -> None:
+    op = "pseudo_label_loss"
+    _checks.check_float(op, "logits", logits)
+    if logits.dim() < 2 or logits.shape[1] == 0:
+        raise ValueError(
+            f"{op}: logits must be (B, K, *) with K >= 1, got shape {tuple(logits.shape)}"
+        )
+    if targets is not None:
+        _checks.check_float(op, "targets", targets)
+        if targets.shape != logits.shape:
+            raise ValueError(
+                f"{op}: targets must have the logits' shape {tuple(logits.shape)}, got "
+                f"{tuple(targets.shape)}"
+            )
+        _checks.check_same(op, "targets", targets, "logits", logits)
+    _checks.check_choice(op, "rebalance", rebalance, REBALANCES)
+    if counts is not None:
+        if not isinstance(counts, Tensor):
+            raise TypeError(f"{op}: counts must be a tensor, got {type(counts).__name__}")
+        if counts.dtype.is_complex or counts.dtype == torch.bool:
+            raise TypeError(f"{op}: counts must be integers or floats, got {counts.dtype}")
+        if counts.dim() != 1 or counts.shape[0] != logits.shape[1]:
+            raise ValueError(
+                f"{op}: counts must have shape (K,) = ({logits.shape[1]},), got "
+                f"{tuple(counts.shape)}"
+            )
+        _checks.check_device(op, "counts", counts, "logits", logits)
+    _checks.check_choice(op, "reduction", reduction, REDUCTIONS)
+
+
+@_checks.checked(_check)
+def pseudo_label_loss(
+    logits: Tensor,
+    targets: Tensor | None = None,
+    rebalance: Literal["none", "frequency", "inverse"] = "none",
+    counts: Tensor | None = None,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    r"""Weighted cross-entropy :math:`-w_y \log \mathrm{softmax}(logits)_y` toward pseudo-labels.
+
+    The label :math:`y` of a pixel is the argmax over K of ``targets`` (the lowest index on a tie).
+    With :math:`n_c` the pixels of label c, N in all, and K' the number of classes present, the
+    class weight :math:`w_c` is 1 (``"none"``), :math:`n_c / N` (``"frequency"``, as the authors'
+    release has it) or :math:`N / (K' n_c)` (``"inverse"``); a class of count 0 has weight 0 in the
+    latter two. Without rebalancing, equivalent to
+    ``F.cross_entropy(logits, targets.argmax(1))``.
+
+    Args:
+        logits: (B, K, *), the only argument to receive a gradient.
+        targets: (B, K, *) logits to take the labels from; ``logits`` by default.
+        rebalance: the class weights.
+        counts: (K,) the :math:`n_c`; this call's own by default. A distributed method gives those
+            summed over all processes.
+        reduction: ``"mean"`` or ``"none"``.
+
+    Returns:
+        ``"none"``: (B, *), the weighted losses. ``"mean"``: their plain mean, 0 for an empty batch.
+        float32, or float64 for float64.
+
+    Raises:
+        TypeError: types that are not floating point, or that differ outside autocast.
+        ValueError: shapes or devices that do not fit, or an unknown rebalance or reduction.
+    """
+    if targets is not None:
+        logits, targets = _checks.promoted(logits, targets.detach())
+    backend = select("pseudo_label_loss", logits)
+    if backend == "reference":
+        return reference.pseudo_label_loss(logits, targets, rebalance, counts, reduction)
+    counts = None if counts is None else counts.detach().to(_layout.accumulate_dtype(logits))
+    flat_targets = None if targets is None else _layout.flat(targets)
+    forward = kernel(NAMESPACES[backend], "pseudo_label_loss")
+    loss = forward(_layout.flat(logits), flat_targets, counts, rebalance, reduction)[0]
+    return loss if reduction == "mean" else loss.view(logits.shape[0], *logits.shape[2:])
+
+
+def _fake(
+    logits: Tensor, targets: Tensor | None, counts: Tensor | None, rebalance: str, reduction: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, classes, pixels = logits.shape
+    dtype = _layout.accumulate_dtype(logits)
+    return (
+        logits.new_empty([] if reduction == "mean" else [batch, pixels], dtype=dtype),
+        logits.new_empty([batch, pixels], dtype=dtype),
+        logits.new_empty([batch, pixels], dtype=torch.int32),
+        logits.new_empty([classes], dtype=dtype),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, _, _, _, reduction = inputs
+    _, log_sum, labels, class_weights = output
+    ctx.mark_non_differentiable(log_sum, labels, class_weights)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(logits, log_sum, labels, class_weights)
+    ctx.reduction = reduction
+
+
+def _backward(
+    ctx: Any, backward: Any, grad: Tensor | None, *_statistics: None
+) -> tuple[Tensor | None, None, None, None, None]:
+    if grad is None or not ctx.needs_input_grad[0]:
+        return None, None, None, None, None
+    return backward(grad, *ctx.saved_tensors, ctx.reduction), None, None, None, None
+
+
+def _fake_backward(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
+    return _layout.empty_like(logits)
+
+
+register_operation(
+    Operation("pseudo_label_loss", _fake, _setup_context, _backward, _fake_backward),
+)
