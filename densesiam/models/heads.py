@@ -1,0 +1,92 @@
+"""Projectors and predictors: small perceptrons on pixels or on vectors."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+
+class _Head(nn.Sequential):
+    """Layers that end in a clear error where batch normalisation has nothing to average."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layers.
+
+        Args:
+            input: (B, C, H, W) for a dense head, (N, C) for one on vectors.
+
+        Returns:
+            The same shape with the output's channels.
+
+        Raises:
+            ValueError: in training, if every channel holds a single value.
+        """
+        values = input.numel() // input.shape[1]
+        if self.training and values == 1 and self._normalises_alone():
+            raise ValueError(
+                f"{type(self).__name__}: batch normalisation needs more than one value per channel "
+                f"in training, got an input of shape {tuple(input.shape)}. Use a batch of two or "
+                "more images, larger views, or synchronised batch normalisation over several "
+                "devices; or call .eval() if this is not training."
+            )
+        return super().forward(input)
+
+    def _normalises_alone(self) -> bool:
+        # Synchronised layers average over the other devices too, and check their own input.
+        return any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in self)
+
+
+class Projector(_Head):
+    """g: two hidden layers with batch normalisation and ReLU, then a normalised output.
+
+    The last normalisation has no scale and no shift: it keeps every output channel at mean 0 and
+    variance 1 over the batch, so no channel (in segmentation: no category) can take all pixels.
+
+    Args:
+        in_channels: channels of the features.
+        hidden_channels: channels of both hidden layers.
+        out_channels: channels of the output; in segmentation the number of categories.
+        dense: 1x1 convolutions for feature maps (B, C, H, W), the last one with bias; otherwise
+            linear layers without bias for vectors (N, C).
+    """
+
+    def __init__(
+        self, in_channels: int, hidden_channels: int, out_channels: int, dense: bool = True
+    ) -> None:
+        super().__init__(
+            *_hidden(in_channels, hidden_channels, dense),
+            *_hidden(hidden_channels, hidden_channels, dense),
+            _linear(hidden_channels, out_channels, dense, bias=dense),
+            _norm(out_channels, dense, affine=False),
+        )
+
+
+class Predictor(_Head):
+    """h: one hidden layer with batch normalisation and ReLU, then a plain output with bias.
+
+    Args:
+        channels: channels of the projector's output, and of this one's.
+        hidden_channels: channels of the hidden layer.
+        dense: 1x1 convolutions for maps (B, C, H, W); otherwise linear layers for vectors (N, C).
+    """
+
+    def __init__(self, channels: int, hidden_channels: int, dense: bool = True) -> None:
+        super().__init__(
+            *_hidden(channels, hidden_channels, dense),
+            _linear(hidden_channels, channels, dense, bias=True),
+        )
+
+
+def _hidden(in_channels: int, out_channels: int, dense: bool) -> Iterator[nn.Module]:
+    yield _linear(in_channels, out_channels, dense, bias=False)
+    yield _norm(out_channels, dense, affine=True)
+    yield nn.ReLU(inplace=True)
+
+
+def _linear(in_channels: int, out_channels: int, dense: bool, bias: bool) -> nn.Module:
+    if dense:
+        return nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=bias)
+    return nn.Linear(in_channels, out_channels, bias=bias)
+
+
+def _norm(channels: int, dense: bool, affine: bool) -> nn.Module:
+    return (nn.BatchNorm2d if dense else nn.BatchNorm1d)(channels, affine=affine)

