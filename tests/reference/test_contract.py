@@ -1,0 +1,156 @@
+"""What every reference owes its callers, whatever it computes."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import gradcheck, gradgradcheck
+
+from densesiam import reference
+
+from .support import make_boxes, randn
+
+B, C, N, H, W = 2, 3, 4, 4, 5
+
+
+def arguments(dtype=torch.float64, batch=B, device="cpu"):
+    """Every differentiable loss or sampling call, as a function of its differentiable tensors."""
+    boxes = make_boxes("mirrored", "anywhere", batch, seed=1).to(device)
+    weight = torch.linspace(0, 1, batch, dtype=dtype, device=device)  # begins with a 0
+    p, z, narrow = (
+        randn(batch, C, H, w, seed=s).to(device, dtype) for s, w in ((2, W), (3, W), (4, 3))
+    )
+    logits = randn(batch, N, H, W, seed=5).to(device, dtype)
+    r = reference
+    return {
+        "overlap_sample": (lambda f: r.overlap_sample(f, boxes, (3, 2)), (p,)),
+        "pixel_similarity, cosine": (lambda p: r.pixel_similarity(p, z), (p,)),
+        "pixel_similarity, cross-entropy, weighted": (
+            lambda p: r.pixel_similarity(p, z, "cross_entropy", weight),
+            (p,),
+        ),
+        "pixel_similarity, cosine, weighted, none": (
+            lambda p: r.pixel_similarity(p, z, weight=weight, reduction="none"),
+            (p,),
+        ),
+        "overlap_similarity": (
+            lambda p: r.overlap_similarity(p, narrow, boxes, None, 3, weight=weight > 0),
+            (p,),
+        ),
+        "region_pool": (r.region_pool, (p, logits)),
+        "region_pool, normalized": (lambda f, m: r.region_pool(f, m, True), (p, logits)),
+        "pseudo_label_loss": (r.pseudo_label_loss, (logits,)),
+        "pseudo_label_loss, frequency, none": (
+            lambda x: r.pseudo_label_loss(x, -logits, "frequency", reduction="none"),
+            (logits,),
+        ),
+        "pseudo_label_loss, inverse": (
+            lambda x: r.pseudo_label_loss(x, rebalance="inverse"),
+            (logits,),
+        ),
+    }
+
+
+names = pytest.mark.parametrize("name", arguments())
+
+
+@names
+def test_first_and_second_derivatives(name):
+    function, tensors = arguments()[name]
+    tensors = [t.requires_grad_() for t in tensors]
+    assert gradcheck(function, tensors)
+    assert gradgradcheck(function, tensors)
+
+
+@names
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_result_type(name, dtype):
+    function, tensors = arguments(dtype)[name]
+    at_least_single = torch.float64 if dtype == torch.float64 else torch.float32
+    expected = dtype if name == "overlap_sample" else at_least_single
+    assert function(*tensors).dtype == expected
+
+
+@pytest.mark.parametrize(
+    # The others hold a second tensor that would be rounded too: see test_pixel_similarity.
+    "name",
+    [name for name in arguments() if "similarity" not in name],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_differ_from_double_by_rounding_only(name, dtype):
+    function, halves = arguments(dtype)[name]
+    exact_function, _ = arguments()[name]
+    halves = [t.requires_grad_() for t in halves]
+    exacts = [t.detach().double().requires_grad_() for t in halves]
+    result, exact = function(*halves), exact_function(*exacts)
+    # The result is rounded once if it is of a half type, else it is float32's.
+    eps = torch.finfo(result.dtype).eps
+    torch.testing.assert_close(result.double(), exact, rtol=eps, atol=2e-6)
+    upstream = randn(*exact.shape, seed=9)
+    gradients = torch.autograd.grad(result, halves, upstream.to(result.dtype))
+    exact_gradients = torch.autograd.grad(exact, exacts, upstream.to(result.dtype).double())
+    for gradient, exact_gradient in zip(gradients, exact_gradients, strict=True):
+        assert gradient.dtype == dtype
+        torch.testing.assert_close(
+            gradient.double(), exact_gradient, rtol=torch.finfo(dtype).eps, atol=2e-6
+        )
+
+
+@names
+def test_empty_batch(name):
+    function, tensors = arguments(batch=0)[name]
+    tensors = [t.requires_grad_() for t in tensors]
+    result = function(*tensors)
+    if result.ndim == 0:
+        assert result == 0
+    else:
+        assert result.shape[0] == 0
+    for gradient, tensor in zip(torch.autograd.grad(result.sum(), tensors), tensors, strict=True):
+        assert gradient.shape == tensor.shape
+
+
+@names
+def test_traced_as_one_graph(name):
+    function, tensors = arguments(torch.float32)[name]
+    tensors = [t.requires_grad_() for t in tensors]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    eager_result, result = function(*tensors), compiled(*tensors)
+    # The same kernels in the same order: the same bits.
+    torch.testing.assert_close(result, eager_result, rtol=0, atol=0)
+    for gradient, eager_gradient in zip(
+        torch.autograd.grad(result.sum(), tensors),
+        torch.autograd.grad(eager_result.sum(), tensors),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, eager_gradient, rtol=0, atol=1e-6)
+
+
+@names
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_never_waits_for_values(name, device):
+    # A fake tensor has no values: reading one, as a host synchronisation would, raises. So does
+    # mixing devices.
+    with FakeTensorMode():
+        function, tensors = arguments(torch.float32, device=device)[name]
+        tensors = [t.requires_grad_() for t in tensors]
+        result = function(*tensors)
+        assert result.device.type == device
+        if device == "cpu":  # autograd insists on a real device
+            torch.autograd.grad(result.sum(), tensors)
+
+
+def test_evaluation_never_waits_for_values():
+    with FakeTensorMode():
+        logits = torch.empty(2, 5, 4, 4, device="cuda")
+        prediction = reference.label_map(logits, 8)
+        matrix = reference.confusion_matrix(prediction, prediction, 5, 4, 255)
+    assert prediction.device.type == matrix.device.type == "cuda"
+    assert prediction.shape == (2, 8, 8)
+    assert matrix.shape == (4, 5)
+
+
+@names
+def test_autocast_changes_nothing(name):
+    function, tensors = arguments(torch.float32)[name]
+    expected = function(*tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(function(*tensors), expected, rtol=0, atol=0)

@@ -1,0 +1,73 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densesiam.reference import overlap_sample, overlap_similarity, pixel_similarity
+
+from .support import box_kinds, make_boxes, properties, randn, seeds
+from .test_overlap_sample import library_sample
+
+
+@properties
+@given(st.sampled_from(["cosine", "cross_entropy"]), box_kinds, box_kinds, seeds)
+def test_equals_the_library_composition(kind, kind_p, kind_z, seed):
+    p, z = randn(2, 3, 5, 4, seed=seed).requires_grad_(), randn(2, 3, 6, 7, seed=seed + 1)
+    boxes_p, boxes_z = make_boxes(kind_p, "inside", 2, seed), make_boxes(kind_z, "inside", 2, seed)
+    samples_p, samples_z = library_sample(p, boxes_p, (3, 2)), library_sample(z, boxes_z, (3, 2))
+    expected = (
+        -F.cosine_similarity(samples_p, samples_z)
+        if kind == "cosine"
+        else F.cross_entropy(samples_p, samples_z.softmax(dim=1), reduction="none")
+    )
+    losses = overlap_similarity(p, z, boxes_p, boxes_z, (3, 2), kind, reduction="none")
+    torch.testing.assert_close(losses, expected, rtol=0, atol=1e-10)
+    (gradient,) = torch.autograd.grad(losses.sum(), p)
+    # The cosine's gradient grows as one over the shortest sampled vector.
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(expected.sum(), p)[0], rtol=1e-8, atol=1e-8
+    )
+
+
+def test_no_box_is_the_whole_map():
+    p, z = randn(2, 3, 5, 4), randn(2, 3, 6, 7, seed=1)
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64).expand(2, 4)
+    expected = overlap_similarity(p, z, whole, whole, 3)
+    assert overlap_similarity(p, z, None, None, 3) == expected
+    assert overlap_similarity(p, z, None, whole, 3) == expected
+    # At the map's own size nothing is resampled.
+    torch.testing.assert_close(
+        overlap_similarity(p, p.flip(1), None, None, (5, 4)), pixel_similarity(p, p.flip(1))
+    )
+
+
+def test_images_of_weight_zero_may_have_boxes_that_are_not_finite():
+    p, z = randn(3, 4, 5, 5).requires_grad_(), randn(3, 4, 5, 5, seed=1)
+    boxes = make_boxes("inside", "mirrored", 3)
+    broken = boxes.clone()
+    broken[1] = float("nan")
+    valid = torch.tensor([True, False, True])
+    loss = overlap_similarity(p, z, broken, broken, 3, weight=valid)
+    expected = overlap_similarity(p[valid], z[valid], boxes[valid], boxes[valid], 3)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, p)
+    assert gradient.isfinite().all()
+    assert (gradient[1] == 0).all()
+
+
+def test_only_p_receives_a_gradient():
+    p, z = randn(2, 3, 4, 4).requires_grad_(), randn(2, 3, 4, 4, seed=1).requires_grad_()
+    overlap_similarity(p, z, None, None, 3).backward()
+    assert p.grad is not None
+    assert z.grad is None
+
+
+@pytest.mark.parametrize("kind", ["cosine", "cross_entropy"])
+def test_half_types_round_the_samples(kind):
+    # The samples have the features' type, as overlap_sample gives them.
+    p, z = randn(2, 8, 5, 4).bfloat16(), randn(2, 8, 6, 7, seed=1).bfloat16()
+    boxes = make_boxes("inside", "inside", 2)
+    samples = [overlap_sample(x, boxes, 3).float() for x in (p, z)]
+    expected = pixel_similarity(*samples, kind)
+    torch.testing.assert_close(overlap_similarity(p, z, boxes, boxes, 3, kind), expected)
