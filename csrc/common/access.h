@@ -1,6 +1,6 @@
-// Global memory goes through these helpers and nothing else: packs of N neighbouring elements, which
-// nvcc turns into one load or store of N * sizeof(T) bytes when that is 16 or less. The CPU emulator
-// of the CUDA kernels counts and checks accesses here.
+// Global memory goes through these helpers and nothing else: packs of N neighbouring elements,
+// which nvcc turns into one load or store of N * sizeof(T) bytes when that is 16 or less. The CPU
+// emulator of the CUDA kernels counts and checks accesses here.
 #pragma once
 
 #include "numeric.h"

@@ -1,8 +1,8 @@
 // Where the cells of a box fall on a feature map: one coordinate function for every kernel.
 //
-// A box edge pair (from, to) is in fractions of the map; from > to reads it mirrored. Cell j of `count`
-// has its centre at u = from + (j + 1/2) / count * (to - from), pixel coordinate u * extent - 1/2,
-// clamped to [0, extent - 1] (pixel centres lie at half-integers).
+// A box edge pair (from, to) is in fractions of the map; from > to reads it mirrored. Cell j of
+// `count` has its centre at u = from + (j + 1/2) / count * (to - from), pixel coordinate u * extent
+// - 1/2, clamped to [0, extent - 1] (pixel centres lie at half-integers).
 #pragma once
 
 #include "numeric.h"
@@ -11,8 +11,8 @@ namespace densesiam {
 
 // Coordinates are double where the boxes or the features are, else float.
 template <class T, class Box>
-using Coordinate = std::conditional_t<std::is_same_v<T, double> || std::is_same_v<Box, double>,
-                                      double, float>;
+using Coordinate =
+    std::conditional_t<std::is_same_v<T, double> || std::is_same_v<Box, double>, double, float>;
 
 template <class C>
 DENSESIAM_HD C cell_coordinate(C from, C to, int cell, int count, int extent) {

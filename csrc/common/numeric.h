@@ -1,7 +1,8 @@
-// Number types shared by the CPU kernels, the CUDA kernels and the CPU emulator of the CUDA kernels.
+// Number types shared by the CPU kernels, the CUDA kernels and the CPU emulator of the CUDA
+// kernels.
 //
-// Storage types are double, float, half and bfloat16; arithmetic happens in Accumulate<T>: double for
-// double, float for everything else. This header knows nothing of torch.
+// Storage types are double, float, half and bfloat16; arithmetic happens in Accumulate<T>: double
+// for double, float for everything else. This header knows nothing of torch.
 #pragma once
 
 #include <cmath>
@@ -43,8 +44,8 @@ DENSESIAM_HD To bit_cast(From from) {
   return to;
 }
 
-// Branch-free conversions, so that loops over them vectorise on every instruction set. They round to
-// nearest even and keep infinities, NaN and subnormal numbers.
+// Branch-free conversions, so that loops over them vectorise on every instruction set. They round
+// to nearest even and keep infinities, NaN and subnormal numbers.
 DENSESIAM_HD float to_float(half value) {
   const std::uint32_t sign = std::uint32_t(value.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = std::uint32_t(value.bits & 0x7fffu) << 13;
@@ -60,8 +61,7 @@ DENSESIAM_HD void from_float(float value, half& result) {
   const std::uint32_t sign = (bits >> 16) & 0x8000u;
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   // Normal results: re-bias the exponent and round the 13 dropped bits to nearest even.
-  const std::uint32_t normal =
-      (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const std::uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   // Subnormal results: adding 0.5 aligns the mantissa, the addition itself rounds.
   const std::uint32_t subnormal =
       bit_cast<std::uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;

@@ -1,8 +1,8 @@
 // One binary, the best instruction set of the machine it runs on.
 //
 // vectorised(body) runs a lambda compiled three times: for AVX-512 (x86-64-v4), AVX2 with FMA
-// (x86-64-v3) and the baseline. Everything the lambda calls must be force-inlined (DENSESIAM_HD) to be
-// compiled along with it, and so must the lambda itself:
+// (x86-64-v3) and the baseline. Everything the lambda calls must be force-inlined (DENSESIAM_HD) to
+// be compiled along with it, and so must the lambda itself:
 //
 //   vectorised([&]() DENSESIAM_INLINE { kernel<T>(...); });
 //

@@ -1,9 +1,10 @@
-// overlap_sample on the CPU: bilinear samples on a separable grid, and the gather that is its adjoint.
+// overlap_sample on the CPU: bilinear samples on a separable grid, and the gather that is its
+// adjoint.
 //
 // Both passes are separable. Forward interpolates two input rows into one, then along it. Backward
-// first gathers, for one input row, the sample rows that touch it, then along it the sample columns.
-// Work is split over whole planes or rows and each is summed in ascending order of samples, so the bits
-// do not depend on the number of threads.
+// first gathers, for one input row, the sample rows that touch it, then along it the sample
+// columns. Work is split over whole planes or rows and each is summed in ascending order of
+// samples, so the bits do not depend on the number of threads.
 #include <algorithm>
 #include <vector>
 
@@ -116,9 +117,9 @@ DENSESIAM_HD void forward_plane(const T* __restrict in, T* __restrict out, const
     if (sparse) {
       for (int j = 0; j < shape.columns; ++j) {
         const int a = x_low[j], b = x_high[j];
-        target[j] = from_float<T>(mix(mix<A>(to_float(low[a]), to_float(high[a]), weight),
-                                      mix<A>(to_float(low[b]), to_float(high[b]), weight),
-                                      x_weight[j]));
+        target[j] =
+            from_float<T>(mix(mix<A>(to_float(low[a]), to_float(high[a]), weight),
+                              mix<A>(to_float(low[b]), to_float(high[b]), weight), x_weight[j]));
       }
       continue;
     }
@@ -220,16 +221,6 @@ DENSESIAM_HD void backward_row(const T* __restrict grad, T* __restrict out, cons
   }
 }
 
-template <class Box>
-void check_finite(const Tensor& boxes) {
-  const Box* values = data<Box>(boxes);
-  for (std::int64_t b = 0; b < boxes.size(0); ++b) {
-    check(is_finite(read_box<Box>(values, b)), "overlap_sample: boxes must be finite, got (",
-          values[4 * b], ", ", values[4 * b + 1], ", ", values[4 * b + 2], ", ", values[4 * b + 3],
-          ") for sample ", b);
-  }
-}
-
 std::int64_t grain(std::int64_t elements) { return std::max<std::int64_t>(1, kGrain / elements); }
 
 template <class T, class Box>
@@ -255,15 +246,15 @@ void forward(const Tensor& features, const Tensor& boxes, Tensor& out, const Sha
         const Box4<C> box = read_box<C>(box_data, b);
         x.build(box.x1, box.x2, shape.columns, shape.width);
         y.build(box.y1, box.y2, shape.rows, shape.height);
+        if (!is_finite(box)) std::fill(y.weight.begin(), y.weight.end(), A(NAN));
         current = b;
       }
       vectorised([&]() DENSESIAM_INLINE {
         if (planar) {
           forward_plane(in + item * map, result + item * cells, shape, y, x, row.data());
         } else {
-          forward_row(in + b * map * shape.channels,
-                      result + item * shape.columns * shape.channels, shape,
-                      int(item % shape.rows), y, x);
+          forward_row(in + b * map * shape.channels, result + item * shape.columns * shape.channels,
+                      shape, int(item % shape.rows), y, x);
         }
       });
     }
@@ -294,6 +285,7 @@ void backward(const Tensor& grad, const Tensor& boxes, Tensor& out, const Shape&
         const Box4<C> box = read_box<C>(box_data, b);
         x.build(box.x1, box.x2, shape.columns, shape.width);
         y.build(box.y1, box.y2, shape.rows, shape.height);
+        if (!is_finite(box)) std::fill(y.start.begin(), y.start.end(), 0);
         if (planar && x.most <= kMostSlots) x.build_slots(shape.columns, shape.width);
         current = b;
       }
@@ -320,12 +312,11 @@ Tensor overlap_sample(const Tensor& features, const Tensor& boxes, std::vector<s
                     int(features.size(3)), int(size[0]),     int(size[1])};
   Tensor out = empty_in_layout({shape.batch, shape.channels, size[0], size[1]}, layout,
                                features.scalar_type(), features);
+  if (out.numel() == 0) return out;
   dispatch_box("overlap_sample", box.scalar_type(), [&](auto box_type) {
-    using Box = typename decltype(box_type)::type;
-    check_finite<Box>(box);
-    if (out.numel() == 0) return;
     dispatch_float("overlap_sample", source.scalar_type(), [&](auto type) {
-      forward<typename decltype(type)::type, Box>(source, box, out, shape, layout);
+      forward<typename decltype(type)::type, typename decltype(box_type)::type>(source, box, out,
+                                                                                shape, layout);
     });
   });
   return out;
@@ -336,15 +327,15 @@ Tensor overlap_sample_backward(const Tensor& grad, const Tensor& boxes,
   const Layout layout = channels_last ? Layout::pixels : Layout::planar;
   const Tensor source = in_layout(grad, layout);
   const Tensor box = in_layout(boxes, Layout::planar);
-  const Shape shape{grad.size(0), grad.size(1),     int(size[0]),
+  const Shape shape{grad.size(0), grad.size(1),      int(size[0]),
                     int(size[1]), int(grad.size(2)), int(grad.size(3))};
-  Tensor out =
-      empty_in_layout({shape.batch, shape.channels, size[0], size[1]}, layout, grad.scalar_type(), grad);
+  Tensor out = empty_in_layout({shape.batch, shape.channels, size[0], size[1]}, layout,
+                               grad.scalar_type(), grad);
   if (out.numel() == 0) return out;
   dispatch_box("overlap_sample_backward", box.scalar_type(), [&](auto box_type) {
     dispatch_float("overlap_sample_backward", source.scalar_type(), [&](auto type) {
       backward<typename decltype(type)::type, typename decltype(box_type)::type>(source, box, out,
-                                                                                shape, layout);
+                                                                                 shape, layout);
     });
   });
   return out;

@@ -21,9 +21,10 @@ NAMESPACES = {"cuda": NAMESPACE, "cpu": NAMESPACE, "triton": f"{NAMESPACE}_trito
 """Where each backend's operators live in the dispatcher; ``reference`` is plain PyTorch."""
 
 _MISSING: dict[str, str | None] = {}  # backend -> why this process cannot use it
-_KERNELS: dict[str, frozenset[str]] = {"reference": frozenset()}  # backend -> operations it has
+_KERNELS: dict[str, frozenset[str]] = {}  # backend -> operations it has
 _NO_FLOAT64: dict[str, frozenset[str]] = {}  # backend -> operations that cannot take float64
 _forced: ContextVar[str | None] = ContextVar("densesiam_backend", default=None)
+_ENVIRONMENT = os.environ.get("DENSESIAM_BACKEND") or "auto"
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -48,6 +49,7 @@ def load_backends() -> None:
     _MISSING["cuda"] = _libraries.load("_cuda")
     if _MISSING["cuda"] is None and not torch.cuda.is_available():
         _MISSING["cuda"] = "it was built, but torch finds no CUDA device on this machine"
+    _KERNELS["reference"] = frozenset(OPERATIONS)
     _KERNELS["cpu"] = _registered("CPU")
     _KERNELS["cuda"] = _registered("CUDA")
     _load_triton()
@@ -96,12 +98,9 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def environment_backend() -> str:
-    """The value of ``DENSESIAM_BACKEND`` when the package was imported, else ``auto``."""
-    return _ENVIRONMENT
-
-
-_ENVIRONMENT = os.environ.get("DENSESIAM_BACKEND") or "auto"
+def kernels(name: str) -> list[str]:
+    """The operations that a backend has kernels for."""
+    return sorted(_KERNELS[name])
 
 
 def missing(name: str) -> str | None:

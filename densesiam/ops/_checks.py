@@ -95,7 +95,7 @@ def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> No
 
 
 def check_boxes(op: str, name: str, boxes: Tensor, features_name: str, features: Tensor) -> None:
-    """Require (B, 4) float32 or float64 boxes; their values where that costs no synchronisation."""
+    """Require (B, 4) float32 or float64 boxes."""
     if not isinstance(boxes, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(boxes).__name__}")
     if boxes.dtype not in (torch.float32, torch.float64):
@@ -107,14 +107,41 @@ def check_boxes(op: str, name: str, boxes: Tensor, features_name: str, features:
             f"{tuple(features.shape)}, got {tuple(boxes.shape)}"
         )
     check_device(op, name, boxes, features_name, features)
-    on_host = boxes.device.type == "cpu"
-    if (on_host or _CHECK_VALUES_ON_GPU) and not torch.compiler.is_compiling():
-        finite = torch.isfinite(boxes).all(dim=1)
-        if not finite.all():
-            bad = int((~finite).nonzero()[0])
-            raise ValueError(
-                f"{op}: {name} must be finite, got {boxes[bad].tolist()} for sample {bad}"
-            )
+
+
+def finite_boxes(op: str, name: str, boxes: Tensor) -> Tensor:
+    """The boxes, their values checked where that costs no synchronisation with a device.
+
+    That is on the CPU, and on a GPU under ``DENSESIAM_CHECK=1``. In a compiled graph the check is
+    an operator of its own.
+    """
+    if boxes.device.type != "cpu" and not _CHECK_VALUES_ON_GPU:
+        return boxes
+    if torch.compiler.is_compiling():
+        return torch.ops.densesiam.finite_boxes(boxes.detach(), op, name)
+    _require_finite(boxes, op, name)
+    return boxes
+
+
+def _require_finite(boxes: Tensor, op: str, name: str) -> None:
+    finite = torch.isfinite(boxes).all(dim=1)
+    if not finite.all():
+        bad = int((~finite).nonzero()[0])
+        raise ValueError(f"{op}: {name} must be finite, got {boxes[bad].tolist()} for sample {bad}")
+
+
+torch.library.define("densesiam::finite_boxes", "(Tensor boxes, str op, str name) -> Tensor")
+
+
+@torch.library.impl("densesiam::finite_boxes", "CompositeExplicitAutograd")
+def _finite_boxes(boxes: Tensor, op: str, name: str) -> Tensor:
+    _require_finite(boxes, op, name)
+    return boxes.clone()
+
+
+@torch.library.register_fake("densesiam::finite_boxes")
+def _finite_boxes_fake(boxes: Tensor, op: str, name: str) -> Tensor:
+    return torch.empty_like(boxes)
 
 
 def check_size(op: str, size: int | tuple[int, int]) -> None:

@@ -50,6 +50,7 @@ def overlap_sample(features: Tensor, boxes: Tensor, size: int | tuple[int, int])
             zero gradient.
     """
     pair = _checks.size_pair(size)
+    boxes = _checks.finite_boxes("overlap_sample", "boxes", boxes)
     backend = select("overlap_sample", features)
     if backend == "reference":
         return reference.overlap_sample(features, boxes, (pair[0], pair[1]))

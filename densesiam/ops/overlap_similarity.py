@@ -80,6 +80,10 @@ def overlap_similarity(
             ``DENSESIAM_CHECK=1``) boxes that are not finite.
     """
     p, z = _checks.promoted(p, z.detach())
+    if boxes_p is not None:
+        boxes_p = _checks.finite_boxes("overlap_similarity", "boxes_p", boxes_p)
+    if boxes_z is not None:
+        boxes_z = _checks.finite_boxes("overlap_similarity", "boxes_z", boxes_z)
     pair = _checks.size_pair(size)
     backend = select("overlap_similarity", p)
     if backend == "reference":

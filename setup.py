@@ -1,0 +1,221 @@
+"""Build of the compiled libraries: what it finds decides what it builds, and it says both.
+
+    pip install --no-build-isolation -e .      # or: python setup.py build_ext --inplace
+
+- a C++ compiler: the CPU kernels (``densesiam/_cpu.abi3.so``) and the build report (``_info``);
+- nvcc as well, of torch's CUDA major version: the CUDA kernels (``densesiam/_cuda.abi3.so``);
+- neither: no library. The package then runs on its PyTorch references.
+
+Environment: CUDA_HOME, TORCH_CUDA_ARCH_LIST, FORCE_CUDA=1 (fail without nvcc), FORCE_CPU=1 (no CUDA
+kernels), MAX_JOBS, CXX, and DENSESIAM_SANITIZE (for example "address,undefined").
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "densesiam/__init__.py").read_text())[1]
+# Each GPU family since Ampere; PTX of the last lets newer ones compile at first use.
+DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+STABLE_ABI = "0x020d000000000000"  # torch 2.13, the oldest torch that the libraries load into
+
+
+def say(message: str) -> None:
+    """Print a line of the build's report."""
+    print(f"densesiam: {message}", file=sys.stderr)
+
+
+def flag(name: str) -> bool:
+    """Whether an environment switch is on."""
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+def fail(message: str) -> None:
+    """End the build with one clear message."""
+    raise SystemExit(f"densesiam: {message}")
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that torch's build extension will use."""
+    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+
+
+def find_cuda_home() -> Path | None:
+    """The CUDA toolkit: CUDA_HOME, or where the nvcc on the path really lives.
+
+    An nvcc on the path may be a script that calls another; nvcc itself knows where it is.
+    """
+    if given := os.environ.get("CUDA_HOME"):
+        if not (Path(given) / "bin" / "nvcc").exists():
+            fail(f"CUDA_HOME is {given}, which has no bin/nvcc. Correct it, or unset it.")
+        return Path(given)
+    if nvcc := shutil.which("nvcc"):
+        dry_run = subprocess.run(
+            [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True
+        )
+        if top := re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE):
+            return Path(top[1].strip()).resolve()
+    default = Path("/usr/local/cuda")
+    return default if (default / "bin" / "nvcc").exists() else None
+
+
+def nvcc_version(cuda_home: Path) -> str:
+    """Version of the toolkit's compiler, such as 13.0."""
+    text = subprocess.run(
+        [cuda_home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    return re.search(r"release (\d+\.\d+)", text)[1]
+
+
+def choose_cuda() -> tuple[Path, str] | None:
+    """The toolkit to build the CUDA kernels with and its version, or None with the reason said."""
+    required = flag("FORCE_CUDA")
+    if flag("FORCE_CPU"):
+        if required:
+            fail("FORCE_CPU and FORCE_CUDA are both set. Set one of them.")
+        say("FORCE_CPU is set: no CUDA kernels")
+        return None
+    cuda_home = find_cuda_home()
+    if cuda_home is None:
+        reason = "no nvcc was found (on the path, in CUDA_HOME or in /usr/local/cuda)"
+        if required:
+            fail(f"FORCE_CUDA is set, but {reason}. Install the CUDA toolkit or set CUDA_HOME.")
+        say(f"{reason}: no CUDA kernels")
+        return None
+    version = nvcc_version(cuda_home)
+    if torch.version.cuda is None and not required:
+        say(f"torch {torch.__version__} has no CUDA: no CUDA kernels (FORCE_CUDA=1 builds them)")
+        return None
+    if torch.version.cuda and torch.version.cuda.split(".")[0] != version.split(".")[0]:
+        reason = (
+            f"nvcc in {cuda_home} is CUDA {version}, and torch {torch.__version__} was built with "
+            f"CUDA {torch.version.cuda}: their major versions must match. Point CUDA_HOME at a "
+            f"CUDA {torch.version.cuda.split('.')[0]} toolkit"
+        )
+        if required:
+            fail(f"{reason}.")
+        say(f"{reason}; until then: no CUDA kernels")
+        return None
+    say(f"CUDA {version} in {cuda_home}")
+    return cuda_home, version
+
+
+def choose_architectures() -> str:
+    """What to compile the CUDA kernels for, and why."""
+    if given := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        say(f"architectures {given} (TORCH_CUDA_ARCH_LIST)")
+        return given
+    if torch.cuda.is_available():
+        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        local = ";".join(f"{major}.{minor}" for major, minor in sorted(found))
+        say(f"architectures {local} (the GPUs of this machine)")
+        return local
+    say(f"architectures {DEFAULT_ARCHITECTURES} (no GPU here: the default)")
+    return DEFAULT_ARCHITECTURES
+
+
+def extensions() -> tuple[list, dict]:
+    """The extension modules to build, and the command that builds them."""
+    compiler = find_compiler()
+    if compiler is None:
+        if flag("FORCE_CUDA"):
+            fail("FORCE_CUDA is set, but there is no C++ compiler. Install g++ or set CXX.")
+        say("no C++ compiler was found: the package will run on its PyTorch references")
+        return [], {}
+    cuda = choose_cuda()
+    if cuda is not None:
+        # torch.utils.cpp_extension reads both when it is imported and used.
+        os.environ["CUDA_HOME"] = str(cuda[0])
+        os.environ["TORCH_CUDA_ARCH_LIST"] = choose_architectures()
+
+    from pybind11.setup_helpers import Pybind11Extension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    sanitize = os.environ.get("DENSESIAM_SANITIZE")
+    sanitizer = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-g"] if sanitize else []
+    # No -ffast-math: coordinates and ties must be exact. errno and traps are not used.
+    optimise = [
+        "-O3",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fopenmp-simd",
+        "-fvisibility=hidden",
+    ]
+    stable = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
+    cxx = [*optimise, *stable, *sanitizer]
+    headers = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.*h"))]
+
+    def sources(folder: str, pattern: str) -> list[str]:
+        return [str(p.relative_to(ROOT)) for p in sorted((ROOT / folder).glob(pattern))]
+
+    modules = [
+        CppExtension(
+            "densesiam._cpu",
+            sources("csrc/cpu", "*.cpp"),
+            depends=headers,
+            py_limited_api=True,
+            extra_compile_args={"cxx": cxx},
+            extra_link_args=sanitizer,
+        )
+    ]
+    nvcc_flags = ["-O3"]
+    if cuda is not None:
+        modules.append(
+            CppExtension(
+                "densesiam._cuda",
+                sources("csrc/cuda", "*.cu"),
+                depends=headers,
+                py_limited_api=True,
+                include_dirs=[str(cuda[0] / "include")],
+                library_dirs=[str(cuda[0] / "lib64")],
+                # Static: the library then loads without the toolkit, and without a driver.
+                libraries=["cudart_static", "rt", "dl", "pthread"],
+                extra_compile_args={"cxx": cxx, "nvcc": [*nvcc_flags, *stable]},
+            )
+        )
+    compiler_version = subprocess.run([compiler, "--version"], capture_output=True, text=True)
+    report = {
+        "VERSION": VERSION,
+        "TORCH": torch.__version__,
+        "STABLE_ABI": "2.13",
+        "COMPILER": compiler_version.stdout.splitlines()[0],
+        "CXX_FLAGS": " ".join([*optimise, *sanitizer]),
+        "CUDA": cuda[1] if cuda else "",
+        "ARCHITECTURES": os.environ["TORCH_CUDA_ARCH_LIST"] if cuda else "",
+        "NVCC_FLAGS": " ".join(nvcc_flags) if cuda else "",
+    }
+    modules.append(
+        Pybind11Extension(
+            "densesiam._info",
+            ["csrc/info.cpp"],
+            define_macros=[(f"DENSESIAM_{key}", f'"{value}"') for key, value in report.items()],
+            cxx_std=17,
+        )
+    )
+    say(f"building with {compiler}: {', '.join(m.name for m in modules)}")
+    return modules, {"build_ext": BuildExtension.with_options(use_ninja=True)}
+
+
+ext_modules, commands = extensions()
+setup(
+    version=VERSION,
+    # The Triton kernels live in kernels/ and are imported as densesiam.kernels.
+    packages=[
+        str(p.parent.relative_to(ROOT)).replace("/", ".")
+        for p in sorted(ROOT.glob("densesiam/**/__init__.py"))
+    ]
+    + ["densesiam.kernels"],
+    package_dir={"densesiam.kernels": "kernels"},
+    package_data={"densesiam": ["py.typed"]},
+    ext_modules=ext_modules,
+    cmdclass=commands,
+)
