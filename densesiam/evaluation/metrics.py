@@ -1,0 +1,244 @@
+"""Scores of a clustering against a labelled set: match clusters to classes, then count."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchmetrics import Metric
+
+from densesiam import ops
+
+
+def match_clusters(confusion: np.ndarray) -> np.ndarray:
+    """Give each cluster at most one class, so that as many pixels as possible agree.
+
+    The Hungarian method on pixel counts: the one-to-one assignment ``a`` that maximises
+    ``sum_k confusion[a[k], k]``.
+
+    Args:
+        confusion: pixel counts (num_classes, num_clusters); rows are true classes.
+
+    Returns:
+        Class of each cluster (num_clusters,), int64; -1 for the clusters left over when there
+        are more clusters than classes.
+    """
+    classes, clusters = linear_sum_assignment(confusion, maximize=True)
+    assignment = np.full(confusion.shape[1], -1, dtype=np.int64)
+    assignment[clusters] = classes
+    return assignment
+
+
+def reorder_clusters(confusion: np.ndarray, assignment: np.ndarray) -> np.ndarray:
+    """Turn a class-by-cluster table into a class-by-predicted-class table.
+
+    Anything that takes a block of the table (things alone, stuff alone) has to come after this:
+    before it, the columns stand in the clusters' arbitrary order.
+
+    Args:
+        confusion: pixel counts (num_classes, num_clusters).
+        assignment: class of each cluster, -1 for none, as from `match_clusters`.
+
+    Returns:
+        Pixel counts (num_classes, num_classes + 1). Column c holds the pixels predicted as class
+        c (zeros if no cluster was matched to it); the last column holds the pixels of all
+        clusters that were matched to nothing.
+    """
+    num_classes = confusion.shape[0]
+    matched = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
+    matched[:, assignment[assignment >= 0]] = confusion[:, assignment >= 0]
+    matched[:, -1] = confusion[:, assignment < 0].sum(axis=1)
+    return matched
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one class-by-predicted-class table, all in [0, 1].
+
+    Attributes:
+        iou: intersection over union of each class; nan where a class is neither in the truth
+            nor predicted, 0 where it is only predicted.
+        class_accuracy: share of each class's pixels found (recall); nan without any.
+        miou: mean of `iou` over the classes that are not nan.
+        accuracy: share of all pixels found.
+    """
+
+    iou: np.ndarray
+    class_accuracy: np.ndarray
+    miou: float
+    accuracy: float
+
+
+def score(matched: np.ndarray) -> Scores:
+    """Score a table whose column c holds the pixels predicted as class c.
+
+    ``iou_c = tp_c / (truth_c + predicted_c - tp_c)``. Columns beyond the classes are predictions
+    of nothing: they are misses of the true class and false alarms of none.
+
+    Args:
+        matched: pixel counts (C, at least C).
+
+    Returns:
+        The `Scores`.
+    """
+    num_classes = matched.shape[0]
+    hits = matched.diagonal().astype(np.float64)
+    truth = matched.sum(axis=1)
+    predicted = matched[:, :num_classes].sum(axis=0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the nan that stands for an absent class
+        iou = hits / (truth + predicted - hits)
+        class_accuracy = hits / truth
+        accuracy = hits.sum() / truth.sum()
+    present = ~np.isnan(iou)
+    miou = iou[present].mean() if present.any() else float("nan")
+    return Scores(iou, class_accuracy, float(miou), float(accuracy))
+
+
+class ClusterMetrics(Metric):
+    """Unsupervised segmentation scores over a labelled set, streamed batch by batch.
+
+    The state is one int64 table of pixel counts (num_classes, num_clusters), summed over
+    batches and over processes; so the order and the size of batches change nothing. It costs no
+    more than the table: logits are enlarged and compared pixel by pixel without being kept.
+
+    `compute` matches clusters to classes by the Hungarian method on pixel counts (over the whole
+    set, once), then gives
+
+    - ``miou``, ``accuracy``: mean IoU over the classes present in truth or prediction, and the
+      share of labelled pixels that are right;
+    - ``iou``, ``class_accuracy``: the same per class (num_classes,), nan for absent classes;
+    - ``pixels``: labelled pixels of each class (num_classes,), int64;
+    - ``assignment``: class of each cluster (num_clusters,), -1 for unmatched clusters;
+    - with `things`: ``things_miou``, ``things_accuracy``, ``stuff_miou``, ``stuff_accuracy``.
+      Each is scored on its own block of the matched table, as the field's partitioned evaluation
+      does: pixels of things that were predicted as things, and likewise for stuff. Confusions
+      between the two groups count in ``miou`` and ``accuracy`` only, and so do pixels of
+      unmatched clusters.
+
+    With more clusters than classes, the pixels of unmatched clusters count as wrong. With fewer,
+    the classes without a cluster are never predicted, and score 0 where the truth has them.
+
+    Args:
+        num_clusters: channels K of the logits.
+        num_classes: classes of the labels, which are 0 .. num_classes - 1.
+        ignore_index: label of pixels that count nowhere.
+        class_names: names for `table`; by default the class numbers.
+        things: classes that are things; the others are stuff. None: no partitioned scores.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    confusion: Tensor
+
+    def __init__(
+        self,
+        num_clusters: int,
+        num_classes: int,
+        ignore_index: int = 255,
+        class_names: Sequence[str] | None = None,
+        things: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_clusters < 1 or num_classes < 1:
+            raise ValueError(
+                "ClusterMetrics needs at least one cluster and one class; "
+                f"got num_clusters={num_clusters}, num_classes={num_classes}."
+            )
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(
+                f"ClusterMetrics: class_names holds {len(class_names)} names for "
+                f"{num_classes} classes; give one name per class."
+            )
+        if things is not None and not set(things) <= set(range(num_classes)):
+            raise ValueError(
+                f"ClusterMetrics: things {list(things)} must be class numbers from 0 to "
+                f"{num_classes - 1}."
+            )
+        self.num_clusters = num_clusters
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.class_names = [str(name) for name in (class_names or range(num_classes))]
+        self.things = None if things is None else sorted(set(things))
+        self.add_state(
+            "confusion",
+            default=torch.zeros(num_classes, num_clusters, dtype=torch.int64),
+            dist_reduce_fx="sum",
+        )
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            logits: (B, num_clusters, h, w), enlarged bilinearly to the labels' size.
+            labels: true classes (B, H, W), integer; `ignore_index` marks void pixels.
+
+        Raises:
+            ValueError: where the shapes do not fit, or (on the CPU) a label is out of range.
+        """
+        if logits.ndim != 4 or logits.shape[1] != self.num_clusters:
+            raise ValueError(
+                f"ClusterMetrics: logits must be (B, {self.num_clusters}, h, w), "
+                f"got {tuple(logits.shape)}."
+            )
+        if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
+            raise ValueError(
+                f"ClusterMetrics: labels must be ({logits.shape[0]}, H, W), "
+                f"got {tuple(labels.shape)}."
+            )
+        prediction = ops.label_map(logits, (labels.shape[1], labels.shape[2]))
+        self.confusion += ops.confusion_matrix(
+            prediction, labels.long(), self.num_clusters, self.num_classes, self.ignore_index
+        )
+
+    def compute(self) -> dict[str, Tensor]:
+        """Match clusters to classes and score; the class docstring names the entries."""
+        confusion = self.confusion.cpu().numpy()
+        assignment = match_clusters(confusion)
+        matched = reorder_clusters(confusion, assignment)
+        overall = score(matched)
+        result: dict[str, Tensor] = {
+            "miou": torch.tensor(overall.miou),
+            "accuracy": torch.tensor(overall.accuracy),
+            "iou": torch.from_numpy(overall.iou),
+            "class_accuracy": torch.from_numpy(overall.class_accuracy),
+            "pixels": torch.from_numpy(confusion.sum(axis=1)),
+            "assignment": torch.from_numpy(assignment),
+        }
+        if self.things is not None:
+            stuff = [c for c in range(self.num_classes) if c not in self.things]
+            for name, group in (("things", self.things), ("stuff", stuff)):
+                part = score(matched[np.ix_(group, group)])
+                result[f"{name}_miou"] = torch.tensor(part.miou)
+                result[f"{name}_accuracy"] = torch.tensor(part.accuracy)
+        return result
+
+    def table(self) -> str:
+        """Describe the scores as text: one line per class, then the means; percentages."""
+        # torchmetrics squeezes tensors of one entry, as a single class or cluster gives.
+        result = {name: value.reshape(-1) for name, value in self.compute().items()}
+        clusters = {int(c): k for k, c in enumerate(result["assignment"]) if c >= 0}
+        share = result["pixels"] / result["pixels"].sum()
+        width = max(5, *(len(name) for name in self.class_names))
+        lines = [f"{'class':<{width}}  cluster  pixels    IoU  accuracy"]
+        for c, name in enumerate(self.class_names):
+            lines.append(
+                f"{name:<{width}}  {clusters.get(c, '-'):>7}  {_percent(share[c]):>6}  "
+                f"{_percent(result['iou'][c]):>5}  {_percent(result['class_accuracy'][c]):>8}"
+            )
+        groups = [("all", "")]
+        if self.things is not None:
+            groups += [("things", "things_"), ("stuff", "stuff_")]
+        for title, prefix in groups:
+            lines.append(
+                f"{title:<{width}}  {'':>7}  {'':>6}  {_percent(result[prefix + 'miou']):>5}  "
+                f"{_percent(result[prefix + 'accuracy']):>8}"
+            )
+        return "\n".join(lines)
+
+
+def _percent(value: Tensor) -> str:
+    return "-" if value.isnan() else f"{100 * float(value):.1f}"
