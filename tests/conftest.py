@@ -1,0 +1,27 @@
+"""Shared by all tests: the Triton interpreter where there is no GPU, and one thread a process."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported by anything
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Test processes run side by side; a test of threads sets its own number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch finds none here")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)

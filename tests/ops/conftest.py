@@ -1,0 +1,46 @@
+"""Tests of the op suite run once per backend, the sweep once per case, type and layout too."""
+
+import pytest
+import torch
+
+from densesiam.ops import _backends, use_backend
+from tests.ops.suite import DTYPES, LAYOUTS, OpSuite
+
+BACKENDS = [
+    "reference",
+    "cpu",
+    "triton",
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Activate one backend for the test; an operation it has no kernel for is skipped by name."""
+    name = request.param
+    suite = request.cls
+    if suite is not None and suite.op not in _backends.kernels(name):
+        pytest.skip(f"{name} has no kernel for {suite.op}")
+    with use_backend(name):
+        yield name
+
+
+@pytest.fixture
+def device(backend):
+    """Where the backend's tensors live."""
+    on_gpu = backend == "cuda" or (backend == "triton" and torch.cuda.is_available())
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def pytest_generate_tests(metafunc):
+    suite = metafunc.cls
+    if suite is None or not issubclass(suite, OpSuite):
+        return
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", suite.CASES.values(), ids=suite.CASES.keys())
+    if "dtype" in metafunc.fixturenames:
+        metafunc.parametrize("dtype", DTYPES, ids=[str(d).removeprefix("torch.") for d in DTYPES])
+    if "layout" in metafunc.fixturenames:
+        metafunc.parametrize("layout", LAYOUTS)
+    if "error" in metafunc.fixturenames:
+        metafunc.parametrize("error", suite.ERRORS.values(), ids=suite.ERRORS.keys())

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from densesiam import ops, reference
+from densesiam.ops import _backends
+from tests.ops.suite import Case, Error, Maker, OpSuite
+
+
+def flipped_halves(m: Maker):
+    """The method's own case in small: crop, flip and resize of a whole map."""
+    boxes = m.boxes(3, 0.0, 1.0)
+    return [m.features(3, 8, 7, 9), boxes, (7, 9)]
+
+
+class TestOverlapSample(OpSuite):
+    op = "overlap_sample"
+    result_dtype = "features"
+    CASES = {
+        "map": Case(flipped_halves),
+        "grid": Case(lambda m: [m.features(2, 3, 11, 6), m.boxes(2), 3]),
+        "one pixel": Case(lambda m: [m.features(2, 16, 1, 1), m.boxes(2), (2, 3)]),
+        "tall": Case(lambda m: [m.features(1, 5, 13, 2), m.boxes(1, -2, 3), (4, 17)]),
+        "zero size": Case(
+            lambda m: [m.features(2, 4, 5, 6), m.boxes(2)[:, [0, 1, 0, 1]].contiguous(), (3, 2)]
+        ),
+        "more cells than pixels": Case(lambda m: [m.features(1, 2, 3, 4), m.boxes(1), (21, 18)]),
+    }
+    ERRORS = {
+        "three dimensions": Error(
+            lambda m: [m.features(2, 3, 4), m.boxes(2), 3],
+            ValueError,
+            "features must be (B, C, H, W), got shape (2, 3, 4)",
+        ),
+        "integers": Error(
+            lambda m: [m.integers(5, 2, 3, 4, 4), m.boxes(2), 3],
+            TypeError,
+            "features must be float64, float32, float16 or bfloat16, got torch.int64",
+        ),
+        "half boxes": Error(
+            lambda m: [m.features(2, 3, 4, 4), m.boxes(2).half(), 3],
+            TypeError,
+            "boxes must be float32 or float64, got torch.float16",
+        ),
+        "boxes of another batch": Error(
+            lambda m: [m.features(2, 3, 4, 4), m.boxes(3), 3],
+            ValueError,
+            "boxes must have shape (B, 4) = (2, 4) for features of shape (2, 3, 4, 4), got (3, 4)",
+        ),
+        "NaN box": Error(
+            lambda m: [m.features(2, 3, 4, 4), m.boxes(2) * torch.nan, 3],
+            ValueError,
+            "boxes must be finite, got [nan, nan, nan, nan] for sample 0",
+        ),
+        "no cells": Error(
+            lambda m: [m.features(2, 3, 4, 4), m.boxes(2), (3, 0)],
+            ValueError,
+            "size must be positive, an int or (height, width), got (3, 0)",
+        ),
+        "fractional size": Error(
+            lambda m: [m.features(2, 3, 4, 4), m.boxes(2), 2.5],
+            TypeError,
+            "size must be an int or (height, width), got 2.5",
+        ),
+        "no pixels": Error(
+            lambda m: [m.features(2, 3, 0, 4), m.boxes(2), 3],
+            ValueError,
+            "features have no pixels, got shape (2, 3, 0, 4)",
+        ),
+    }
+
+    def test_float64_boxes_are_not_cast_down(self, backend, device):
+        # A box that float32 cannot tell from its neighbour, on a map wide enough to show it.
+        features = torch.arange(2**20, dtype=torch.float64, device=device).view(1, 1, 1, -1)
+        start = 0.5 + 2.0**-30
+        boxes = torch.tensor([[start, 0.0, start, 1.0]], dtype=torch.float64, device=device)
+        sample = ops.overlap_sample(features, boxes, 1).item()
+        assert sample == pytest.approx(start * 2**20 - 0.5, abs=1e-9)
+        assert sample != pytest.approx(0.5 * 2**20 - 0.5, abs=1e-9)
+
+    def test_half_features_compute_coordinates_in_float32(self, backend, device):
+        ramp = torch.arange(512.0, device=device).half().view(1, 1, 1, -1)
+        boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device)
+        assert torch.equal(ops.overlap_sample(ramp, boxes, (1, 512)), ramp)
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+    def test_an_unchecked_box_gives_nan_and_no_gradient(self, backend, device, bad, monkeypatch):
+        monkeypatch.setattr("densesiam.ops._checks.finite_boxes", lambda op, name, boxes: boxes)
+        for layout in ("contiguous", "channels_last"):
+            m = Maker(torch.float32, layout, device)
+            features = m.features(2, 4, 5, 6).requires_grad_()
+            boxes = m.boxes(2, 0, 1)
+            boxes[1, 2] = bad
+            result = ops.overlap_sample(features, boxes, 3)
+            assert result[1].isnan().all()
+            assert result[0].isfinite().all()
+            (grad,) = torch.autograd.grad(result, features, torch.ones_like(result))
+            assert grad[0].any()
+            assert not grad[1].any()
+
+    def test_identity(self, backend, device):
+        features = torch.randn(2, 3, 6, 7, device=device)
+        whole = torch.tensor([[0.0, 0, 1, 1]], device=device).expand(2, 4)
+        torch.testing.assert_close(ops.overlap_sample(features, whole, (6, 7)), features)
+        mirrored = whole[:, [2, 1, 0, 3]]
+        torch.testing.assert_close(ops.overlap_sample(features, mirrored, (6, 7)), features.flip(3))
+
+
+@pytest.mark.skipif("overlap_sample" not in _backends.kernels("cpu"), reason="no compiled kernels")
+class TestAgainstReferenceOnAnyBox:
+    """Backward inverts the coordinate function: any box must give the reference's sums."""
+
+    edge = st.one_of(
+        st.floats(-3, 4, width=32),
+        st.sampled_from([0.0, 1.0, 0.5, 1 / 3, -0.0]),
+        st.integers(-4, 20).map(lambda n: n / 16),  # coordinates on floor() boundaries
+    )
+
+    @settings(max_examples=150, deadline=None)
+    @given(
+        start=st.tuples(edge, edge),
+        span=st.tuples(
+            st.one_of(edge, st.sampled_from([0.0, 1e-7, -1e-7, 1e-30, 1e30])),
+            st.one_of(edge, st.sampled_from([0.0, 1e-7, -1e-7])),
+        ),
+        pixels=st.tuples(st.integers(1, 12), st.integers(1, 40)),
+        cells=st.tuples(st.integers(1, 9), st.integers(1, 40)),
+        channels_last=st.booleans(),
+    )
+    def test_cpu(self, start, span, pixels, cells, channels_last):
+        boxes = torch.tensor([[*start, start[0] + span[0], start[1] + span[1]]])
+        generator = torch.Generator().manual_seed(0)
+        features = torch.randn(1, 3, *pixels, generator=generator)
+        if channels_last:
+            features = features.contiguous(memory_format=torch.channels_last)
+        features.requires_grad_()
+        results = []
+        for module, backend in ((ops, "cpu"), (reference, "reference")):
+            with ops.use_backend(backend):
+                result = module.overlap_sample(features, boxes, cells)
+            cotangent = torch.linspace(-1, 1, result.numel()).view(result.shape)
+            results.append((result, *torch.autograd.grad(result, features, cotangent)))
+        # A sample on a floor() boundary may fall in either cell; the other neighbour's share is
+        # then a rounding error, so values and gradients agree all the same. Coordinates are rounded
+        # to about 1e-7 of the box's distance from the origin, and weights with them.
+        reach = 1 + boxes.clamp(-8, 8).abs().max().item() * max(pixels)
+        for actual, expected in zip(*results, strict=True):
+            scale = 1 + expected.abs().max().item()
+            torch.testing.assert_close(actual, expected, atol=1e-6 * reach * scale, rtol=0)

@@ -1,0 +1,71 @@
+import torch
+
+from densesiam import ops
+from tests.ops.suite import Case, Error, Maker, OpSuite
+
+
+def views(kind, **keywords):
+    def make(m: Maker):
+        p, z = m.features(3, 8, 7, 9), m.features(3, 8, 6, 5)
+        return [p, z, m.boxes(3), m.boxes(3), (3, 4), kind, m.weights(3)]
+
+    return Case(make, keywords=keywords)
+
+
+class TestOverlapSimilarity(OpSuite):
+    op = "overlap_similarity"
+    scale = 1.0  # cosines of either sign cancel
+    rounds_in_input_dtype = True  # the composition rounds the samples; fused kernels need not
+    CASES = {
+        "cosine": views("cosine"),
+        "cosine, each sample": views("cosine", reduction="none"),
+        "cross-entropy": views("cross_entropy"),
+        "whole target": Case(
+            lambda m: [m.features(2, 4, 5, 6), m.features(2, 4, 5, 6), m.boxes(2), None, 4]
+        ),
+        "whole maps": Case(
+            lambda m: [m.features(2, 4, 5, 6), m.features(2, 4, 3, 3), None, None, (5, 6)]
+        ),
+        "seven": Case(
+            lambda m: [m.features(2, 20, 8, 8), m.features(2, 20, 8, 8), m.boxes(2), m.boxes(2), 7]
+        ),
+    }
+    ERRORS = {
+        "channels": Error(
+            lambda m: [m.features(2, 3, 4, 4), m.features(2, 4, 4, 4), None, None, 3],
+            ValueError,
+            "p and z must have one batch size and number of channels, got shapes (2, 3, 4, 4) and "
+            "(2, 4, 4, 4)",
+        ),
+        "boxes_z": Error(
+            lambda m: [m.features(2, 3, 4, 4), m.features(2, 3, 4, 4), None, m.boxes(3), 3],
+            ValueError,
+            "boxes_z must have shape (B, 4) = (2, 4)",
+        ),
+        "NaN boxes_p": Error(
+            lambda m: [
+                m.features(2, 3, 4, 4),
+                m.features(2, 3, 4, 4),
+                m.boxes(2) * torch.nan,
+                None,
+                3,
+            ],
+            ValueError,
+            "boxes_p must be finite",
+        ),
+        "kind": Error(
+            lambda m: [m.features(2, 3, 4, 4), m.features(2, 3, 4, 4), None, None, 3, "dot"],
+            ValueError,
+            "kind must be one of cosine, cross_entropy, got 'dot'",
+        ),
+    }
+
+    def test_is_the_composition(self, backend, device):
+        m = Maker(torch.float64, "contiguous", device)
+        p, z, boxes_p, boxes_z = m.features(2, 4, 5, 6), m.features(2, 4, 7, 3), m.boxes(2), None
+        with ops.use_backend("reference"):
+            whole = torch.tensor([[0.0, 0, 1, 1]], dtype=torch.float64, device=device).expand(2, 4)
+            samples = ops.overlap_sample(p, boxes_p, 4), ops.overlap_sample(z, whole, 4)
+            expected = ops.pixel_similarity(*samples, reduction="none")
+        result = ops.overlap_similarity(p, z, boxes_p, boxes_z, 4, reduction="none")
+        torch.testing.assert_close(result, expected)
