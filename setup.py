@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from setuptools import setup
@@ -39,14 +40,17 @@ def flag(name: str) -> bool:
     return os.environ.get(name, "0") not in ("", "0")
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """End the build with one clear message."""
     raise SystemExit(f"densesiam: {message}")
 
 
 def find_compiler() -> str | None:
     """The C++ compiler that torch's build extension will use."""
-    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if given := os.environ.get("CXX"):
+        command = given.split()[0]
+        return shutil.which(command) or fail(f"CXX is {given}, which is not on the path.")
+    return shutil.which("c++") or shutil.which("g++")
 
 
 def find_cuda_home() -> Path | None:
@@ -205,17 +209,23 @@ def extensions() -> tuple[list, dict]:
     return modules, {"build_ext": BuildExtension.with_options(use_ninja=True)}
 
 
-ext_modules, commands = extensions()
-setup(
-    version=VERSION,
-    # The Triton kernels live in kernels/ and are imported as densesiam.kernels.
-    packages=[
-        str(p.parent.relative_to(ROOT)).replace("/", ".")
-        for p in sorted(ROOT.glob("densesiam/**/__init__.py"))
-    ]
-    + ["densesiam.kernels"],
-    package_dir={"densesiam.kernels": "kernels"},
-    package_data={"densesiam": ["py.typed"]},
-    ext_modules=ext_modules,
-    cmdclass=commands,
-)
+def main() -> None:
+    """Build with what was found."""
+    ext_modules, commands = extensions()
+    setup(
+        version=VERSION,
+        # The Triton kernels live in kernels/ and are imported as densesiam.kernels.
+        packages=[
+            str(p.parent.relative_to(ROOT)).replace("/", ".")
+            for p in sorted(ROOT.glob("densesiam/**/__init__.py"))
+        ]
+        + ["densesiam.kernels"],
+        package_dir={"densesiam.kernels": "kernels"},
+        package_data={"densesiam": ["py.typed"]},
+        ext_modules=ext_modules,
+        cmdclass=commands,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -47,17 +48,56 @@ def load_backends() -> None:
     _MISSING["reference"] = None
     _MISSING["cpu"] = _libraries.load("_cpu")
     _MISSING["cuda"] = _libraries.load("_cuda")
-    if _MISSING["cuda"] is None and not torch.cuda.is_available():
-        _MISSING["cuda"] = "it was built, but torch finds no CUDA device on this machine"
+    if _MISSING["cuda"] is None:
+        _MISSING["cuda"] = _device_problem()
     _KERNELS["reference"] = frozenset(OPERATIONS)
     _KERNELS["cpu"] = _registered("CPU")
     _KERNELS["cuda"] = _registered("CUDA")
     _load_triton()
+    if not _KERNELS["cpu"] and not _KERNELS["cuda"]:
+        warnings.warn(
+            "densesiam has no compiled kernels here and runs on its PyTorch references: the same "
+            f"results, slower. The CPU kernels: {_MISSING['cpu']}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _registered(key: str) -> frozenset[str]:
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return frozenset(op for op in OPERATIONS if has_kernel(f"{NAMESPACE}::{op}", key))
+
+
+def _device_problem() -> str | None:
+    """Why kernels that were built and loaded cannot run on this machine's device."""
+    if not torch.cuda.is_available():
+        return "it was built, but torch finds no CUDA device on this machine"
+    built = (_libraries.build_info() or {}).get("architectures", "")
+    return architecture_problem(built, torch.cuda.get_device_capability())
+
+
+def architecture_problem(built: str, device: tuple[int, int]) -> str | None:
+    """Why a device of that compute capability cannot run a build; None if it can.
+
+    Machine code runs on its own major version from its minor version on; PTX on everything newer.
+
+    Args:
+        built: a TORCH_CUDA_ARCH_LIST, such as ``"8.0;9.0+PTX"``.
+        device: (major, minor).
+    """
+    for name in built.replace(" ", ";").split(";"):
+        number = name.removesuffix("+PTX").rstrip("af")
+        if "." not in number:
+            continue
+        major, minor = (int(part) for part in number.split("."))
+        same_family = device[0] == major and device[1] >= minor
+        if same_family or (name.endswith("+PTX") and device >= (major, minor)):
+            return None
+    wanted = f"{device[0]}.{device[1]}"
+    return (
+        f"it was built for architectures {built or 'unknown'}, and this GPU is {wanted}. Build it "
+        f"again on this machine, or with TORCH_CUDA_ARCH_LIST={wanted}"
+    )
 
 
 def _load_triton() -> None:
