@@ -1,0 +1,239 @@
+"""Bilinear samples at the cell centres of a box, and the gather that is their adjoint.
+
+    out[b, c, i, j] = sum over y, x of share_y(i, y) share_x(j, x) features[b, c, y, x]
+
+where cell i reads two neighbouring rows and cell j two neighbouring columns. Forward gathers by
+samples. Backward gathers by pixels: each inverts the coordinate function to a conservative range of
+cells, asks the forward's own function for the exact share of each, and sums in ascending order. No
+atomics, so the same bits every time.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from densesiam.ops import _layout
+
+from .addressing import image_start, tile_of_program, tile_offsets
+from .geometry import (
+    MapAndCells,
+    box_is_finite,
+    cell_tap,
+    cells_touching,
+    load_box,
+    tap_share,
+)
+from .launch import (
+    accumulate_type,
+    in_layout,
+    index_type,
+    on_device_of,
+    tile,
+)
+from .numerics import to_storage
+
+
+def overlap_sample(features: Tensor, boxes: Tensor, size: list[int]) -> Tensor:
+    """Forward, of the dispatcher's schema."""
+    batch, channels, height, width = features.shape
+    channels_last = _layout.is_channels_last(features)
+    out = _layout.empty(features, [batch, channels, *size], channels_last, features.dtype)
+    if out.numel() == 0:
+        return out
+    features, boxes = in_layout(features, channels_last), boxes.contiguous()
+    cells = size[0] * size[1]
+    block_c, block_p = tile(channels, cells, channels_last, elements=1024)
+    programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(cells, block_p)
+    with on_device_of(features):
+        _forward[(programs,)](
+            features,
+            boxes,
+            out,
+            MapAndCells(channels, height, width, *size),
+            COORDINATE=coordinate_type(features, boxes),
+            ACCUMULATE=accumulate_type(features),
+            INDEX=index_type(features, out),
+            CHANNELS_LAST=channels_last,
+            BLOCK_C=block_c,
+            BLOCK_P=block_p,
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+def overlap_sample_backward(
+    grad: Tensor, boxes: Tensor | None, size: list[int], channels_last: bool
+) -> Tensor:
+    """Gradient to a map of that size, in the layout asked for; no boxes: of the whole map."""
+    batch, channels, rows, columns = grad.shape
+    out = _layout.empty(grad, [batch, channels, *size], channels_last, grad.dtype)
+    if out.numel() == 0:
+        return out
+    grad = in_layout(grad, channels_last)
+    boxes = None if boxes is None else boxes.contiguous()
+    pixels = size[0] * size[1]
+    block_c, block_p = tile(channels, pixels, channels_last, elements=1024)
+    programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(pixels, block_p)
+    with on_device_of(grad):
+        _backward[(programs,)](
+            grad,
+            boxes,
+            out,
+            MapAndCells(channels, *size, rows, columns),
+            COORDINATE=coordinate_type(grad, boxes),
+            ACCUMULATE=accumulate_type(grad),
+            INDEX=index_type(grad, out),
+            CHANNELS_LAST=channels_last,
+            BLOCK_C=block_c,
+            BLOCK_P=block_p,
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+def coordinate_type(*tensors: Tensor | None) -> tl.dtype:
+    """float64 where the features or the boxes are, else float32."""
+    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return tl.float64 if double else tl.float32
+
+
+@triton.jit
+def _forward(
+    features,
+    boxes,
+    out,
+    shape,
+    COORDINATE: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program: a tile of channels and cells of one image."""
+    cells = tl.cast(shape.rows, INDEX) * shape.columns
+    pixels = tl.cast(shape.height, INDEX) * shape.width
+    b, channel, cell = tile_of_program(shape.channels, cells, INDEX, BLOCK_C, BLOCK_P)
+    mask = (channel < shape.channels)[:, None] & (cell < cells)[None, :]
+    box = load_box(boxes, b, COORDINATE)
+    image = features + image_start(b, shape.channels, pixels)
+    samples = bilinear(
+        image, box, channel, cell, mask, shape, COORDINATE, ACCUMULATE, CHANNELS_LAST
+    )
+    samples = tl.where(box_is_finite(box), samples, float("nan"))
+    target = tile_offsets(channel, cell, shape.channels, cells, CHANNELS_LAST)
+    tl.store(
+        out + image_start(b, shape.channels, cells) + target,
+        to_storage(samples, out.dtype.element_ty),
+        mask,
+    )
+
+
+@triton.jit
+def bilinear(
+    image,
+    box,
+    channel,
+    cell,
+    mask,
+    shape,
+    COORDINATE: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """Samples of one image: every channel (rows) at every cell (columns)."""
+    x1, y1, x2, y2 = box
+    top, bottom, y_weight = cell_tap(
+        y1, y2, cell // shape.columns, shape.rows, shape.height, COORDINATE
+    )
+    left, right, x_weight = cell_tap(
+        x1, x2, cell % shape.columns, shape.columns, shape.width, COORDINATE
+    )
+    upper = _between(
+        image, top, left, right, x_weight, channel, mask, shape, ACCUMULATE, CHANNELS_LAST
+    )
+    lower = _between(
+        image, bottom, left, right, x_weight, channel, mask, shape, ACCUMULATE, CHANNELS_LAST
+    )
+    return upper + y_weight.to(ACCUMULATE)[None, :] * (lower - upper)
+
+
+@triton.jit
+def _between(
+    image,
+    row,
+    left,
+    right,
+    weight,
+    channel,
+    mask,
+    shape,
+    ACCUMULATE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """Linear interpolation along one row of pixels."""
+    # The channels' type is as wide as offsets need.
+    start = row.to(channel.dtype) * shape.width
+    pixels = tl.cast(shape.height, channel.dtype) * shape.width
+    offsets = tile_offsets(channel, start + left, shape.channels, pixels, CHANNELS_LAST)
+    a = tl.load(image + offsets, mask, other=0).to(ACCUMULATE)
+    offsets = tile_offsets(channel, start + right, shape.channels, pixels, CHANNELS_LAST)
+    b = tl.load(image + offsets, mask, other=0).to(ACCUMULATE)
+    return a + weight.to(ACCUMULATE)[None, :] * (b - a)
+
+
+@triton.jit
+def _backward(
+    grad,
+    boxes,
+    out,
+    shape,
+    COORDINATE: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program: a tile of channels and pixels of one image."""
+    cells = tl.cast(shape.rows, INDEX) * shape.columns
+    pixels = tl.cast(shape.height, INDEX) * shape.width
+    b, channel, pixel = tile_of_program(shape.channels, pixels, INDEX, BLOCK_C, BLOCK_P)
+    in_channels = (channel < shape.channels)[:, None]
+    in_map = pixel < pixels
+    box = load_box(boxes, b, COORDINATE)
+    x1, y1, x2, y2 = box
+    y = (pixel // shape.width).to(tl.int32)
+    x = (pixel % shape.width).to(tl.int32)
+    first_row, stop_row = cells_touching(y1, y2, y, shape.rows, shape.height, COORDINATE)
+    first_column, stop_column = cells_touching(x1, x2, x, shape.columns, shape.width, COORDINATE)
+    # A box that is not finite passes no gradient on.
+    stop_row = tl.where(box_is_finite(box), stop_row, first_row)
+    stop_row = tl.where(in_map, stop_row, first_row)
+
+    # Every pixel walks its own range; all take as many steps as the longest.
+    sums = tl.zeros([BLOCK_C, BLOCK_P], ACCUMULATE)
+    source = grad + image_start(b, shape.channels, cells)
+    for step_row in range(tl.max(stop_row - first_row)):
+        i = first_row + step_row
+        y_share = tap_share(y1, y2, i, y, shape.rows, shape.height, COORDINATE)
+        y_share = tl.where(i < stop_row, y_share, 0)
+        for step_column in range(tl.max(stop_column - first_column)):
+            j = first_column + step_column
+            x_share = tap_share(x1, x2, j, x, shape.columns, shape.width, COORDINATE)
+            x_share = tl.where(j < stop_column, x_share, 0)
+            share = (y_share * x_share).to(ACCUMULATE)
+            cell = i.to(INDEX) * shape.columns + j
+            offsets = tile_offsets(channel, cell, shape.channels, cells, CHANNELS_LAST)
+            touched = in_channels & (share != 0)[None, :]
+            sums += share[None, :] * tl.load(source + offsets, touched, other=0).to(ACCUMULATE)
+    target = tile_offsets(channel, pixel, shape.channels, pixels, CHANNELS_LAST)
+    mask = in_channels & in_map[None, :]
+    tl.store(
+        out + image_start(b, shape.channels, pixels) + target,
+        to_storage(sums, out.dtype.element_ty),
+        mask,
+    )
