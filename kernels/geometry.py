@@ -95,8 +95,9 @@ def cells_touching(start, end, pixel, count, extent, COORDINATE: tl.constexpr):
     above = pixel == extent - 1
     margin = limit * epsilon + 0.125
     mirrored = span < 0
-    nearer = (tl.where(mirrored, high, low) - start) / span * limit
-    farther = (tl.where(mirrored, low, high) - start) / span * limit
+    scale = limit / tl.where(span == 0, 1, span)
+    nearer = (tl.where(mirrored, high, low) - start) * scale
+    farther = (tl.where(mirrored, low, high) - start) * scale
     open_begin = tl.where(mirrored, above, below)
     open_end = tl.where(mirrored, below, above)
     begin = tl.ceil(nearer - 0.5 - margin)

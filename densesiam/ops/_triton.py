@@ -14,6 +14,7 @@ import torch
 
 import densesiam
 from densesiam.ops._registry import NAMESPACE, register_namespace
+from densesiam.ops.schema import SCHEMAS
 
 KERNELS = frozenset({"overlap_sample"})
 """Operations that have Triton kernels, one module of ``densesiam.kernels`` each."""
@@ -33,7 +34,7 @@ def missing() -> str | None:
     namespace = f"{NAMESPACE}_triton"
     register_namespace(namespace)
     for op in sorted(KERNELS):
-        for name in (op, f"{op}_backward"):
+        for name in {op, f"{op}_backward"} & SCHEMAS.keys():
             torch.library.impl(f"{namespace}::{name}", "default", _lazy(op, name))
     return None
 
