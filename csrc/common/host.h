@@ -127,6 +127,18 @@ auto dispatch_box(const char* op, ScalarType dtype, const Body& body) {
   return dtype == ScalarType::Double ? body(Type<double>{}) : body(Type<float>{});
 }
 
+// Whether a loss is reduced to its mean.
+inline bool is_mean(const char* op, const std::string& reduction) {
+  check(reduction == "mean" || reduction == "none", op,
+        ": reduction must be one of mean, none, got '", reduction, "'");
+  return reduction == "mean";
+}
+
+// The dtype of Accumulate<T>: float64 for float64, else float32.
+inline ScalarType accumulate_type(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 template <class T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());

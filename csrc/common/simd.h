@@ -4,14 +4,20 @@
 // (x86-64-v3) and the baseline. Everything the lambda calls must be force-inlined (DENSESIAM_HD) to
 // be compiled along with it, and so must the lambda itself:
 //
-//   vectorised([&]() DENSESIAM_INLINE { kernel<T>(...); });
+//   vectorised([&](auto width) DENSESIAM_INLINE { kernel<width()>(...); });
 //
-// Elsewhere than on x86-64 with GCC or Clang it is a plain call.
+// `width` is the bytes of a vector register of that instruction set, as a compile-time constant.
+// Elsewhere than on x86-64 it is 16, and the call a plain one.
 #pragma once
+
+#include <type_traits>
 
 #define DENSESIAM_INLINE __attribute__((always_inline))
 
 namespace densesiam {
+
+template <int Bytes>
+using Width = std::integral_constant<int, Bytes>;
 
 #if defined(__x86_64__) && defined(__GNUC__)
 enum class InstructionSet { baseline, avx2, avx512 };
@@ -32,11 +38,11 @@ inline const InstructionSet instruction_set = detect_instruction_set();
 template <class Body>
 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512"), noinline)) void run_avx512(
     const Body& body) {
-  body();
+  body(Width<64>{});
 }
 template <class Body>
 __attribute__((target("arch=x86-64-v3"), noinline)) void run_avx2(const Body& body) {
-  body();
+  body(Width<32>{});
 }
 template <class Body>
 void vectorised(const Body& body) {
@@ -46,13 +52,13 @@ void vectorised(const Body& body) {
     case InstructionSet::avx2:
       return run_avx2(body);
     case InstructionSet::baseline:
-      return body();
+      return body(Width<16>{});
   }
 }
 #else
 template <class Body>
 void vectorised(const Body& body) {
-  body();
+  body(Width<16>{});
 }
 #endif
 

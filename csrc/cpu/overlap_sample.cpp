@@ -249,7 +249,7 @@ void forward(const Tensor& features, const Tensor& boxes, Tensor& out, const Sha
         if (!is_finite(box)) std::fill(y.weight.begin(), y.weight.end(), A(NAN));
         current = b;
       }
-      vectorised([&]() DENSESIAM_INLINE {
+      vectorised([&](auto) DENSESIAM_INLINE {
         if (planar) {
           forward_plane(in + item * map, result + item * cells, shape, y, x, row.data());
         } else {
@@ -289,7 +289,7 @@ void backward(const Tensor& grad, const Tensor& boxes, Tensor& out, const Shape&
         if (planar && x.most <= kMostSlots) x.build_slots(shape.columns, shape.width);
         current = b;
       }
-      vectorised([&]() DENSESIAM_INLINE {
+      vectorised([&](auto) DENSESIAM_INLINE {
         if (planar) {
           backward_plane(in + item * cells, result + item * map, shape, y, x, row.data(),
                          sums.data());

@@ -1,0 +1,245 @@
+// pseudo_label_loss on the CPU: labels, log-sums and plain losses in one pass over the maps; the
+// class weights, which need every label first, in a second over the pixels alone.
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "../common/simd.h"
+#include "../common/softmax.h"
+
+namespace densesiam {
+namespace {
+
+enum class Rebalance { none, frequency, inverse };
+
+Rebalance rebalance_of(const std::string& name) {
+  check(name == "none" || name == "frequency" || name == "inverse",
+        "pseudo_label_loss: rebalance must be one of none, frequency, inverse, got '", name, "'");
+  return name == "none"        ? Rebalance::none
+         : name == "frequency" ? Rebalance::frequency
+                               : Rebalance::inverse;
+}
+
+// Label, log sum exp and cross-entropy of each pixel.
+template <class T>
+void label_pixels(const T* logits, const T* targets, Layout layout, const Tiling& tiling,
+                  std::int32_t* labels, Accumulate<T>* log_sums, Accumulate<T>* losses) {
+  using A = Accumulate<T>;
+  const std::int64_t K = tiling.channels, P = tiling.pixels;
+  parallel_blocks(tiling.tiles(), K * kTile, [&](std::int64_t begin, std::int64_t end) {
+    Scratch<A> scratch(K * kTile), target_scratch(targets ? K * kTile : 0);
+    A greatest[kTile], sum[kTile];
+    for (std::int64_t tile = begin; tile < end; ++tile) {
+      const std::int64_t image = tiling.image(tile), start = tiling.start(tile);
+      const int count = tiling.count(tile);
+      std::int32_t* label = labels + image * P + start;
+      A* log_sum = log_sums + image * P + start;
+      A* loss = losses + image * P + start;
+      vectorised([&](auto width) DENSESIAM_INLINE {
+        const auto load = [&](const T* map, A* memory) DENSESIAM_INLINE {
+          return load_tile<width()>(map + image * K * P, K, P, layout, start, count, memory);
+        };
+        const Tile<const A> x = load(logits, scratch.data());
+        if (targets) {
+          argmax_of_rows<A>(load(targets, target_scratch.data()), K, count, greatest, label);
+          greatest_of_rows(x, K, count, greatest);
+        } else {
+          argmax_of_rows(x, K, count, greatest, label);
+        }
+        sum_of_exponentials(x, K, count, greatest, sum);
+#pragma omp simd
+        for (int i = 0; i < count; ++i) {
+          const A log = log_of_normal(sum[i]);
+          log_sum[i] = greatest[i] + log;
+          loss[i] = log;  // the loss of the greatest logit
+        }
+        if (targets) {
+          for (int i = 0; i < count; ++i) loss[i] -= x.row(label[i])[i] - greatest[i];
+        }
+      });
+    }
+  });
+}
+
+// How many pixels have each label. Integers: any order of summation gives the same.
+std::vector<std::int64_t> count_labels(const std::int32_t* labels, std::int64_t pixels,
+                                       std::int64_t classes) {
+  std::vector<std::int64_t> counts(classes);
+  std::mutex mutex;
+  parallel_blocks(pixels, 1, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<std::int64_t> own(classes);
+    for (std::int64_t i = begin; i < end; ++i) ++own[labels[i]];
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (std::int64_t k = 0; k < classes; ++k) counts[k] += own[k];
+  });
+  return counts;
+}
+
+// A class of count 0 has weight 0.
+template <class A, class Count>
+void weigh_classes(Rebalance rebalance, const Count* counts, std::int64_t classes, A* weights) {
+  double sum = 0;
+  std::int64_t present = 0;
+  for (std::int64_t k = 0; k < classes; ++k) {
+    sum += double(counts[k]);
+    present += counts[k] > 0;
+  }
+  for (std::int64_t k = 0; k < classes; ++k) {
+    const double n = double(counts[k]);
+    weights[k] = A(!(n > 0)                            ? 0
+                   : rebalance == Rebalance::frequency ? n / sum
+                                                       : sum / (double(present) * n));
+  }
+}
+
+// Multiplies each loss by its class's weight; returns their sum.
+template <class A>
+double weigh_losses(const std::int32_t* labels, const A* weights, A* losses, std::int64_t pixels) {
+  constexpr std::int64_t kBlock = 4096;
+  std::vector<double> partial(ceil_divide(pixels, kBlock));
+  parallel_blocks(std::int64_t(partial.size()), kBlock, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t block = begin; block < end; ++block) {
+      const std::int64_t stop = std::min(pixels, (block + 1) * kBlock);
+      for (std::int64_t i = block * kBlock; i < stop; ++i) losses[i] *= weights[labels[i]];
+      partial[block] = std::accumulate(losses + block * kBlock, losses + stop, 0.0);
+    }
+  });
+  return std::accumulate(partial.begin(), partial.end(), 0.0);
+}
+
+// grad: one number for "mean", one a pixel for "none".
+template <class T>
+void backward(const Accumulate<T>* grad, bool mean, const T* logits, const Accumulate<T>* log_sums,
+              const std::int32_t* labels, const Accumulate<T>* class_weights, Layout layout,
+              const Tiling& tiling, T* out) {
+  using A = Accumulate<T>;
+  const std::int64_t K = tiling.channels, P = tiling.pixels;
+  const A mean_grad = mean && tiling.tiles() ? A(*grad / double(tiling.batch * P)) : A(0);
+  parallel_blocks(tiling.tiles(), K * kTile, [&](std::int64_t begin, std::int64_t end) {
+    A scale[kTile];
+    for (std::int64_t tile = begin; tile < end; ++tile) {
+      const std::int64_t image = tiling.image(tile), start = tiling.start(tile);
+      const int count = tiling.count(tile);
+      const std::int32_t* __restrict label = labels + image * P + start;
+      const A* __restrict log_sum = log_sums + image * P + start;
+      for (int i = 0; i < count; ++i) {
+        scale[i] = class_weights[label[i]] * (mean ? mean_grad : grad[image * P + start + i]);
+      }
+      const T* source = logits + image * K * P;
+      T* result = out + image * K * P;
+      vectorised([&](auto width) DENSESIAM_INLINE {
+        const auto gradient = [&](T logit, std::int32_t k, int i) DENSESIAM_INLINE {
+          const A probability = exp_of_negative(A(to_float(logit)) - log_sum[i]);
+          return from_float<T>(scale[i] * (probability - (k == label[i] ? A(1) : A(0))));
+        };
+        if (layout == Layout::planar) {
+          for (std::int64_t k = 0; k < K; ++k) {
+            const T* __restrict from = source + k * P + start;
+            T* __restrict to = result + k * P + start;
+#pragma omp simd
+            for (int i = 0; i < count; ++i) to[i] = gradient(from[i], std::int32_t(k), i);
+          }
+          return;
+        }
+        for (int i = 0; i < count; ++i) {
+          const T* __restrict from = source + (start + i) * K;
+          T* __restrict to = result + (start + i) * K;
+          for_groups<width() / int(sizeof(A))>(
+              K, [&](std::int64_t first, auto length) DENSESIAM_INLINE {
+#pragma omp simd
+                for (int k = 0; k < length(); ++k) {
+                  to[first + k] = gradient(from[first + k], std::int32_t(first + k), i);
+                }
+              });
+        }
+      });
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits,
+                                                             std::optional<Tensor> targets,
+                                                             std::optional<Tensor> counts,
+                                                             std::string rebalance,
+                                                             std::string reduction) {
+  const char* op = "pseudo_label_loss";
+  check(logits.dim() == 3 && logits.size(1) > 0, op,
+        ": logits must be (B, K, P) with K >= 1, got shape ", shape_of(logits));
+  const Tiling tiling{logits.size(0), logits.size(1), logits.size(2)};
+  const Rebalance balance = rebalance_of(rebalance);
+  const bool mean = is_mean(op, reduction);
+  const ScalarType dtype = accumulate_type(logits.scalar_type());
+  if (targets) {
+    check(shape_of(*targets) == shape_of(logits) && targets->scalar_type() == logits.scalar_type(),
+          op, ": targets must have the logits' shape ", shape_of(logits), " and type, got shape ",
+          shape_of(*targets));
+  }
+  if (counts) {
+    check(
+        counts->dim() == 1 && counts->size(0) == tiling.channels && counts->scalar_type() == dtype,
+        op, ": counts must be (K,) = (", tiling.channels, ",) in the accumulation type, got shape ",
+        shape_of(*counts));
+  }
+
+  const Layout layout = layout_of(logits);
+  const Tensor source = in_layout(logits, layout);
+  const std::optional<Tensor> target_source =
+      targets ? std::optional(in_layout(*targets, layout)) : std::nullopt;
+  const Tensor log_sum = torch::stable::new_empty(logits, {tiling.batch, tiling.pixels}, dtype);
+  const Tensor labels =
+      torch::stable::new_empty(logits, {tiling.batch, tiling.pixels}, ScalarType::Int);
+  const Tensor weights = torch::stable::new_empty(logits, {tiling.channels}, dtype);
+  const Tensor losses = torch::stable::new_empty(logits, {tiling.batch, tiling.pixels}, dtype);
+  Tensor result = mean ? torch::stable::new_empty(logits, {}, dtype) : losses;
+
+  const std::int64_t pixels = tiling.batch * tiling.pixels;
+  dispatch_float(op, logits.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Accumulate<T>;
+    const std::int32_t* label = data<std::int32_t>(labels);
+    A* weight = mutable_data<A>(weights);
+    A* loss = mutable_data<A>(losses);
+    label_pixels(data<T>(source), target_source ? data<T>(*target_source) : nullptr,
+                 kernel_layout(layout, tiling), tiling, mutable_data<std::int32_t>(labels),
+                 mutable_data<A>(log_sum), loss);
+    if (balance == Rebalance::none) {
+      std::fill_n(weight, tiling.channels, A(1));
+    } else if (counts) {
+      const Tensor given = in_layout(*counts, Layout::planar);
+      weigh_classes(balance, data<A>(given), tiling.channels, weight);
+    } else {
+      weigh_classes(balance, count_labels(label, pixels, tiling.channels).data(), tiling.channels,
+                    weight);
+    }
+    const double sum = weigh_losses(label, weight, loss, pixels);
+    if (mean) *mutable_data<A>(result) = A(sum / double(std::max<std::int64_t>(1, pixels)));
+  });
+  return {result, log_sum, labels, weights};
+}
+
+Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& log_sum,
+                                  const Tensor& labels, const Tensor& class_weights,
+                                  std::string reduction) {
+  const char* op = "pseudo_label_loss_backward";
+  const bool mean = is_mean(op, reduction);
+  const Tiling tiling{logits.size(0), logits.size(1), logits.size(2)};
+  const Layout layout = layout_of(logits);
+  const Tensor source = in_layout(logits, layout), upstream = in_layout(grad, Layout::planar);
+  Tensor out = empty_in_layout({tiling.batch, tiling.channels, tiling.pixels}, layout,
+                               logits.scalar_type(), logits);
+  dispatch_float(op, logits.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Accumulate<T>;
+    backward(data<A>(upstream), mean, data<T>(source), data<A>(log_sum), data<std::int32_t>(labels),
+             data<A>(class_weights), kernel_layout(layout, tiling), tiling, mutable_data<T>(out));
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace densesiam
+
+DENSESIAM_IMPL(CPU, m) {
+  m.impl("pseudo_label_loss", TORCH_BOX(&densesiam::pseudo_label_loss));
+  m.impl("pseudo_label_loss_backward", TORCH_BOX(&densesiam::pseudo_label_loss_backward));
+}
