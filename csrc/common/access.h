@@ -10,7 +10,15 @@
 #define DENSESIAM_ON_STORE(pointer, bytes)
 #endif
 
+// Device code lives in this inline namespace: nvcc's and the emulator's symbols must not be one.
+#ifdef __CUDACC__
+#define DENSESIAM_TARGET device
+#else
+#define DENSESIAM_TARGET emulated
+#endif
+
 namespace densesiam {
+inline namespace DENSESIAM_TARGET {
 
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
@@ -41,4 +49,5 @@ DENSESIAM_HD void store(T* pointer, T value) {
   *pointer = value;
 }
 
+}  // namespace DENSESIAM_TARGET
 }  // namespace densesiam

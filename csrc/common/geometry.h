@@ -16,7 +16,7 @@ using Coordinate =
 
 template <class C>
 DENSESIAM_HD C cell_coordinate(C from, C to, int cell, int count, int extent) {
-  const C fraction = (C(cell) + C(0.5)) / C(count);
+  const C fraction = quotient(C(cell) + C(0.5), C(count));
   const C coordinate = (from + fraction * (to - from)) * C(extent) - C(0.5);
   const C last = C(extent - 1);
   // A NaN fails both comparisons' true branches only in this order and lands on 0.
@@ -78,19 +78,19 @@ DENSESIAM_HD CellRange cells_touching(C from, C to, int pixel, int count, int ex
   // Samples beyond the border are clamped onto the border pixel.
   const bool first = pixel == 0;
   const bool last = pixel == extent - 1;
-  const C low = (C(pixel) - C(0.5)) / C(extent) - slack;
-  const C high = (C(pixel) + C(1.5)) / C(extent) + slack;
+  const C low = quotient(C(pixel) - C(0.5), C(extent)) - slack;
+  const C high = quotient(C(pixel) + C(1.5), C(extent)) + slack;
   if (span == C(0)) {
     const bool touches = (first || from >= low) && (last || from <= high);
     return {0, touches ? count : 0};
   }
-  C begin = (low - from) / span * C(count) - C(1.5);
-  C end = (high - from) / span * C(count) + C(1.5);
+  C begin = quotient(low - from, span) * C(count) - C(1.5);
+  C end = quotient(high - from, span) * C(count) + C(1.5);
   bool open_begin = first;
   bool open_end = last;
   if (span < C(0)) {
-    begin = (high - from) / span * C(count) - C(1.5);
-    end = (low - from) / span * C(count) + C(1.5);
+    begin = quotient(high - from, span) * C(count) - C(1.5);
+    end = quotient(low - from, span) * C(count) + C(1.5);
     open_begin = last;
     open_end = first;
   }

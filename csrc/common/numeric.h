@@ -93,4 +93,32 @@ DENSESIAM_HD T from_float(Accumulate<T> value) {
   return result;
 }
 
+// a / b, correctly rounded where b and the result are normal numbers and NaN where they are not. On
+// a GPU the division operator calls a subroutine for the latter, and a call spills registers.
+DENSESIAM_HD float quotient(float a, float b) {
+#ifdef __CUDA_ARCH__
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
+  r = fmaf(fmaf(-b, r, 1.0f), r, r);
+  float q = a * r;
+  q = fmaf(fmaf(-b, q, a), r, q);
+  return fmaf(fmaf(-b, q, a), r, q);
+#else
+  return a / b;
+#endif
+}
+DENSESIAM_HD double quotient(double a, double b) {
+#ifdef __CUDA_ARCH__
+  double r;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(r) : "d"(b));  // 20 bits; each step doubles them
+  r = fma(fma(-b, r, 1.0), r, r);
+  r = fma(fma(-b, r, 1.0), r, r);
+  r = fma(fma(-b, r, 1.0), r, r);
+  const double q = a * r;
+  return fma(fma(-b, q, a), r, q);
+#else
+  return a / b;
+#endif
+}
+
 }  // namespace densesiam

@@ -1,15 +1,28 @@
 // What every CUDA op's host code shares: the tensor's device, the current stream, launch errors.
+// The emulator compiles the same host code, for tensors on the CPU (tests/emulator).
 #pragma once
-
-#include <torch/csrc/stable/accelerator.h>
 
 #include <stdexcept>
 #include <string>
 
 #include "../common/host.h"
 
+#ifdef DENSESIAM_EMULATOR
+#define DENSESIAM_DEVICE_KEY CPU
+#else
+#include <torch/csrc/stable/accelerator.h>
+#define DENSESIAM_DEVICE_KEY CUDA
+#endif
+
 namespace densesiam {
 
+#ifdef DENSESIAM_EMULATOR
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor&) {}
+  cudaStream_t stream() const { return nullptr; }
+};
+#else
 // Makes the tensor's device current for a scope, and knows the stream to launch on.
 class OnDevice {
  public:
@@ -24,6 +37,7 @@ class OnDevice {
   torch::stable::accelerator::DeviceIndex index_;
   torch::stable::accelerator::DeviceGuard guard_;
 };
+#endif
 
 // Call after a launch: an error in its configuration is reported now, not at the next CUDA call.
 inline void check_launch(const char* op) {
@@ -34,12 +48,15 @@ inline void check_launch(const char* op) {
   }
 }
 
-// Calls body(uint32_t{}) if every index fits 32 bits (64-bit division is an order slower), else
-// body(uint64_t{}). Half of the range is kept free for strides of grid loops.
-template <class Body>
-auto dispatch_index(std::int64_t largest, const Body& body) {
-  return largest < (std::int64_t(1) << 31) ? body(Type<std::uint32_t>{})
-                                           : body(Type<std::uint64_t>{});
+// Kernels index with 64-bit offsets to a plane or a pixel and 32-bit ones within (64-bit division
+// is an order of magnitude slower), so no axis may have 2^31 elements.
+inline void check_axes(const char* op, const Tensor& tensor) {
+  std::int64_t pixels = 1;
+  for (std::int64_t dim = 2; dim < tensor.dim(); ++dim) pixels *= tensor.size(dim);
+  const std::int64_t most = (std::int64_t(1) << 31) - 1;
+  check(tensor.size(0) <= most && tensor.size(1) <= most && pixels <= most, op,
+        ": images, channels and pixels of an image must each be fewer than 2^31, got shape ",
+        shape_of(tensor));
 }
 
 }  // namespace densesiam

@@ -2,6 +2,7 @@
 // csrc/kernels/.
 #include "../common/overlap_sample_args.h"
 #include "../kernels/overlap_sample.cuh"
+#include "boxes.h"
 #include "device.h"
 
 namespace densesiam {
@@ -12,24 +13,22 @@ Tensor overlap_sample(const Tensor& features, const Tensor& boxes, std::vector<s
   const OnDevice device(features);
   const Layout layout = layout_of(features);
   const Tensor source = in_layout(features, layout);
-  const Tensor box = in_layout(boxes, Layout::planar);
   Tensor out = empty_in_layout({features.size(0), features.size(1), size[0], size[1]}, layout,
                                features.scalar_type(), features);
   if (out.numel() == 0) return out;
-  const std::int64_t largest = std::max(source.numel(), out.numel());
-  dispatch_box("overlap_sample", box.scalar_type(), [&](auto box_type) {
-    dispatch_float("overlap_sample", source.scalar_type(), [&](auto type) {
-      dispatch_index(largest, [&](auto index_type) {
-        using T = typename decltype(type)::type;
-        using Box = typename decltype(box_type)::type;
-        using Index = typename decltype(index_type)::type;
-        const OverlapSampleShape<Index> shape{Index(source.size(0)), Index(source.size(1)),
-                                              int(source.size(2)),   int(source.size(3)),
-                                              int(size[0]),          int(size[1])};
-        launch_overlap_sample(data<T>(source), data<Box>(box), mutable_data<T>(out), shape,
-                              layout == Layout::pixels, device.stream());
-      });
-    });
+  check_axes("overlap_sample", source);
+  check_axes("overlap_sample", out);
+  const OverlapSampleShape shape{unsigned(source.size(0)),
+                                 unsigned(source.size(1)),
+                                 int(source.size(2)),
+                                 int(source.size(3)),
+                                 int(size[0]),
+                                 int(size[1])};
+  dispatch_coordinates("overlap_sample", source, boxes, [&](auto type, auto c, const Tensor& box) {
+    using T = typename decltype(type)::type;
+    using C = typename decltype(c)::type;
+    launch_overlap_sample(data<T>(source), data<C>(box), mutable_data<T>(out), shape,
+                          layout == Layout::pixels, device.stream());
   });
   check_launch("overlap_sample");
   return out;
@@ -40,24 +39,19 @@ Tensor overlap_sample_backward(const Tensor& grad, const Tensor& boxes,
   const OnDevice device(grad);
   const Layout layout = channels_last ? Layout::pixels : Layout::planar;
   const Tensor source = in_layout(grad, layout);
-  const Tensor box = in_layout(boxes, Layout::planar);
   Tensor out = empty_in_layout({grad.size(0), grad.size(1), size[0], size[1]}, layout,
                                grad.scalar_type(), grad);
   if (out.numel() == 0) return out;
-  const std::int64_t largest = std::max(source.numel(), out.numel());
-  dispatch_box("overlap_sample_backward", box.scalar_type(), [&](auto box_type) {
-    dispatch_float("overlap_sample_backward", source.scalar_type(), [&](auto type) {
-      dispatch_index(largest, [&](auto index_type) {
-        using T = typename decltype(type)::type;
-        using Box = typename decltype(box_type)::type;
-        using Index = typename decltype(index_type)::type;
-        const OverlapSampleShape<Index> shape{Index(source.size(0)), Index(source.size(1)),
-                                              int(size[0]),          int(size[1]),
-                                              int(source.size(2)),   int(source.size(3))};
-        launch_overlap_sample_backward(data<T>(source), data<Box>(box), mutable_data<T>(out), shape,
-                                       channels_last, device.stream());
-      });
-    });
+  check_axes("overlap_sample_backward", source);
+  check_axes("overlap_sample_backward", out);
+  const OverlapSampleShape shape{
+      unsigned(source.size(0)), unsigned(source.size(1)), int(size[0]), int(size[1]),
+      int(source.size(2)),      int(source.size(3))};
+  dispatch_coordinates("overlap_sample", source, boxes, [&](auto type, auto c, const Tensor& box) {
+    using T = typename decltype(type)::type;
+    using C = typename decltype(c)::type;
+    launch_overlap_sample_backward(data<T>(source), data<C>(box), mutable_data<T>(out), shape,
+                                   channels_last, device.stream());
   });
   check_launch("overlap_sample_backward");
   return out;
@@ -66,7 +60,7 @@ Tensor overlap_sample_backward(const Tensor& grad, const Tensor& boxes,
 }  // namespace
 }  // namespace densesiam
 
-DENSESIAM_IMPL(CUDA, m) {
+DENSESIAM_IMPL(DENSESIAM_DEVICE_KEY, m) {
   m.impl("overlap_sample", TORCH_BOX(&densesiam::overlap_sample));
   m.impl("overlap_sample_backward", TORCH_BOX(&densesiam::overlap_sample_backward));
 }

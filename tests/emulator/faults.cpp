@@ -1,0 +1,142 @@
+// Kernels with one planted bug each, and their sound twins: the emulator must tell them apart.
+#include <functional>
+
+#include "kernels.h"
+// After kernels.h, which turns the helpers' hooks on.
+#include "../../csrc/common/launch.h"
+
+namespace {
+
+using densesiam::load;
+
+constexpr unsigned kAll = ~0u;
+
+// Some threads of the block never reach the barrier.
+__global__ void barrier_in_branch(float* out, bool bug) {
+  if (!bug || threadIdx.x < 16) __syncthreads();
+  out[threadIdx.x] = 1;
+}
+
+// Half of the threads wait at one barrier, half at another.
+__global__ void two_barriers(float* out, bool bug) {
+  if (!bug || threadIdx.x % 2) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+  out[threadIdx.x] = 1;
+}
+
+// Lanes named by the mask have left.
+__global__ void lane_missing(float* out, bool bug) {
+  if (bug && threadIdx.x >= 16) return;
+  out[threadIdx.x] = __shfl_xor_sync(kAll, float(threadIdx.x), 1);
+}
+
+// A lane calls with a mask that does not name it.
+__global__ void caller_not_in_mask(float* out, bool bug) {
+  out[threadIdx.x] = __shfl_xor_sync(bug ? kAll - 1 : kAll, float(threadIdx.x), 1);
+}
+
+// A lane reads from one that the mask does not name.
+__global__ void source_not_in_mask(float* out, bool bug) {
+  if (threadIdx.x < 16) {
+    out[threadIdx.x] = __shfl_sync(0xffffu, float(threadIdx.x), bug ? 20 : 10);
+  }
+}
+
+// A warp waits for a lane that waits for the block.
+__global__ void warp_against_block(float* out, bool bug) {
+  if (bug && threadIdx.x == 0) __syncthreads();
+  out[threadIdx.x] = __ballot_sync(kAll, true);
+  if (!bug || threadIdx.x != 0) __syncthreads();
+}
+
+__global__ void too_much_shared(float* out, bool bug) {
+  const int bytes = bug ? (48 << 10) + 4 : 48 << 10;
+  DENSESIAM_SHARED(float, values, bytes / sizeof(float));
+  values[threadIdx.x] = 1;
+  out[threadIdx.x] = values[threadIdx.x];
+}
+
+// Shared memory is read before anything was written.
+__global__ void uninitialised_shared(float* out, bool bug) {
+  DENSESIAM_SHARED(float, values, 64);
+  if (!bug) values[threadIdx.x] = 0;
+  out[threadIdx.x] = values[threadIdx.x];
+}
+
+// A thread reads what another writes, with no barrier between.
+__global__ void missing_barrier(float* out, bool bug) {
+  DENSESIAM_SHARED(float, values, 64);
+  values[threadIdx.x] = float(threadIdx.x);
+  if (!bug) __syncthreads();
+  out[threadIdx.x] = values[63 - threadIdx.x];
+}
+
+// The result depends on which block comes first.
+__global__ void order_of_blocks(float* out, bool bug) {
+  if (bug) {
+    out[threadIdx.x] = out[threadIdx.x] * 2 + float(blockIdx.x);
+  } else if (blockIdx.x == 0) {
+    out[threadIdx.x] = 1;
+  }
+}
+
+__global__ void misaligned(float* out, bool bug) {
+  out[threadIdx.x] = load<4>(out + (bug ? 1 : 0)).values[0];
+}
+
+__global__ void beyond_shared(float* out, bool bug) {
+  DENSESIAM_SHARED(float, values, 64);
+  values[threadIdx.x] = 1;
+  __syncthreads();
+  out[threadIdx.x] = values[threadIdx.x + (bug ? 1 : 0)];
+}
+
+__global__ void beyond_global(float* out, bool bug) {
+  densesiam::store(out + threadIdx.x + (bug ? 1 : 0), 1.0f);
+}
+
+__global__ void nothing(float*, bool) {}
+
+const std::map<std::string, void (*)(float*, bool)> kKernels = {
+    {"barrier_in_branch", barrier_in_branch},
+    {"two_barriers", two_barriers},
+    {"lane_missing", lane_missing},
+    {"caller_not_in_mask", caller_not_in_mask},
+    {"source_not_in_mask", source_not_in_mask},
+    {"warp_against_block", warp_against_block},
+    {"too_much_shared", too_much_shared},
+    {"uninitialised_shared", uninitialised_shared},
+    {"missing_barrier", missing_barrier},
+    {"order_of_blocks", order_of_blocks},
+    {"misaligned", misaligned},
+    {"beyond_shared", beyond_shared},
+    {"beyond_global", beyond_global},
+    {"empty_grid", nothing},
+};
+
+std::string last_error;
+
+}  // namespace
+
+// Launches a kernel on 2 blocks of 64 threads; 64 numbers come back. Returns the emulator's error,
+// or null.
+extern "C" __attribute__((visibility("default"))) const char* run_fault(const char* kernel,
+                                                                        bool bug, float* result) {
+  // Exactly as long as the kernels need, so that AddressSanitizer sees one more.
+  const std::unique_ptr<float, void (*)(void*)> out(
+      static_cast<float*>(std::aligned_alloc(16, 64 * sizeof(float))), std::free);
+  std::fill(out.get(), out.get() + 64, 0.0f);
+  try {
+    const bool empty = bug && std::string(kernel) == "empty_grid";
+    densesiam::launch(kKernels.at(kernel), dim3(empty ? 0 : 2), dim3(64), 0, nullptr, out.get(),
+                      bug);
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return last_error.c_str();
+  }
+  std::copy(out.get(), out.get() + 64, result);
+  return nullptr;
+}
