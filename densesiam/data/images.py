@@ -61,6 +61,8 @@ class ImageFiles(Dataset[dict[str, Tensor]]):
         """The views of one image, as drawn for one epoch and repetition."""
         if isinstance(draw, int):
             draw = Draw(draw)
+        if not 0 <= draw.index < len(self):
+            raise IndexError(f"no image {draw.index} among {len(self)}")
         if not self.transform.redrawn:
             draw = Draw(draw.index)
         generator = seeded_generator(self.seed, draw.epoch, draw.repetition, draw.index)

@@ -27,6 +27,7 @@ def test_native_changes_nothing():
         (Evaluation(50, 32), (32, 32)),
         (Evaluation(None, 41), (41, 41)),
         (Evaluation(40, None), (40, 60)),
+        (Evaluation(45, None), (45, 68)),
         (Evaluation(300, 280), (280, 280)),
     ],
 )

@@ -45,6 +45,14 @@ def test_items(folder):
     assert item["index"] == 2
 
 
+def test_iteration_ends(folder):
+    data = Images(folder, VIEWS)
+    for index in (4, -1):
+        with pytest.raises(IndexError, match=f"no image {index} among 4"):
+            data[index]
+    assert [item["index"].item() for item in data] == [0, 1, 2, 3]
+
+
 def test_draws_follow_from_seed_epoch_repetition_and_index(folder):
     data = Images(folder, VIEWS, seed=1)
     state = torch.get_rng_state()

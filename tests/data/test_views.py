@@ -119,6 +119,9 @@ def test_segmentation_geometry():
     # The mean of 400 values of U(20, 80) has a standard error of 0.87; four of them.
     assert width.mean().item() == pytest.approx(50, abs=3.5)
     assert (crops % 1 > 0).any(dim=1).all(), "positions are continuous"
+    place = crops[:, :2] / (80 - width)[:, None]
+    assert (place.amin(dim=0) < 0.02).all()
+    assert (place.amax(dim=0) > 0.98).all()
     share = torch.stack([s["flip1"] for s in samples]).double().mean().item()
     assert share == pytest.approx(0.5, abs=0.1)  # four standard errors of 0.025
     assert not any(s["flip2"] for s in samples)
@@ -127,25 +130,32 @@ def test_segmentation_geometry():
 
 def test_crop_keeps_the_output_aspect_in_other_frames():
     views = SegmentationViews((20, 40), None, None, scale_min=0.5, photometric=PLAIN)
-    for i in range(20):
-        crop = views(noise(90, 120), seeded_generator(0, i))["crop1"]
-        width, height = (crop[2:] - crop[:2]).tolist()
-        assert width == pytest.approx(2 * height, rel=1e-5)
-        assert 45 <= width <= 90
+    for (width, height), widest in (((90, 120), 90), ((200, 60), 120)):
+        for i in range(20):
+            crop = views(noise(width, height), seeded_generator(0, i))["crop1"]
+            crop_width, crop_height = (crop[2:] - crop[:2]).tolist()
+            assert crop_width == pytest.approx(2 * crop_height, rel=1e-5)
+            assert widest / 2 <= crop_width <= widest
 
 
 def test_two_crops_keep_to_scale_and_ratio():
     views = TwoCrops(16, scale=(0.2, 0.6), ratio=(0.5, 2.0), photometric=PLAIN)
+    ratios = []
     for i in range(100):
         s = views(noise(90, 80), seeded_generator(0, i))
         for crop in (s["crop1"], s["crop2"]):
             width, height = (crop[2:] - crop[:2]).tolist()
             assert 0.2 <= width * height / (90 * 80) <= 0.6 + 1e-6
             assert 0.5 - 1e-6 <= width / height <= 2 + 1e-6
+            ratios.append(width / height)
             assert crop.min() >= 0
             assert crop[2] <= 90 + 1e-4
             assert crop[3] <= 80 + 1e-4
     assert not torch.equal(s["crop1"], s["crop2"])
+    assert min(ratios) < 0.6
+    assert max(ratios) > 1.6
+    # Log-uniform: as many above 1 as below. Four standard errors of 0.035.
+    assert np.mean(np.array(ratios) > 1) == pytest.approx(0.5, abs=0.14)
 
 
 def test_two_crops_fall_back_on_a_centred_crop():
