@@ -18,8 +18,16 @@ DENSESIAM_HD void greatest_of_rows(Tile<const A> tile, std::int64_t channels, in
   }
 }
 
-// The same with its index: the lowest on a tie. NaN counts as greater than every number, and the
+// Takes value and its index where it is greater. NaN counts as greater than every number, and the
 // first NaN wins.
+template <class A>
+DENSESIAM_HD void take_greater(A value, std::int32_t k, A& greatest, std::int32_t& index) {
+  const bool better = !(value <= greatest) & (greatest == greatest);
+  greatest = better ? value : greatest;
+  index = better ? k : index;
+}
+
+// The greatest channel with its index: the lowest on a tie.
 template <class A>
 DENSESIAM_HD void argmax_of_rows(Tile<const A> tile, std::int64_t channels, int count,
                                  A* __restrict greatest, std::int32_t* __restrict index) {
@@ -30,11 +38,7 @@ DENSESIAM_HD void argmax_of_rows(Tile<const A> tile, std::int64_t channels, int 
   for (std::int64_t c = 1; c < channels; ++c) {
     const A* __restrict row = tile.row(c);
 #pragma omp simd
-    for (int i = 0; i < count; ++i) {
-      const bool better = !(row[i] <= greatest[i]) & (greatest[i] == greatest[i]);
-      greatest[i] = better ? row[i] : greatest[i];
-      index[i] = better ? std::int32_t(c) : index[i];
-    }
+    for (int i = 0; i < count; ++i) take_greater(row[i], std::int32_t(c), greatest[i], index[i]);
   }
 }
 

@@ -10,25 +10,6 @@
 namespace densesiam {
 namespace {
 
-// The cosines of pixels whose channels lie side by side: no need to make a tile.
-template <class T, class A>
-DENSESIAM_HD void cosine_pixels(const T* p, const T* z, std::int64_t channels, int count,
-                                TileLosses<A>& out) {
-  for (int i = 0; i < count; ++i) {
-    const T* __restrict a = p + i * channels;
-    const T* __restrict b = z + i * channels;
-    A pp = 0, zz = 0, pz = 0;
-#pragma omp simd reduction(+ : pp, zz, pz)
-    for (std::int64_t c = 0; c < channels; ++c) {
-      const A x = to_float(a[c]), y = to_float(b[c]);
-      pp += x * x;
-      zz += y * y;
-      pz += x * y;
-    }
-    cosine_of_sums(pp, zz, pz, out.loss[i], out.first[i], out.second[i]);
-  }
-}
-
 template <class T>
 void forward(const T* p, const T* z, Weights<Accumulate<T>> weights, Kind kind, Layout layout,
              const Tiling& tiling, Accumulate<T>* statistics, Accumulate<T>* losses,
@@ -51,14 +32,10 @@ void forward(const T* p, const T* z, Weights<Accumulate<T>> weights, Kind kind, 
         vectorised([&](auto width) DENSESIAM_INLINE {
           const T* p_image = p + image * C * P;
           const T* z_image = z + image * C * P;
-          if (layout == Layout::pixels && kind == Kind::cosine) {
-            cosine_pixels(p_image + start * C, z_image + start * C, C, count, out);
-          } else {
-            similarity_tile<A>(
-                kind, load_tile<width()>(p_image, C, P, layout, start, count, p_scratch.data()),
-                load_tile<width()>(z_image, C, P, layout, start, count, z_scratch.data()), C, count,
-                out);
-          }
+          similarity_tile<A>(
+              kind, load_tile<width()>(p_image, C, P, layout, start, count, p_scratch.data()),
+              load_tile<width()>(z_image, C, P, layout, start, count, z_scratch.data()), C, count,
+              out);
           for (int i = 0; i < count; ++i) out.loss[i] *= weight;
         });
       }

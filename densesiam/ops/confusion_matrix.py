@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -61,7 +63,39 @@ def confusion_matrix(
     backend = select("confusion_matrix", prediction)
     if backend == "reference":
         return reference.confusion_matrix(prediction, label, *numbers)
-    return kernel(NAMESPACES[backend], "confusion_matrix")(prediction, label, *numbers)
+    matrix = kernel(NAMESPACES[backend], "confusion_matrix")(prediction, label, *numbers)
+    if backend != "cpu":
+        return matrix
+    if torch.compiler.is_compiling():
+        return torch.ops.densesiam.valid_counts(matrix, prediction, label, *numbers)
+    _require_valid(matrix, prediction, label, *numbers)
+    return matrix
+
+
+def _require_valid(matrix: Tensor, prediction: Tensor, label: Tensor, *numbers: int) -> None:
+    # Where a value is out of range the CPU's kernel gives counts of -1 all over; the reference
+    # finds the culprits and raises.
+    if matrix[0, 0] < 0:
+        reference.confusion_matrix(prediction, label, *numbers)
+
+
+# Raising is not for a traced function: in a compiled graph the check is an operator of its own.
+torch.library.define(
+    "densesiam::valid_counts",
+    "(Tensor matrix, Tensor prediction, Tensor label, SymInt num_predictions, SymInt num_classes, "
+    "SymInt ignore_index) -> Tensor",
+)
+
+
+@torch.library.impl("densesiam::valid_counts", "CompositeExplicitAutograd")
+def _valid_counts(matrix: Tensor, *args: Any) -> Tensor:
+    _require_valid(matrix, *args)
+    return matrix.clone()
+
+
+@torch.library.register_fake("densesiam::valid_counts")
+def _valid_counts_fake(matrix: Tensor, *args: Any) -> Tensor:
+    return torch.empty_like(matrix)
 
 
 def _fake(
