@@ -51,3 +51,25 @@ def tile(channels: int, pixels: int, channels_last: bool, elements: int) -> tupl
     block_inner = min(triton.next_power_of_2(inner), 128)
     block_outer = min(triton.next_power_of_2(outer), max(elements // block_inner, 1))
     return (block_inner, block_outer) if channels_last else (block_outer, block_inner)
+
+
+def pixel_tile(batch: int, channels: int, pixels: int) -> tuple[int, int]:
+    """(BLOCK_C, BLOCK_P) for kernels that walk over all channels of a block of pixels.
+
+    At most 4096 elements. Where there are few pixels of many channels, blocks of pixels get
+    shorter, so that there are programs enough for a large GPU.
+    """
+    all_channels = triton.next_power_of_2(channels)
+    block_p = min(triton.next_power_of_2(pixels), 128, 4096 // min(all_channels, 128))
+    while (
+        block_p > 8
+        and block_p * all_channels > 1024
+        and batch * triton.cdiv(pixels, block_p) < 1024
+    ):
+        block_p //= 2
+    return min(all_channels, 4096 // block_p), block_p
+
+
+def warps(elements: int) -> int:
+    """Warps for a tile: 16 elements a thread."""
+    return min(max(elements // 512, 1), 8)

@@ -1,0 +1,194 @@
+"""Similarity of the predictor's output to the other view's projection, pixel by pixel.
+
+Forward reads p and z once and keeps two numbers a pixel; backward reads both again and writes the
+gradient. Images of weight 0 are not read at all.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from densesiam.ops import _layout
+
+from .addressing import block_range, image_start, tile_of_program, tile_offsets
+from .launch import (
+    accumulate_type,
+    in_layout,
+    index_type,
+    on_device_of,
+    pixel_tile,
+    tile,
+    warps,
+)
+from .numerics import to_storage
+from .reduction import image_weight, loss_gradient, mean_of_sums, store_loss
+from .similarity import add_channels, gradient, loss_and_statistics, start_sums
+
+
+def pixel_similarity(
+    p: Tensor, z: Tensor, weight: Tensor | None, kind: str, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Loss and statistics, of the dispatcher's schema."""
+    batch, channels, pixels = p.shape
+    dtype = _layout.accumulate_dtype(p)
+    mean = reduction == "mean"
+    statistics = p.new_empty([batch, 2, pixels], dtype=dtype)
+    loss = p.new_empty([] if mean else [batch, pixels], dtype=dtype)
+    if batch * pixels == 0:
+        return loss.zero_(), statistics
+    channels_last = _layout.is_channels_last(p)
+    p, z = in_layout(p, channels_last), in_layout(z, channels_last)
+    weight = None if weight is None else weight.contiguous()
+    block_c, block_p = pixel_tile(batch, channels, pixels)
+    programs = batch * triton.cdiv(pixels, block_p)
+    losses = p.new_empty([programs], dtype=dtype) if mean else loss
+    with on_device_of(p):
+        _forward[(programs,)](
+            p,
+            z,
+            weight,
+            losses,
+            statistics,
+            channels,
+            pixels,
+            COSINE=kind == "cosine",
+            MEAN=mean,
+            ACCUMULATE=accumulate_type(p),
+            INDEX=index_type(p),
+            CHANNELS_LAST=channels_last,
+            BLOCK_C=block_c,
+            BLOCK_P=block_p,
+            num_warps=warps(block_c * block_p),
+        )
+        if mean:
+            mean_of_sums(losses, weight, batch, pixels, loss)
+    return loss, statistics
+
+
+def pixel_similarity_backward(
+    grad: Tensor,
+    p: Tensor,
+    z: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    kind: str,
+    reduction: str,
+) -> Tensor:
+    """Gradient to p, in p's layout."""
+    batch, channels, pixels = p.shape
+    out = _layout.empty_like(p)
+    if out.numel() == 0:
+        return out
+    channels_last = _layout.is_channels_last(p)
+    p, z = in_layout(p, channels_last), in_layout(z, channels_last)
+    weight = None if weight is None else weight.contiguous()
+    block_c, block_p = tile(channels, pixels, channels_last, elements=2048)
+    programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(pixels, block_p)
+    with on_device_of(p):
+        _backward[(programs,)](
+            grad.contiguous(),
+            p,
+            z,
+            weight,
+            statistics.contiguous(),
+            out,
+            batch,
+            channels,
+            pixels,
+            COSINE=kind == "cosine",
+            MEAN=reduction == "mean",
+            ACCUMULATE=accumulate_type(p),
+            INDEX=index_type(p),
+            CHANNELS_LAST=channels_last,
+            BLOCK_C=block_c,
+            BLOCK_P=block_p,
+        )
+    return out
+
+
+@triton.jit
+def _forward(
+    p,
+    z,
+    weight,
+    losses,
+    statistics,
+    channels,
+    pixels,
+    COSINE: tl.constexpr,
+    MEAN: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program: all channels of a block of pixels of one image."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(pixels, BLOCK_P)
+    b = program // blocks
+    pixel = block_range(program % blocks, INDEX, BLOCK_P)
+    in_map = pixel < pixels
+    w = image_weight(weight, b, ACCUMULATE)
+    start = image_start(b, channels, pixels)
+    # An image of weight 0 is read as one of zeros: even NaN in it counts nowhere.
+    readable = tl.where(w != 0, channels, 0)
+    sums = start_sums(COSINE, ACCUMULATE, BLOCK_P)
+    for first in range(0, channels, BLOCK_C):
+        channel = tl.cast(first, INDEX) + tl.arange(0, BLOCK_C)
+        offsets = start + tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
+        read = (channel < readable)[:, None] & in_map[None, :]
+        p_tile = tl.load(p + offsets, read, other=0).to(ACCUMULATE)
+        z_tile = tl.load(z + offsets, read, other=0).to(ACCUMULATE)
+        sums = add_channels(sums, p_tile, z_tile, (channel < channels)[:, None], COSINE)
+    loss, first_statistic, second_statistic = loss_and_statistics(sums, COSINE)
+    store_statistics(statistics, b, pixel, pixels, first_statistic, second_statistic)
+    store_loss(losses, loss * w, b, pixel, pixels, MEAN)
+
+
+@triton.jit
+def store_statistics(statistics, b, pixel, pixels, first, second):
+    """Write both statistics, (B, 2, P)."""
+    target = statistics + image_start(b, 2, pixels) + pixel
+    tl.store(target, first, pixel < pixels)
+    tl.store(target + pixels, second, pixel < pixels)
+
+
+@triton.jit
+def _backward(
+    grad,
+    p,
+    z,
+    weight,
+    statistics,
+    out,
+    batch,
+    channels,
+    pixels,
+    COSINE: tl.constexpr,
+    MEAN: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program: a tile of channels and pixels of one image."""
+    b, channel, pixel = tile_of_program(channels, pixels, INDEX, BLOCK_C, BLOCK_P)
+    in_map = pixel < pixels
+    mask = (channel < channels)[:, None] & in_map[None, :]
+    w = image_weight(weight, b, ACCUMULATE)
+    factor = w * loss_gradient(grad, weight, b, batch, pixel, pixels, MEAN, ACCUMULATE)
+    statistic = statistics + image_start(b, 2, pixels) + pixel
+    first = tl.load(statistic, in_map, other=0)
+    second = tl.load(statistic + pixels, in_map, other=0)
+    offsets = tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
+    offsets += image_start(b, channels, pixels)
+    read = (channel < tl.where(w != 0, channels, 0))[:, None] & in_map[None, :]
+    p_tile = tl.load(p + offsets, read, other=0).to(ACCUMULATE)
+    z_tile = tl.load(z + offsets, read, other=0).to(ACCUMULATE)
+    result = factor[None, :] * gradient(p_tile, z_tile, first, second, COSINE)
+    result = tl.where(w != 0, result, 0)
+    tl.store(out + offsets, to_storage(result, out.dtype.element_ty), mask)

@@ -1,0 +1,256 @@
+"""Hard cross-entropy toward the network's own labels.
+
+One pass over the logits (and the targets) gives each pixel's label, logsumexp and loss. Class
+weights that depend on this call's own label counts are known only after it: then the pass keeps the
+losses and counts the labels, and a second one over the losses alone weighs them. The counts stay on
+the device; counting uses integer atomics, whose order changes nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from densesiam.ops import _layout
+
+from .addressing import block_range, image_start, tile_of_program, tile_offsets
+from .argmax import add_candidates, start_greatest
+from .launch import (
+    accumulate_type,
+    in_layout,
+    index_type,
+    on_device_of,
+    pixel_tile,
+    tile,
+    warps,
+)
+from .numerics import to_storage
+from .reduction import BLOCK, loss_gradient, mean_of_sums, store_loss, sum_of
+from .softmax import add_exponentials, finite
+
+
+def pseudo_label_loss(
+    logits: Tensor, targets: Tensor | None, counts: Tensor | None, rebalance: str, reduction: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, log_sum, labels and class weights, of the dispatcher's schema."""
+    batch, classes, pixels = logits.shape
+    dtype = _layout.accumulate_dtype(logits)
+    mean = reduction == "mean"
+    loss = logits.new_empty([] if mean else [batch, pixels], dtype=dtype)
+    log_sum = logits.new_empty([batch, pixels], dtype=dtype)
+    labels = logits.new_empty([batch, pixels], dtype=torch.int32)
+    class_weights = logits.new_ones([classes], dtype=dtype)
+    if batch * pixels == 0:
+        return loss.zero_(), log_sum, labels, class_weights
+    channels_last = _layout.is_channels_last(logits)
+    logits = in_layout(logits, channels_last)
+    targets = None if targets is None else in_layout(targets, channels_last)
+    block_c, block_p = pixel_tile(batch, classes, pixels)
+    programs = batch * triton.cdiv(pixels, block_p)
+
+    rebalanced = rebalance != "none"
+    weighs_later = rebalanced and counts is None
+    keeps_losses = weighs_later or not mean
+    own_counts = logits.new_zeros([classes], dtype=torch.int64) if weighs_later else None
+    losses = logits.new_empty([batch, pixels] if keeps_losses else [programs], dtype=dtype)
+    with on_device_of(logits):
+        if rebalanced and counts is not None:
+            _class_weights[(1,)](
+                counts.contiguous(), class_weights, classes, rebalance == "inverse"
+            )
+        _forward[(programs,)](
+            logits,
+            targets,
+            class_weights if rebalanced and not weighs_later else None,
+            losses,
+            log_sum,
+            labels,
+            own_counts,
+            classes,
+            pixels,
+            MEAN=not keeps_losses,
+            ACCUMULATE=accumulate_type(logits),
+            INDEX=index_type(logits),
+            CHANNELS_LAST=channels_last,
+            BLOCK_C=block_c,
+            BLOCK_P=block_p,
+            num_warps=warps(block_c * block_p),
+        )
+        if weighs_later:
+            _class_weights[(1,)](own_counts, class_weights, classes, rebalance == "inverse")
+            programs = triton.cdiv(batch * pixels, BLOCK.value)
+            sums = losses.new_empty([programs]) if mean else losses
+            _weigh[(programs,)](losses, labels, class_weights, sums, batch * pixels, MEAN=mean)
+            losses = sums
+        if mean:
+            mean_of_sums(losses, None, batch, pixels, loss)
+    return loss if mean else losses, log_sum, labels, class_weights
+
+
+def pseudo_label_loss_backward(
+    grad: Tensor,
+    logits: Tensor,
+    log_sum: Tensor,
+    labels: Tensor,
+    class_weights: Tensor,
+    reduction: str,
+) -> Tensor:
+    """Gradient to the logits, in their layout."""
+    batch, classes, pixels = logits.shape
+    out = _layout.empty_like(logits)
+    if out.numel() == 0:
+        return out
+    channels_last = _layout.is_channels_last(logits)
+    logits = in_layout(logits, channels_last)
+    block_c, block_p = tile(classes, pixels, channels_last, elements=2048)
+    programs = batch * triton.cdiv(classes, block_c) * triton.cdiv(pixels, block_p)
+    with on_device_of(logits):
+        _backward[(programs,)](
+            grad.contiguous(),
+            logits,
+            log_sum.contiguous(),
+            labels.contiguous(),
+            class_weights.contiguous(),
+            out,
+            batch,
+            classes,
+            pixels,
+            MEAN=reduction == "mean",
+            ACCUMULATE=accumulate_type(logits),
+            INDEX=index_type(logits),
+            CHANNELS_LAST=channels_last,
+            BLOCK_C=block_c,
+            BLOCK_P=block_p,
+        )
+    return out
+
+
+@triton.jit
+def _forward(
+    logits,
+    targets,
+    class_weights,
+    losses,
+    log_sum,
+    labels,
+    counts,
+    classes,
+    pixels,
+    MEAN: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program: all classes of a block of pixels of one image."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(pixels, BLOCK_P)
+    b = program // blocks
+    pixel = block_range(program % blocks, INDEX, BLOCK_P)
+    in_map = pixel < pixels
+    start = image_start(b, classes, pixels)
+    total = tl.zeros([BLOCK_P], ACCUMULATE)
+    shift = total - float("inf")
+    value, label = start_greatest(ACCUMULATE, BLOCK_P)
+    for first in range(0, classes, BLOCK_C):
+        channel = tl.cast(first, INDEX) + tl.arange(0, BLOCK_C)
+        is_class = (channel < classes)[:, None]
+        offsets = start + tile_offsets(channel, pixel, classes, pixels, CHANNELS_LAST)
+        read = is_class & in_map[None, :]
+        x = tl.load(logits + offsets, read, other=0).to(ACCUMULATE)
+        total, shift, _ = add_exponentials(total, shift, x, is_class)
+        if targets is not None:
+            x = tl.load(targets + offsets, read, other=0).to(ACCUMULATE)
+        value, label = add_candidates(value, label, x, channel, is_class)
+
+    log_total = tl.log(total)
+    pixel_offset = image_start(b, 1, pixels) + pixel
+    tl.store(log_sum + pixel_offset, shift + log_total, in_map)
+    tl.store(labels + pixel_offset, label, in_map)
+    # Read again, from the cache: the label is known only now.
+    label_offset = label.to(INDEX) * (1 if CHANNELS_LAST else pixels)
+    label_offset += pixel * (classes if CHANNELS_LAST else 1)
+    chosen = tl.load(logits + start + label_offset, in_map, other=0).to(ACCUMULATE)
+    loss = log_total - (chosen - finite(shift))
+    if class_weights is not None:
+        loss *= tl.load(class_weights + label)
+    store_loss(losses, loss, b, pixel, pixels, MEAN)
+    if counts is not None:
+        _count(counts, label, in_map, classes, BLOCK_C)
+
+
+@triton.jit
+def _count(counts, label, mask, classes, BLOCK_C: tl.constexpr):
+    """Add this program's labels to the counts of the classes."""
+    for first in range(0, classes, BLOCK_C):
+        channel = first + tl.arange(0, BLOCK_C)
+        hits = (channel[:, None] == label[None, :]) & mask[None, :]
+        number = tl.sum(hits.to(tl.int32), 1)
+        tl.atomic_add(
+            counts + channel, number.to(tl.int64), (channel < classes) & (number > 0), sem="relaxed"
+        )
+
+
+@triton.jit
+def _class_weights(counts, class_weights, classes, INVERSE: tl.constexpr):
+    """One program: n / N, or N / (K' n); 0 for a class of count 0."""
+    lane = tl.arange(0, BLOCK)
+    total = sum_of(counts, classes, tl.float64)
+    present = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, classes, BLOCK):
+        n = tl.load(counts + start + lane, start + lane < classes, other=0)
+        present += (n > 0).to(tl.int32)
+    present = tl.sum(present)
+    for start in range(0, classes, BLOCK):
+        n = tl.load(counts + start + lane, start + lane < classes, other=0).to(tl.float64)
+        some = tl.where(n > 0, n, 1)
+        weight = total / (present * some) if INVERSE else some / total
+        weight = tl.where(n > 0, weight, 0).to(class_weights.dtype.element_ty)
+        tl.store(class_weights + start + lane, weight, start + lane < classes)
+
+
+@triton.jit
+def _weigh(losses, labels, class_weights, out, count, MEAN: tl.constexpr):
+    """One program: a block of losses times their labels' weights."""
+    item = block_range(tl.program_id(0), tl.int64, BLOCK)
+    label = tl.load(labels + item, item < count, other=0)
+    loss = tl.load(losses + item, item < count, other=0) * tl.load(class_weights + label)
+    store_loss(out, loss, 0, item, count, MEAN)
+
+
+@triton.jit
+def _backward(
+    grad,
+    logits,
+    log_sum,
+    labels,
+    class_weights,
+    out,
+    batch,
+    classes,
+    pixels,
+    MEAN: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program: a tile of classes and pixels of one image."""
+    b, channel, pixel = tile_of_program(classes, pixels, INDEX, BLOCK_C, BLOCK_P)
+    in_map = pixel < pixels
+    mask = (channel < classes)[:, None] & in_map[None, :]
+    pixel_offset = image_start(b, 1, pixels) + pixel
+    label = tl.load(labels + pixel_offset, in_map, other=0)
+    log_total = tl.load(log_sum + pixel_offset, in_map, other=0)
+    factor = loss_gradient(grad, None, b, batch, pixel, pixels, MEAN, ACCUMULATE)
+    factor *= tl.load(class_weights + label)
+    offsets = tile_offsets(channel, pixel, classes, pixels, CHANNELS_LAST)
+    offsets += image_start(b, classes, pixels)
+    x = tl.load(logits + offsets, mask, other=0).to(ACCUMULATE)
+    chosen = (channel[:, None] == label[None, :]).to(ACCUMULATE)
+    result = factor[None, :] * (tl.exp(x - log_total[None, :]) - chosen)
+    tl.store(out + offsets, to_storage(result, out.dtype.element_ty), mask)
