@@ -1,16 +1,16 @@
 """The encoder f: a backbone, and the feature pyramid that brings its stages to one map."""
 
 import logging
+import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, Self
 
 import timm
-import torch
 import torch.nn.functional as F
 from timm.layers import Format
 from torch import Tensor, nn
 
+from densesiam.models.statistics import check_batch_statistics
 from densesiam.models.weights import (
     EFFICIENTNET_LITE0_MEAN,
     EFFICIENTNET_LITE0_STD,
@@ -60,7 +60,7 @@ class Encoder(nn.Module):
 
     Attributes:
         out_channels: channels of the features.
-        stride: image pixels per feature, along each axis.
+        strides: output strides of the stages in use, finest first.
         weights_report: what was loaded from a file or package; None if nothing was.
 
     Args:
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         )
         self.fpn = FeaturePyramid(stage_channels, channels) if fpn else None
         self.out_channels: int = channels if fpn else stage_channels[0]
-        self.stride = strides[0]
+        self.strides = tuple(strides)
         self.backbone_lr_factor = backbone_lr_factor
         self.backbone.requires_grad_(not self.frozen)
         self.train()
@@ -146,10 +146,16 @@ class Encoder(nn.Module):
         Returns:
             (B, out_channels, ceil(H / stride), ceil(W / stride)) features; where H or W is no
             multiple of the stride, some backbones round down.
+
+        Raises:
+            ValueError: in training, if the coarsest stage has a single feature to normalise.
         """
+        if self.training:
+            B, _, H, W = images.shape
+            coarsest = B * math.ceil(H / self.strides[-1]) * math.ceil(W / self.strides[-1])
+            check_batch_statistics(self, coarsest, images.shape)
         images = images * self.input_scale + self.input_shift
-        with torch.no_grad() if self.frozen else nullcontext():
-            stages = self.backbone(images)
+        stages = self.backbone(images)
         if getattr(self.backbone, "output_fmt", Format.NCHW) == Format.NHWC:
             stages = [stage.permute(0, 3, 1, 2) for stage in stages]
         stages = [norm(stage) for norm, stage in zip(self.norms, stages, strict=True)]
@@ -161,6 +167,11 @@ class Encoder(nn.Module):
         if self.frozen:
             self.backbone.eval()
         return self
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per feature, along each axis."""
+        return self.strides[0]
 
     @property
     def frozen(self) -> bool:

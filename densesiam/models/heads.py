@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from densesiam.models.statistics import check_batch_statistics
+
 
 class _Head(nn.Sequential):
     """Layers that end in a clear error where batch normalisation has nothing to average."""
@@ -20,19 +22,8 @@ class _Head(nn.Sequential):
         Raises:
             ValueError: in training, if every channel holds a single value.
         """
-        values = input.numel() // input.shape[1]
-        if self.training and values == 1 and self._normalises_alone():
-            raise ValueError(
-                f"{type(self).__name__}: batch normalisation needs more than one value per channel "
-                f"in training, got an input of shape {tuple(input.shape)}. Use a batch of two or "
-                "more images, larger views, or synchronised batch normalisation over several "
-                "devices; or call .eval() if this is not training."
-            )
+        check_batch_statistics(self, input.numel() // input.shape[1], input.shape)
         return super().forward(input)
-
-    def _normalises_alone(self) -> bool:
-        # Synchronised layers average over the other devices too, and check their own input.
-        return any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in self)
 
 
 class Projector(_Head):

@@ -1,0 +1,5 @@
+"""Training methods as Lightning modules."""
+
+from densesiam.methods.segmentation import DenseSiamSegmentation
+
+__all__ = ["DenseSiamSegmentation"]

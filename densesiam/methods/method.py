@@ -1,0 +1,137 @@
+"""What training methods share: an encoder, SGD, and checkpoints that say why they do not fit."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from densesiam.models import Encoder
+from densesiam.models.weights import explain_mismatch
+
+
+class Method(L.LightningModule):
+    """A method that trains an encoder by SGD.
+
+    All arguments, a subclass's too, become hyperparameters and lie in every checkpoint.
+
+    Args:
+        base_lr: learning rate for 256 images a step. It is scaled by the images that a step really
+            has, over all devices and accumulated batches: base_lr * images / 256.
+        lr: learning rate as it is, unscaled; it takes base_lr's place.
+        momentum: of SGD.
+        weight_decay: of SGD, on all parameters.
+        schedule: ``"fixed"``, or ``"cosine"`` down to 0 at the end of training, step by step.
+        **encoder: the arguments of `Encoder`.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        base_lr: float = 0.05,
+        lr: float | None = None,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        schedule: Literal["fixed", "cosine"] = "fixed",
+        **encoder: Any,
+    ) -> None:
+        super().__init__()
+        for name, rate in (("base_lr", base_lr), ("lr", lr)):
+            if rate is not None and not rate > 0:
+                raise ValueError(f"{name} must be positive, got {rate}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}")
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+        if schedule not in ("fixed", "cosine"):
+            raise ValueError(f"schedule must be 'fixed' or 'cosine', got {schedule!r}")
+        self.base_lr = base_lr
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.encoder = Encoder(**encoder)
+        self.save_hyperparameters()  # a subclass's arguments too
+        self.save_hyperparameters({**_defaults(Encoder), **encoder})
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD in two groups, ``backbone`` and ``other``; the first at its share of the rate."""
+        lr = self.base_lr * self._images_per_step() / 256 if self.lr is None else self.lr
+        backbone = set(self.encoder.backbone.parameters())
+        groups: list[dict[str, Any]] = [
+            {"name": "other", "params": [p for p in self.parameters() if p not in backbone]}
+        ]
+        if not self.encoder.frozen:
+            groups.append(
+                {
+                    "name": "backbone",
+                    "params": list(self.encoder.backbone.parameters()),
+                    "lr": lr * self.encoder.backbone_lr_factor,
+                }
+            )
+        optimizer = torch.optim.SGD(
+            groups, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        if self.schedule == "fixed":
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("the cosine schedule needs an end: give the trainer max_epochs")
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=int(steps))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _images_per_step(self) -> int:
+        """Images of one optimiser step, over all devices and accumulated batches."""
+        _ = self.trainer.estimated_stepping_batches  # makes the trainer set up its loaders
+        loader = self.trainer.train_dataloader
+        batch_size = getattr(loader, "batch_size", None) or getattr(
+            getattr(loader, "batch_sampler", None), "batch_size", None
+        )
+        if batch_size is None:
+            raise ValueError(
+                "base_lr is scaled by the batch size, which this training loader "
+                f"({type(loader).__name__}) does not state; give lr instead"
+            )
+        return batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a state dict, as `torch.nn.Module.load_state_dict` does.
+
+        Raises:
+            ValueError: the state dict is another model's; the message says which parts differ.
+        """
+        difference = explain_mismatch(self, state_dict) if strict else None
+        if difference:
+            raise ValueError(
+                f"the checkpoint does not fit this {type(self).__name__}:\n{difference}\n"
+                "Build the model with the arguments that the checkpoint was trained with, as "
+                f"{type(self).__name__}.load_from_checkpoint does."
+            )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **arguments: Any) -> Self:  # type: ignore[override]
+        """Load a trained model, as `LightningModule.load_from_checkpoint` does.
+
+        The weights that training started from are not looked for, since the checkpoint has its own.
+        Nothing but tensors and plain values is read, so a checkpoint cannot run code.
+        """
+        defaults = {"weights": None, "weights_only": True}
+        return super().load_from_checkpoint(checkpoint_path, **{**defaults, **arguments})
+
+
+def _defaults(class_type: type) -> dict[str, Any]:
+    """Default values of a class's arguments."""
+    parameters = inspect.signature(class_type).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}

@@ -1,0 +1,362 @@
+"""DenseSiam for unsupervised semantic segmentation: the projector's channels are categories."""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchmetrics import Metric
+
+from densesiam import ops
+from densesiam.geometry import frame_boxes
+from densesiam.methods.assignment import assignment_statistics, label_counts
+from densesiam.methods.averages import weighted_mean
+from densesiam.methods.method import Method
+from densesiam.methods.region import RegionSim
+from densesiam.models import Predictor, Projector
+
+# How far a view may reach beyond the other, as a share of its side: rounding, not area.
+_TOLERANCE = 1e-3
+
+
+class DenseSiamSegmentation(Method):
+    r"""Learn to segment images without labels, after Zhang et al. (ECCV 2022).
+
+    Two views of an image pass through the encoder. View 2's features are brought to view 1's frame
+    by one bilinear sampling, so that the same pixel shows the same point. Then z = projector(f)
+    are logits over K categories, and p = predictor(z). The loss is the weighted sum of
+
+    - ``sim`` (PixSim): :math:`\frac12 D(p_1, z_2) + \frac12 D(p_2, z_1)`, D the soft cross-entropy
+      toward the other view's assignment, which receives no gradient;
+    - ``aux``: the same with heads of their own over more categories;
+    - ``pseudo_label``: the hard cross-entropy of z toward argmax z, the mean of both views;
+    - ``region`` (`RegionSim`): a contrast between an image's soft regions, late in training.
+
+    z segments: `segment`.
+
+    Defaults are those of the authors' release, its faults mended. ``rebalance="frequency"``
+    restores the one fault that lies in the method. (The others lie in the views, and in the
+    evaluation.)
+
+    Pairs count only where view 1 lies within view 2; ``train/valid_pairs`` shows their share.
+    Under distributed data parallelism use ``find_unused_parameters``: before RegionSim starts, its
+    heads learn nothing.
+
+    Attributes:
+        evaluator: what scores segmentations during validation, to be set before it: takes
+            (logits, labels) and computes a dict, as `densesiam.evaluation.ClusterMetrics` does.
+
+    Args:
+        num_classes: K, the categories.
+        aux_classes: categories of the over-clustering heads; None for no such heads.
+        sim_weight: weight of PixSim. By default ln K' / (ln K + ln K') with K' the aux_classes,
+            under which both similarity losses count the same at the start; 1 if aux is off.
+        aux_weight: weight of over-clustering, ln K / (ln K + ln K') by default.
+        pseudo_label_weight: weight of the pseudo-label loss.
+        region_weight: weight of RegionSim.
+        region_start: when RegionSim starts: an int is an epoch (counted from 0), a float below 1 a
+            share of the training.
+        rebalance: class weights of the pseudo-label loss, see `ops.pseudo_label_loss`.
+        pseudo_label_view: ``"same"``, each view learns its own labels, as released; ``"cross"``,
+            each learns the other's.
+        hidden_channels: width of all heads.
+        tau: temperature of the region contrast.
+        region_stop_gradient: keep the region contrast's targets from learning.
+        **options: the arguments of `Method`, and so of `Encoder`.
+
+    Raises:
+        ValueError: an argument out of its range, or no loss at all.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 27,
+        aux_classes: int | None = 128,
+        sim_weight: float | None = None,
+        aux_weight: float | None = None,
+        pseudo_label_weight: float = 1.0,
+        region_weight: float = 0.1,
+        region_start: int | float = 0.8,
+        rebalance: Literal["none", "frequency", "inverse"] = "none",
+        pseudo_label_view: Literal["same", "cross"] = "same",
+        hidden_channels: int = 128,
+        tau: float = 0.1,
+        region_stop_gradient: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.weights = _loss_weights(
+            num_classes, aux_classes, sim_weight, aux_weight, pseudo_label_weight, region_weight
+        )
+        _check_choice("rebalance", rebalance, ("none", "frequency", "inverse"))
+        _check_choice("pseudo_label_view", pseudo_label_view, ("same", "cross"))
+        only_region = not any(self.weights[name] for name in ("sim", "aux", "pseudo_label"))
+        _check_region_start(region_start, alone=only_region)
+        self.num_classes = num_classes
+        self.region_start = region_start
+        self.rebalance = rebalance
+        self.pseudo_label_view = pseudo_label_view
+        self.evaluator: Metric | None = None
+
+        channels = self.encoder.out_channels
+        self.projector = Projector(channels, hidden_channels, num_classes)
+        # Only what a loss will use: data parallelism would wait for the gradients of the rest.
+        if self.weights["sim"]:
+            self.predictor = Predictor(num_classes, hidden_channels)
+        if self.weights["aux"]:
+            assert aux_classes is not None
+            self.aux_projector = Projector(channels, hidden_channels, aux_classes)
+            self.aux_predictor = Predictor(aux_classes, hidden_channels)
+        if self.weights["region"]:
+            self.region = RegionSim(channels, hidden_channels, tau, region_stop_gradient)
+
+    # Inference
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute z, logits over the categories.
+
+        Args:
+            images: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+
+        Returns:
+            (B, K, H / stride, W / stride), the encoder's stride, rounded up.
+        """
+        return self.projector(self.encoder(images))
+
+    @torch.no_grad()
+    def segment(self, images: Tensor) -> Tensor:
+        """Compute z as `forward` does, in evaluation mode whatever the model's mode."""
+        training = self.training
+        self.eval()
+        try:
+            return self(images)
+        finally:
+            self.train(training)
+
+    def predict_step(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """Label every pixel.
+
+        Args:
+            batch: ``image`` (B, 3, h, w); ``box`` (B, 4), the left, top, right and bottom of what
+                each image shows, in pixels of its source.
+
+        Returns:
+            For each image the categories (H, W), int64, at the source's resolution.
+        """
+        logits = self.segment(batch["image"])
+        return [
+            ops.label_map(z[None], (round(bottom - top), round(right - left)))[0]
+            for z, (left, top, right, bottom) in zip(logits, batch["box"].tolist(), strict=True)
+        ]
+
+    # Training
+
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Compute the weighted sum of all losses, and log them.
+
+        Args:
+            batch: ``view1``, ``view2`` (B, 3, h, w) normalised images; ``crop1``, ``crop2`` (B, 4)
+                and ``flip1``, ``flip2`` (B,), where they lie (see `densesiam.geometry`).
+        """
+        features1, features2, weight = self.aligned_features(batch)
+        z1, z2 = self.projector(features1), self.projector(features2)
+        losses = self.losses(features1, features2, z1, z2, weight)
+        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        logged = {
+            "loss": total,
+            **losses,
+            **assignment_statistics(z1.detach(), z2.detach(), weight),
+            "valid_pairs": weight.float().mean(),
+        }
+        self.log_dict(
+            {f"train/{name}": value.detach() for name, value in logged.items()},
+            on_step=True,
+            on_epoch=True,
+            batch_size=weight.shape[0],
+        )
+        return total
+
+    def aligned_features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode both views, and bring view 2's features to view 1's frame.
+
+        Args:
+            batch: as for `training_step`.
+
+        Returns:
+            features1: (B, C, H, W) of view 1.
+            features2: (B, C, H, W) of view 2, cropped, mirrored and resized as view 1 is.
+            weight: (B,) bool, whether view 1 lies within view 2, so that every pixel has its pair.
+        """
+        features1, features2 = self.encoder(batch["view1"]), self.encoder(batch["view2"])
+        boxes = frame_boxes(batch["crop1"], batch["crop2"], batch["flip1"], batch["flip2"])
+        within = ((boxes > -_TOLERANCE) & (boxes < 1 + _TOLERANCE)).all(dim=1)
+        # The others count nowhere, but pass the batch normalisation: keep them finite.
+        boxes = torch.where(within[:, None], boxes, 0.5)
+        size = (features1.shape[2], features1.shape[3])
+        return features1, ops.overlap_sample(features2, boxes, size), within
+
+    def losses(
+        self, features1: Tensor, features2: Tensor, z1: Tensor, z2: Tensor, weight: Tensor
+    ) -> dict[str, Tensor]:
+        """Compute each loss that has a weight, unweighted; no other.
+
+        Args:
+            features1: (B, C, H, W) features of view 1.
+            features2: features of view 2, aligned with them.
+            z1: (B, K, H, W) projections of features1.
+            z2: projections of features2.
+            weight: (B,) weights of the pairs.
+
+        Returns:
+            Scalars by name.
+        """
+        losses = {}
+        if self.weights["sim"]:
+            losses["sim"] = _pixel_loss(self.predictor, z1, z2, weight)
+        if self.weights["aux"]:
+            aux1, aux2 = self.aux_projector(features1), self.aux_projector(features2)
+            losses["aux"] = _pixel_loss(self.aux_predictor, aux1, aux2, weight)
+        if self.weights["pseudo_label"]:
+            teacher1, teacher2 = (z1, z2) if self.pseudo_label_view == "same" else (z2, z1)
+            losses["pseudo_label"] = 0.5 * (
+                self._pseudo_label_loss(z1, teacher1, weight)
+                + self._pseudo_label_loss(z2, teacher2, weight)
+            )
+        if self.weights["region"] and self.region_active:
+            losses["region"] = self.region(features1, z1, features2, z2, weight)
+        return losses
+
+    def _pseudo_label_loss(self, z: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+        counts = None
+        if self.rebalance != "none":
+            counts = label_counts(teacher.argmax(dim=1), self.num_classes, weight)
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(counts)
+        targets = None if teacher is z else teacher
+        losses = ops.pseudo_label_loss(z, targets, self.rebalance, counts, reduction="none")
+        return weighted_mean(losses, weight)
+
+    @property
+    def region_active(self) -> bool:
+        """Whether RegionSim has started.
+
+        Raises:
+            ValueError: region_start is a share of a training without end.
+        """
+        if isinstance(self.region_start, int):
+            return self.current_epoch >= self.region_start
+        return self.region_start == 0 or self._progress() >= self.region_start
+
+    def _progress(self) -> float:
+        """Share of the training that is over, in [0, 1]: of its epochs or steps, the larger."""
+        shares = [
+            done / end
+            for done, end in (
+                (self.current_epoch, self.trainer.max_epochs or -1),
+                (self.global_step, self.trainer.max_steps),
+            )
+            if end > 0
+        ]
+        if not shares:
+            raise ValueError(
+                f"region_start={self.region_start} is a share of the training, which has no end: "
+                "give the trainer max_epochs, or region_start as an epoch"
+            )
+        return max(shares)
+
+    def on_fit_start(self) -> None:
+        """Refuse a training that would be over before RegionSim starts.
+
+        Raises:
+            ValueError: region_start is an epoch that the training does not reach.
+        """
+        epochs = self.trainer.max_epochs or -1
+        is_epoch = isinstance(self.region_start, int)
+        if self.weights["region"] and is_epoch and 0 < epochs <= self.region_start:
+            raise ValueError(
+                f"RegionSim would start at epoch {self.region_start}, but the training has only "
+                f"epochs 0 to {epochs - 1}: lower region_start, or set region_weight to 0"
+            )
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation's scores."""
+        self._required_evaluator().reset()
+
+    def validation_step(self, batch: dict[str, Tensor]) -> None:
+        """Score a batch: ``image`` (B, 3, H, W), ``label`` (B, H, W) int64."""
+        self._required_evaluator().update(self.segment(batch["image"]), batch["label"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the evaluator's scalars."""
+        scores = self._required_evaluator().compute()
+        self.log_dict({f"val/{name}": s.float() for name, s in scores.items() if s.ndim == 0})
+
+    def _required_evaluator(self) -> Metric:
+        if self.evaluator is None:
+            raise ValueError(
+                "validation needs something to score by: set the model's evaluator, such as to "
+                f"densesiam.evaluation.ClusterMetrics(num_clusters={self.num_classes}, ...)"
+            )
+        return self.evaluator
+
+
+def _pixel_loss(predictor: Predictor, z1: Tensor, z2: Tensor, weight: Tensor) -> Tensor:
+    """Half D(p1, z2) plus half D(p2, z1), with D the soft cross-entropy."""
+    p1, p2 = predictor(z1), predictor(z2)
+    return 0.5 * (
+        ops.pixel_similarity(p1, z2, kind="cross_entropy", weight=weight)
+        + ops.pixel_similarity(p2, z1, kind="cross_entropy", weight=weight)
+    )
+
+
+def _loss_weights(
+    num_classes: int,
+    aux_classes: int | None,
+    sim: float | None,
+    aux: float | None,
+    pseudo_label: float,
+    region: float,
+) -> dict[str, float]:
+    """Complete the loss weights by the rule of class counts, and check them."""
+    for name, classes in (("num_classes", num_classes), ("aux_classes", aux_classes)):
+        if classes is not None and classes < 2:
+            raise ValueError(f"{name} must be at least 2 categories, got {classes}")
+    if aux_classes is None and aux:
+        raise ValueError(f"aux_weight={aux} without over-clustering heads: give aux_classes")
+    if aux_classes is None or aux == 0:
+        share = 1.0
+    else:
+        share = math.log(aux_classes) / (math.log(num_classes) + math.log(aux_classes))
+    weights = {
+        "sim": share if sim is None else sim,
+        "aux": 1 - share if aux is None else aux,
+        "pseudo_label": pseudo_label,
+        "region": region,
+    }
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"{name}_weight must be finite and not negative, got {weight}")
+    if not any(weights.values()):
+        raise ValueError("all loss weights are 0, so there is nothing to learn")
+    return weights
+
+
+def _check_region_start(start: int | float, alone: bool) -> None:
+    if isinstance(start, bool) or start < 0 or (isinstance(start, float) and not start < 1):
+        raise ValueError(
+            "region_start must be an epoch (an int from 0) or a share of the training (a float "
+            f"from 0 to below 1), got {start!r}; to do without RegionSim set region_weight to 0"
+        )
+    if alone and start != 0:
+        raise ValueError(
+            "RegionSim is the only loss, so there is nothing to learn before "
+            f"region_start={start}: set it to 0"
+        )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
