@@ -121,4 +121,14 @@ DENSESIAM_HD double quotient(double a, double b) {
 #endif
 }
 
+// 1 / sqrt(a), within two units of the last place.
+template <class A>
+DENSESIAM_HD A inverse_root(A a) {
+#ifdef __CUDA_ARCH__
+  return ::rsqrt(a);
+#else
+  return A(1) / std::sqrt(a);
+#endif
+}
+
 }  // namespace densesiam

@@ -12,6 +12,10 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kLanes;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// Blocks that fit a multiprocessor's registers at once, at least; float64 takes what it needs.
+template <class A>
+constexpr int kBlocks = sizeof(A) == 8 ? 1 : 2;
+
 constexpr std::uint64_t divide_up(std::uint64_t a, std::uint64_t b) { return (a + b - 1) / b; }
 
 // Elements of T in a 16-byte pack.
@@ -35,6 +39,17 @@ DENSESIAM_HD void store_row(A* target, const A (&values)[N]) {
 #pragma unroll
     for (int k = 0; k < width; ++k) pack.values[k] = values[first + k];
     store<width>(target + first, pack);
+  }
+}
+
+template <int N, class A>
+DENSESIAM_HD void load_row(const A* source, A (&values)[N]) {
+  constexpr int width = N < kPack<A> ? N : kPack<A>;
+#pragma unroll
+  for (int first = 0; first < N; first += width) {
+    const auto pack = load<width>(source + first);
+#pragma unroll
+    for (int k = 0; k < width; ++k) values[first + k] = pack.values[k];
   }
 }
 
