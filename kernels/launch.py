@@ -34,6 +34,12 @@ def accumulate_type(tensor: Tensor) -> tl.dtype:
     return triton_type(_layout.accumulate_dtype(tensor))
 
 
+def coordinate_type(*tensors: Tensor | None) -> tl.dtype:
+    """float64 where the features or the boxes are, else float32."""
+    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return tl.float64 if double else tl.float32
+
+
 def triton_type(dtype: torch.dtype) -> tl.dtype:
     """Triton's name of a number type."""
     return getattr(tl, str(dtype).removeprefix("torch."))

@@ -10,7 +10,6 @@ atomics, so the same bits every time.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,16 +17,17 @@ from torch import Tensor
 from densesiam.ops import _layout
 
 from .addressing import image_start, tile_of_program, tile_offsets
+from .bilinear import bilinear
 from .geometry import (
     MapAndCells,
     box_is_finite,
-    cell_tap,
     cells_touching,
     load_box,
     tap_share,
 )
 from .launch import (
     accumulate_type,
+    coordinate_type,
     in_layout,
     index_type,
     on_device_of,
@@ -94,12 +94,6 @@ def overlap_sample_backward(
     return out
 
 
-def coordinate_type(*tensors: Tensor | None) -> tl.dtype:
-    """float64 where the features or the boxes are, else float32."""
-    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return tl.float64 if double else tl.float32
-
-
 @triton.jit
 def _forward(
     features,
@@ -130,59 +124,6 @@ def _forward(
         to_storage(samples, out.dtype.element_ty),
         mask,
     )
-
-
-@triton.jit
-def bilinear(
-    image,
-    box,
-    channel,
-    cell,
-    mask,
-    shape,
-    COORDINATE: tl.constexpr,
-    ACCUMULATE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-):
-    """Samples of one image: every channel (rows) at every cell (columns)."""
-    x1, y1, x2, y2 = box
-    top, bottom, y_weight = cell_tap(
-        y1, y2, cell // shape.columns, shape.rows, shape.height, COORDINATE
-    )
-    left, right, x_weight = cell_tap(
-        x1, x2, cell % shape.columns, shape.columns, shape.width, COORDINATE
-    )
-    upper = _between(
-        image, top, left, right, x_weight, channel, mask, shape, ACCUMULATE, CHANNELS_LAST
-    )
-    lower = _between(
-        image, bottom, left, right, x_weight, channel, mask, shape, ACCUMULATE, CHANNELS_LAST
-    )
-    return upper + y_weight.to(ACCUMULATE)[None, :] * (lower - upper)
-
-
-@triton.jit
-def _between(
-    image,
-    row,
-    left,
-    right,
-    weight,
-    channel,
-    mask,
-    shape,
-    ACCUMULATE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-):
-    """Linear interpolation along one row of pixels."""
-    # The channels' type is as wide as offsets need.
-    start = row.to(channel.dtype) * shape.width
-    pixels = tl.cast(shape.height, channel.dtype) * shape.width
-    offsets = tile_offsets(channel, start + left, shape.channels, pixels, CHANNELS_LAST)
-    a = tl.load(image + offsets, mask, other=0).to(ACCUMULATE)
-    offsets = tile_offsets(channel, start + right, shape.channels, pixels, CHANNELS_LAST)
-    b = tl.load(image + offsets, mask, other=0).to(ACCUMULATE)
-    return a + weight.to(ACCUMULATE)[None, :] * (b - a)
 
 
 @triton.jit

@@ -24,7 +24,14 @@ from .launch import (
 )
 from .numerics import to_storage
 from .reduction import image_weight, loss_gradient, mean_of_sums, store_loss
-from .similarity import add_channels, gradient, loss_and_statistics, start_sums
+from .similarity import (
+    add_channels,
+    gradient,
+    load_statistics,
+    loss_and_statistics,
+    start_sums,
+    store_statistics,
+)
 
 
 def pixel_similarity(
@@ -38,8 +45,8 @@ def pixel_similarity(
     loss = p.new_empty([] if mean else [batch, pixels], dtype=dtype)
     if batch * pixels == 0:
         return loss.zero_(), statistics
-    channels_last = _layout.is_channels_last(p)
-    p, z = in_layout(p, channels_last), in_layout(z, channels_last)
+    channels_last, z_channels_last = _layout.is_channels_last(p), _layout.is_channels_last(z)
+    p, z = in_layout(p, channels_last), in_layout(z, z_channels_last)
     weight = None if weight is None else weight.contiguous()
     block_c, block_p = pixel_tile(batch, channels, pixels)
     programs = batch * triton.cdiv(pixels, block_p)
@@ -58,6 +65,7 @@ def pixel_similarity(
             ACCUMULATE=accumulate_type(p),
             INDEX=index_type(p),
             CHANNELS_LAST=channels_last,
+            Z_CHANNELS_LAST=z_channels_last,
             BLOCK_C=block_c,
             BLOCK_P=block_p,
             num_warps=warps(block_c * block_p),
@@ -81,8 +89,8 @@ def pixel_similarity_backward(
     out = _layout.empty_like(p)
     if out.numel() == 0:
         return out
-    channels_last = _layout.is_channels_last(p)
-    p, z = in_layout(p, channels_last), in_layout(z, channels_last)
+    channels_last, z_channels_last = _layout.is_channels_last(p), _layout.is_channels_last(z)
+    p, z = in_layout(p, channels_last), in_layout(z, z_channels_last)
     weight = None if weight is None else weight.contiguous()
     block_c, block_p = tile(channels, pixels, channels_last, elements=2048)
     programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(pixels, block_p)
@@ -102,6 +110,7 @@ def pixel_similarity_backward(
             ACCUMULATE=accumulate_type(p),
             INDEX=index_type(p),
             CHANNELS_LAST=channels_last,
+            Z_CHANNELS_LAST=z_channels_last,
             BLOCK_C=block_c,
             BLOCK_P=block_p,
         )
@@ -122,6 +131,7 @@ def _forward(
     ACCUMULATE: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    Z_CHANNELS_LAST: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -141,19 +151,12 @@ def _forward(
         offsets = start + tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
         read = (channel < readable)[:, None] & in_map[None, :]
         p_tile = tl.load(p + offsets, read, other=0).to(ACCUMULATE)
+        offsets = start + tile_offsets(channel, pixel, channels, pixels, Z_CHANNELS_LAST)
         z_tile = tl.load(z + offsets, read, other=0).to(ACCUMULATE)
         sums = add_channels(sums, p_tile, z_tile, (channel < channels)[:, None], COSINE)
     loss, first_statistic, second_statistic = loss_and_statistics(sums, COSINE)
     store_statistics(statistics, b, pixel, pixels, first_statistic, second_statistic)
     store_loss(losses, loss * w, b, pixel, pixels, MEAN)
-
-
-@triton.jit
-def store_statistics(statistics, b, pixel, pixels, first, second):
-    """Write both statistics, (B, 2, P)."""
-    target = statistics + image_start(b, 2, pixels) + pixel
-    tl.store(target, first, pixel < pixels)
-    tl.store(target + pixels, second, pixel < pixels)
 
 
 @triton.jit
@@ -172,6 +175,7 @@ def _backward(
     ACCUMULATE: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    Z_CHANNELS_LAST: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -181,14 +185,13 @@ def _backward(
     mask = (channel < channels)[:, None] & in_map[None, :]
     w = image_weight(weight, b, ACCUMULATE)
     factor = w * loss_gradient(grad, weight, b, batch, pixel, pixels, MEAN, ACCUMULATE)
-    statistic = statistics + image_start(b, 2, pixels) + pixel
-    first = tl.load(statistic, in_map, other=0)
-    second = tl.load(statistic + pixels, in_map, other=0)
-    offsets = tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
-    offsets += image_start(b, channels, pixels)
+    first, second = load_statistics(statistics, b, pixel, pixels)
+    start = image_start(b, channels, pixels)
+    offsets = start + tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
+    z_offsets = start + tile_offsets(channel, pixel, channels, pixels, Z_CHANNELS_LAST)
     read = (channel < tl.where(w != 0, channels, 0))[:, None] & in_map[None, :]
     p_tile = tl.load(p + offsets, read, other=0).to(ACCUMULATE)
-    z_tile = tl.load(z + offsets, read, other=0).to(ACCUMULATE)
+    z_tile = tl.load(z + z_offsets, read, other=0).to(ACCUMULATE)
     result = factor[None, :] * gradient(p_tile, z_tile, first, second, COSINE)
     result = tl.where(w != 0, result, 0)
     tl.store(out + offsets, to_storage(result, out.dtype.element_ty), mask)

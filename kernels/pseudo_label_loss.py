@@ -46,7 +46,8 @@ def pseudo_label_loss(
         return loss.zero_(), log_sum, labels, class_weights
     channels_last = _layout.is_channels_last(logits)
     logits = in_layout(logits, channels_last)
-    targets = None if targets is None else in_layout(targets, channels_last)
+    targets_last = targets is not None and _layout.is_channels_last(targets)
+    targets = None if targets is None else in_layout(targets, targets_last)
     block_c, block_p = pixel_tile(batch, classes, pixels)
     programs = batch * triton.cdiv(pixels, block_p)
 
@@ -74,6 +75,7 @@ def pseudo_label_loss(
             ACCUMULATE=accumulate_type(logits),
             INDEX=index_type(logits),
             CHANNELS_LAST=channels_last,
+            TARGETS_CHANNELS_LAST=targets_last,
             BLOCK_C=block_c,
             BLOCK_P=block_p,
             num_warps=warps(block_c * block_p),
@@ -142,6 +144,7 @@ def _forward(
     ACCUMULATE: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    TARGETS_CHANNELS_LAST: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -163,6 +166,7 @@ def _forward(
         x = tl.load(logits + offsets, read, other=0).to(ACCUMULATE)
         total, shift, _ = add_exponentials(total, shift, x, is_class)
         if targets is not None:
+            offsets = start + tile_offsets(channel, pixel, classes, pixels, TARGETS_CHANNELS_LAST)
             x = tl.load(targets + offsets, read, other=0).to(ACCUMULATE)
         value, label = add_candidates(value, label, x, channel, is_class)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .addressing import image_start
 from .softmax import add_exponentials, finite, rise
 
 
@@ -76,3 +77,19 @@ def gradient(p, z, first, second, COSINE: tl.constexpr):
     else:
         grad = tl.exp(p - first[None, :]) - tl.exp(z - second[None, :])
     return grad
+
+
+@triton.jit
+def store_statistics(statistics, b, pixel, pixels, first, second):
+    """Write both statistics, (B, 2, P)."""
+    target = statistics + image_start(b, 2, pixels) + pixel
+    tl.store(target, first, pixel < pixels)
+    tl.store(target + pixels, second, pixel < pixels)
+
+
+@triton.jit
+def load_statistics(statistics, b, pixel, pixels):
+    """Read both statistics back."""
+    source = statistics + image_start(b, 2, pixels) + pixel
+    first = tl.load(source, pixel < pixels, other=0)
+    return first, tl.load(source + pixels, pixel < pixels, other=0)

@@ -16,7 +16,9 @@ import densesiam
 from densesiam.ops._registry import NAMESPACE, register_namespace
 from densesiam.ops.schema import SCHEMAS
 
-KERNELS = frozenset({"overlap_sample", "pixel_similarity", "pseudo_label_loss"})
+KERNELS = frozenset(
+    {"label_map", "overlap_sample", "overlap_similarity", "pixel_similarity", "pseudo_label_loss"}
+)
 """Operations that have Triton kernels, one module of ``densesiam.kernels`` each."""
 
 NO_FLOAT64: frozenset[str] = frozenset()

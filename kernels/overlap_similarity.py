@@ -1,0 +1,263 @@
+"""Similarity of two views where they overlap: samples and loss in one kernel.
+
+Forward keeps two numbers a sample. Backward samples again, writes the gradient to p's samples to
+one buffer, and gathers p's gradient from it, as overlap_sample does.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from densesiam.ops import _layout
+
+from .addressing import block_range, image_start, tile_of_program, tile_offsets
+from .bilinear import bilinear
+from .geometry import MapAndCells, box_is_finite, load_box
+from .launch import (
+    accumulate_type,
+    coordinate_type,
+    in_layout,
+    index_type,
+    on_device_of,
+    pixel_tile,
+    tile,
+    warps,
+)
+from .numerics import to_storage
+from .overlap_sample import overlap_sample_backward
+from .reduction import image_weight, loss_gradient, mean_of_sums, store_loss
+from .similarity import (
+    add_channels,
+    gradient,
+    load_statistics,
+    loss_and_statistics,
+    start_sums,
+    store_statistics,
+)
+
+
+def overlap_similarity(
+    p: Tensor,
+    z: Tensor,
+    boxes_p: Tensor | None,
+    boxes_z: Tensor | None,
+    weight: Tensor | None,
+    size: list[int],
+    kind: str,
+    reduction: str,
+) -> tuple[Tensor, Tensor]:
+    """Loss and statistics, of the dispatcher's schema."""
+    batch, channels = p.shape[:2]
+    cells = size[0] * size[1]
+    dtype = _layout.accumulate_dtype(p)
+    mean = reduction == "mean"
+    statistics = p.new_empty([batch, 2, cells], dtype=dtype)
+    loss = p.new_empty([] if mean else [batch, *size], dtype=dtype)
+    if batch * cells == 0:
+        return loss.zero_(), statistics
+    block_c, block_p = pixel_tile(batch, channels, cells)
+    programs = batch * triton.cdiv(cells, block_p)
+    losses = p.new_empty([programs], dtype=dtype) if mean else loss
+    views = _Views(p, z, boxes_p, boxes_z, weight, size, kind, reduction)
+    with on_device_of(p):
+        _forward[(programs,)](
+            *views.arguments,
+            losses,
+            statistics,
+            **views.constants,
+            BLOCK_C=block_c,
+            BLOCK_P=block_p,
+            num_warps=warps(block_c * block_p),
+        )
+        if mean:
+            mean_of_sums(losses, views.weight, batch, cells, loss)
+    return loss, statistics
+
+
+def overlap_similarity_backward(
+    grad: Tensor,
+    p: Tensor,
+    z: Tensor,
+    boxes_p: Tensor | None,
+    boxes_z: Tensor | None,
+    weight: Tensor | None,
+    statistics: Tensor,
+    size: list[int],
+    kind: str,
+    reduction: str,
+) -> Tensor:
+    """Gradient to p, in p's layout."""
+    batch, channels = p.shape[:2]
+    if p.numel() == 0:
+        return _layout.empty_like(p)
+    channels_last = _layout.is_channels_last(p)
+    samples = _layout.empty(p, [batch, channels, *size], channels_last, p.dtype)
+    cells = size[0] * size[1]
+    block_c, block_p = tile(channels, cells, channels_last, elements=1024)
+    programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(cells, block_p)
+    views = _Views(p, z, boxes_p, boxes_z, weight, size, kind, reduction)
+    with on_device_of(p):
+        _backward[(programs,)](
+            *views.arguments,
+            grad.contiguous(),
+            statistics.contiguous(),
+            samples,
+            batch,
+            **views.constants,
+            BLOCK_C=block_c,
+            BLOCK_P=block_p,
+        )
+    return overlap_sample_backward(samples, boxes_p, list(p.shape[2:]), channels_last)
+
+
+class _Views:
+    """What both kernels are told of the two views."""
+
+    def __init__(
+        self,
+        p: Tensor,
+        z: Tensor,
+        boxes_p: Tensor | None,
+        boxes_z: Tensor | None,
+        weight: Tensor | None,
+        size: list[int],
+        kind: str,
+        reduction: str,
+    ):
+        p_last, z_last = _layout.is_channels_last(p), _layout.is_channels_last(z)
+        self.weight = None if weight is None else weight.contiguous()
+        self.arguments = (
+            in_layout(p, p_last),
+            in_layout(z, z_last),
+            None if boxes_p is None else boxes_p.contiguous(),
+            None if boxes_z is None else boxes_z.contiguous(),
+            self.weight,
+            MapAndCells(*p.shape[1:], *size),
+            MapAndCells(*z.shape[1:], *size),
+        )
+        self.constants = {
+            "COSINE": kind == "cosine",
+            "MEAN": reduction == "mean",
+            "COORDINATE": coordinate_type(p, boxes_p),
+            "Z_COORDINATE": coordinate_type(z, boxes_z),
+            "ACCUMULATE": accumulate_type(p),
+            "INDEX": index_type(p, z),
+            "CHANNELS_LAST": p_last,
+            "Z_CHANNELS_LAST": z_last,
+            "enable_fp_fusion": False,
+        }
+
+
+@triton.jit
+def _forward(
+    p,
+    z,
+    boxes_p,
+    boxes_z,
+    weight,
+    shape_p,
+    shape_z,
+    losses,
+    statistics,
+    COSINE: tl.constexpr,
+    MEAN: tl.constexpr,
+    COORDINATE: tl.constexpr,
+    Z_COORDINATE: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    Z_CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program: all channels of a block of samples of one image."""
+    program = tl.program_id(0)
+    cells = tl.cast(shape_p.rows, INDEX) * shape_p.columns
+    blocks = tl.cdiv(cells, BLOCK_P)
+    b = program // blocks
+    cell = block_range(program % blocks, INDEX, BLOCK_P)
+    w = image_weight(weight, b, ACCUMULATE)
+    sums = start_sums(COSINE, ACCUMULATE, BLOCK_P)
+    for first in range(0, shape_p.channels, BLOCK_C):
+        channel = tl.cast(first, INDEX) + tl.arange(0, BLOCK_C)
+        p_tile = _samples(
+            p, boxes_p, w, b, channel, cell, shape_p, COORDINATE, ACCUMULATE, CHANNELS_LAST
+        )
+        z_tile = _samples(
+            z, boxes_z, w, b, channel, cell, shape_z, Z_COORDINATE, ACCUMULATE, Z_CHANNELS_LAST
+        )
+        sums = add_channels(sums, p_tile, z_tile, (channel < shape_p.channels)[:, None], COSINE)
+    loss, first_statistic, second_statistic = loss_and_statistics(sums, COSINE)
+    store_statistics(statistics, b, cell, cells, first_statistic, second_statistic)
+    store_loss(losses, tl.where(w != 0, loss * w, 0), b, cell, cells, MEAN)
+
+
+@triton.jit
+def _samples(
+    features,
+    boxes,
+    w,
+    b,
+    channel,
+    cell,
+    shape,
+    COORDINATE: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """Samples of one view; an image of weight 0 is not read."""
+    box = load_box(boxes, b, COORDINATE)
+    image = features + image_start(b, shape.channels, tl.cast(shape.height, tl.int64) * shape.width)
+    cells = tl.cast(shape.rows, cell.dtype) * shape.columns
+    readable = tl.where(w != 0, shape.channels, 0)
+    mask = (channel < readable)[:, None] & (cell < cells)[None, :]
+    samples = bilinear(
+        image, box, channel, cell, mask, shape, COORDINATE, ACCUMULATE, CHANNELS_LAST
+    )
+    return tl.where(box_is_finite(box), samples, float("nan"))
+
+
+@triton.jit
+def _backward(
+    p,
+    z,
+    boxes_p,
+    boxes_z,
+    weight,
+    shape_p,
+    shape_z,
+    grad,
+    statistics,
+    out,
+    batch,
+    COSINE: tl.constexpr,
+    MEAN: tl.constexpr,
+    COORDINATE: tl.constexpr,
+    Z_COORDINATE: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    Z_CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program: gradients to a tile of channels and samples of one image."""
+    channels = shape_p.channels
+    cells = tl.cast(shape_p.rows, INDEX) * shape_p.columns
+    b, channel, cell = tile_of_program(channels, cells, INDEX, BLOCK_C, BLOCK_P)
+    w = image_weight(weight, b, ACCUMULATE)
+    factor = w * loss_gradient(grad, weight, b, batch, cell, cells, MEAN, ACCUMULATE)
+    p_tile = _samples(
+        p, boxes_p, w, b, channel, cell, shape_p, COORDINATE, ACCUMULATE, CHANNELS_LAST
+    )
+    z_tile = _samples(
+        z, boxes_z, w, b, channel, cell, shape_z, Z_COORDINATE, ACCUMULATE, Z_CHANNELS_LAST
+    )
+    first, second = load_statistics(statistics, b, cell, cells)
+    result = factor[None, :] * gradient(p_tile, z_tile, first, second, COSINE)
+    result = to_storage(tl.where(w != 0, result, 0), out.dtype.element_ty)
+    offsets = tile_offsets(channel, cell, channels, cells, CHANNELS_LAST)
+    offsets += image_start(b, channels, cells)
+    tl.store(out + offsets, result, (channel < channels)[:, None] & (cell < cells)[None, :])
