@@ -76,10 +76,13 @@ def test_to_source_puts_labels_where_they_were(transform):
         assert torch.equal(back[inside], (y.floor() * width + x.floor()).long()[inside])
 
 
-def test_to_source_works_on_part_of_a_batch():
+def test_to_source_fills_what_was_not_shown():
     predicted = torch.arange(6).reshape(2, 3)
     back = to_source(predicted, torch.tensor([1.0, 0, 4, 2]), torch.tensor([2, 5]), 255)
     assert back.tolist() == [[255, 0, 1, 2, 255], [255, 3, 4, 5, 255]]
+    # A pixel belongs to the cell that holds its centre.
+    back = to_source(predicted, torch.tensor([0.4, 0, 3.4, 2]), torch.tensor([2, 5]), 255)
+    assert back.tolist() == [[0, 1, 2, 255, 255], [3, 4, 5, 255, 255]]
 
 
 def test_errors():
