@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ class Timing:
 
 
 def time_side_by_side(
-    candidates: dict[str, Callable[[int], object]], rounds: int
+    candidates: Mapping[str, Callable[[int], object]], rounds: int
 ) -> dict[str, Timing]:
     """Median and quartiles of each candidate; every round runs each of them once.
 
