@@ -14,7 +14,11 @@
 namespace densesiam {
 
 // Pixels a tile. Rows this long keep memory streaming, and C of them fit into the L2 cache.
-constexpr int kTile = 128;
+constexpr int kTile = 256;
+
+// Elements between the rows of a tile in working memory: rows a power of two apart would compete
+// for a few sets of the L1 cache.
+constexpr int kTileStride = kTile + 16;
 
 // Element (channel, pixel) at data[channel * stride + pixel].
 template <class A>
@@ -98,55 +102,78 @@ DENSESIAM_HD void transpose_square(V* rows) {
 // target[c * target_stride + r] = source[r * source_stride + c], converted between storage and
 // arithmetic types on the way.
 template <int Bytes, class From, class To>
-DENSESIAM_HD void transpose(const From* source, std::int64_t source_stride, int rows,
+DENSESIAM_HD void transpose(const From* source, std::int64_t source_stride, std::int64_t rows,
                             std::int64_t columns, To* target, std::int64_t target_stride) {
   using A = Accumulate<From>;
   constexpr int kLanes = Bytes / int(sizeof(A));
   using V = Vector<A, kLanes>;
-  const int whole_rows = columns < kLanes ? 0 : rows - rows % kLanes;
-  for (int r = 0; r < whole_rows; r += kLanes) {
-    for (std::int64_t c = 0; c < columns; c += kLanes) {
-      // The last square overlaps its neighbour instead of leaving single columns.
-      const std::int64_t first = c + kLanes <= columns ? c : columns - kLanes;
+  if (rows < kLanes || columns < kLanes) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < columns; ++c) {
+        target[c * target_stride + r] = from_float<To>(to_float(source[r * source_stride + c]));
+      }
+    }
+    return;
+  }
+  // The last squares overlap their neighbours instead of leaving single rows and columns.
+  for (std::int64_t row = 0; row < rows; row += kLanes) {
+    const std::int64_t r = std::min(row, rows - kLanes);
+    for (std::int64_t column = 0; column < columns; column += kLanes) {
+      const std::int64_t c = std::min(column, columns - kLanes);
       V square[kLanes];
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
-        load_vector(source + (r + i) * source_stride + first, square[i]);
-      }
+      for (int i = 0; i < kLanes; ++i) load_vector(source + (r + i) * source_stride + c, square[i]);
       transpose_square<kLanes>(square);
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
-        store_vector(square[i], target + (first + i) * target_stride + r);
+        store_vector(square[i], target + (c + i) * target_stride + r);
       }
-    }
-  }
-  for (int r = whole_rows; r < rows; ++r) {
-    for (std::int64_t c = 0; c < columns; ++c) {
-      target[c * target_stride + r] = from_float<To>(to_float(source[r * source_stride + c]));
     }
   }
 }
 
-// The tile of pixels [start, start + count) of one image. `scratch` holds channels * kTile numbers.
+// Writes the tile of pixels [start, start + count) of one image to working memory of channels *
+// kTileStride numbers.
+template <int Bytes, class T>
+DENSESIAM_HD void copy_tile(const T* image, std::int64_t channels, std::int64_t pixels,
+                            Layout layout, std::int64_t start, int count, Accumulate<T>* memory) {
+  if (layout == Layout::pixels) {
+    transpose<Bytes>(image + start * channels, channels, count, channels, memory, kTileStride);
+    return;
+  }
+  for (std::int64_t c = 0; c < channels; ++c) {
+    const T* __restrict from = image + c * pixels + start;
+    Accumulate<T>* __restrict to = memory + c * kTileStride;
+    for (int i = 0; i < count; ++i) to[i] = to_float(from[i]);
+  }
+}
+
+// That tile, where it lies if it can be read there.
 template <int Bytes, class T>
 DENSESIAM_HD Tile<const Accumulate<T>> load_tile(const T* image, std::int64_t channels,
                                                  std::int64_t pixels, Layout layout,
                                                  std::int64_t start, int count,
-                                                 Accumulate<T>* scratch) {
-  using A = Accumulate<T>;
-  if (layout == Layout::pixels) {
-    transpose<Bytes>(image + start * channels, channels, count, channels, scratch, kTile);
-    return {scratch, kTile};
+                                                 Accumulate<T>* memory) {
+  if constexpr (std::is_same_v<T, Accumulate<T>>) {
+    if (layout == Layout::planar) return {image + start, pixels};
   }
-  if constexpr (std::is_same_v<T, A>) {
-    return {image + start, pixels};
-  } else {
-    for (std::int64_t c = 0; c < channels; ++c) {
-      const T* __restrict from = image + c * pixels + start;
-      A* __restrict to = scratch + c * kTile;
-      for (int i = 0; i < count; ++i) to[i] = to_float(from[i]);
-    }
-    return {scratch, kTile};
+  copy_tile<Bytes>(image, channels, pixels, layout, start, count, memory);
+  return {memory, kTileStride};
+}
+
+// The reverse of copy_tile: writes a tile of working memory to one image.
+template <int Bytes, class T>
+DENSESIAM_HD void store_tile(const Accumulate<T>* memory, std::int64_t channels,
+                             std::int64_t pixels, Layout layout, std::int64_t start, int count,
+                             T* image) {
+  if (layout == Layout::pixels) {
+    transpose<Bytes>(memory, kTileStride, int(channels), count, image + start * channels, channels);
+    return;
+  }
+  for (std::int64_t c = 0; c < channels; ++c) {
+    const Accumulate<T>* __restrict from = memory + c * kTileStride;
+    T* __restrict to = image + c * pixels + start;
+    for (int i = 0; i < count; ++i) to[i] = from_float<T>(from[i]);
   }
 }
 

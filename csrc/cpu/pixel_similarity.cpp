@@ -18,7 +18,7 @@ void forward(const T* p, const T* z, Weights<Accumulate<T>> weights, Kind kind, 
   const std::int64_t C = tiling.channels, P = tiling.pixels;
   std::vector<double> partial(mean ? tiling.tiles() : 0);
   parallel_blocks(tiling.tiles(), C * kTile, [&](std::int64_t begin, std::int64_t end) {
-    Scratch<A> p_scratch(C * kTile), z_scratch(C * kTile);
+    Scratch<A> p_scratch(C * kTileStride), z_scratch(C * kTileStride);
     TileLosses<A> out;
     for (std::int64_t tile = begin; tile < end; ++tile) {
       const std::int64_t image = tiling.image(tile), start = tiling.start(tile);

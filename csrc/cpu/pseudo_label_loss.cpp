@@ -27,7 +27,7 @@ void label_pixels(const T* logits, const T* targets, Layout layout, const Tiling
   using A = Accumulate<T>;
   const std::int64_t K = tiling.channels, P = tiling.pixels;
   parallel_blocks(tiling.tiles(), K * kTile, [&](std::int64_t begin, std::int64_t end) {
-    Scratch<A> scratch(K * kTile), target_scratch(targets ? K * kTile : 0);
+    Scratch<A> scratch(K * kTileStride), target_scratch(targets ? K * kTileStride : 0);
     A greatest[kTile], sum[kTile];
     for (std::int64_t tile = begin; tile < end; ++tile) {
       const std::int64_t image = tiling.image(tile), start = tiling.start(tile);
