@@ -32,7 +32,7 @@ def label_map(logits: Tensor, size: list[int]) -> Tensor:
             labels,
             MapAndCells(classes, height, width, *size),
             ACCUMULATE=accumulate_type(logits),
-            INDEX=index_type(logits, labels),
+            INDEX=index_type(logits.shape[1:], labels.shape[1:]),
             CHANNELS_LAST=channels_last,
             BLOCK_C=block_c,
             BLOCK_P=block_p,

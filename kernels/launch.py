@@ -11,6 +11,9 @@ so the order of every sum does too.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -45,10 +48,12 @@ def triton_type(dtype: torch.dtype) -> tl.dtype:
     return getattr(tl, str(dtype).removeprefix("torch."))
 
 
-def index_type(*tensors: Tensor) -> tl.dtype:
-    """The type of offsets inside one image: 32 bits are several times quicker, where they do."""
-    largest = max(tensor[0].numel() for tensor in tensors)
-    return tl.int64 if largest >= 2**31 else tl.int32
+def index_type(*images: Sequence[int]) -> tl.dtype:
+    """The type of offsets inside one image of any of these shapes (C, *spatial).
+
+    32 bits are several times quicker, where they do.
+    """
+    return tl.int64 if max(map(math.prod, images)) >= 2**31 else tl.int32
 
 
 def tile(channels: int, pixels: int, channels_last: bool, elements: int) -> tuple[int, int]:

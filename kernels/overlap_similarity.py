@@ -143,7 +143,7 @@ class _Views:
             "COORDINATE": coordinate_type(p, boxes_p),
             "Z_COORDINATE": coordinate_type(z, boxes_z),
             "ACCUMULATE": accumulate_type(p),
-            "INDEX": index_type(p, z),
+            "INDEX": index_type(p.shape[1:], z.shape[1:], (p.shape[1], *size)),
             "CHANNELS_LAST": p_last,
             "Z_CHANNELS_LAST": z_last,
             "enable_fp_fusion": False,

@@ -17,7 +17,14 @@ from densesiam.ops._registry import NAMESPACE, register_namespace
 from densesiam.ops.schema import SCHEMAS
 
 KERNELS = frozenset(
-    {"label_map", "overlap_sample", "overlap_similarity", "pixel_similarity", "pseudo_label_loss"}
+    {
+        "label_map",
+        "overlap_sample",
+        "overlap_similarity",
+        "pixel_similarity",
+        "pseudo_label_loss",
+        "region_pool",
+    }
 )
 """Operations that have Triton kernels, one module of ``densesiam.kernels`` each."""
 

@@ -1,0 +1,465 @@
+"""Region embeddings: features summed over soft regions, the softmax fused into the products.
+
+    regions[n, c] = sum_p m[n, p] f[c, p],  m = softmax over n of the logits
+
+and with G the gradient to the regions, g that to their masses sum_p m[n, p]:
+
+    grad f[c, p] = sum_n m[n, p] G[n, c]
+    grad logits[n, p] = m[n, p] (d[n, p] - sum_k m[k, p] d[k, p])
+    d[n, p] = sum_c G[n, c] f[c, p] + g[n]
+
+The mask m lives in registers, tile by tile. Forward splits the sum over pixels into a number of
+parts that follows from the shape, and adds the parts in order.
+
+Products run on tensor cores: half types multiply in their own type forward, with the mask rounded
+to it, and in TF32 backward, whose range holds any gradient; float32 as three TF32 products, which
+are as good as float32. Sums are float32; float64 is float64 throughout.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from densesiam.ops import _layout
+
+from .addressing import block_range, image_start, tile_offsets
+from .launch import accumulate_type, in_layout, index_type, on_device_of
+from .numerics import INTERPRETED, to_storage
+from .reduction import BLOCK
+from .softmax import add_exponentials, finite
+
+LARGEST_BLOCK = 128
+"""With no more regions than this, one tile holds a pixel's whole softmax; with more, the logsumexp
+takes a pass of its own."""
+
+WANTED_PROGRAMS = 512
+"""Forward splits the sum over pixels until there are about so many: enough for a large GPU."""
+
+
+def region_pool(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Regions, their masses and the logits' logsumexp, of the dispatcher's schema."""
+    batch, channels, pixels = features.shape
+    regions = logits.shape[1]
+    dtype = _layout.accumulate_dtype(features)
+    out = features.new_zeros([batch, regions, channels], dtype=dtype)
+    mass = features.new_zeros([batch, regions], dtype=dtype)
+    log_sum = features.new_empty([batch, pixels], dtype=dtype)
+    if batch * pixels == 0:
+        return out, mass, log_sum
+    features, logits, layouts = _as_read(features, logits)
+    block_n, block_c, block_p = _blocks(regions, channels, features.dtype)
+    blocks = triton.cdiv(regions, block_n) * max(triton.cdiv(channels, block_c), 1)
+    splits, steps = _split(pixels, block_p, batch * blocks)
+    # Unsplit, the parts are the sums themselves.
+    parts = out.new_empty([splits, *out.shape]) if splits > 1 else out
+    mass_parts = mass.new_empty([splits, *mass.shape]) if splits > 1 else mass
+    fused = regions <= block_n
+    with on_device_of(features):
+        if not fused:
+            _log_sum[(batch * triton.cdiv(pixels, block_p),)](
+                logits, log_sum, regions, pixels, **layouts, BLOCK_N=block_n, BLOCK_P=block_p
+            )
+        _forward[(splits * batch * blocks,)](
+            features,
+            logits,
+            log_sum,
+            parts,
+            mass_parts,
+            batch,
+            regions,
+            channels,
+            pixels,
+            steps,
+            FUSED=fused,
+            PRECISION=_precision(features),
+            **layouts,
+            BLOCK_N=block_n,
+            BLOCK_C=block_c,
+            BLOCK_P=block_p,
+            num_warps=_warps(block_n * block_c),
+        )
+        if splits > 1:
+            for source, target in ((parts, out), (mass_parts, mass)):
+                count = target.numel()
+                _add_parts[(triton.cdiv(count, BLOCK.value),)](source, target, splits, count)
+    return out, mass, log_sum
+
+
+def region_pool_backward(
+    grad: Tensor,
+    grad_mass: Tensor | None,
+    features: Tensor,
+    logits: Tensor,
+    log_sum: Tensor,
+    need_features: bool,
+    need_logits: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients to features and logits, each in its input's layout; empty where not needed."""
+    batch, channels, pixels = features.shape
+    regions = logits.shape[1]
+    grad_features = _layout.empty_like(features) if need_features else features.new_empty([0])
+    grad_logits = _layout.empty_like(logits) if need_logits else logits.new_empty([0])
+    if batch * pixels == 0:
+        return grad_features, grad_logits
+    features, logits, layouts = _as_read(features, logits)
+    grad = grad.contiguous()
+    grad_mass = None if grad_mass is None else grad_mass.contiguous()
+    log_sum = log_sum.contiguous()
+    block_n, block_c, block_p = _blocks(regions, channels, features.dtype)
+    pixel_blocks = batch * triton.cdiv(pixels, block_p)
+    constants = {
+        "PRECISION": _precision(features),
+        **layouts,
+        "BLOCK_N": block_n,
+        "BLOCK_C": block_c,
+        "BLOCK_P": block_p,
+    }
+    with on_device_of(features):
+        if grad_features.numel():
+            _backward_features[(pixel_blocks * triton.cdiv(channels, block_c),)](
+                grad,
+                logits,
+                log_sum,
+                grad_features,
+                regions,
+                channels,
+                pixels,
+                **constants,
+                num_warps=_warps(block_c * block_p),
+            )
+        if grad_logits.numel():
+            _backward_logits[(pixel_blocks,)](
+                grad,
+                grad_mass,
+                features,
+                logits,
+                log_sum,
+                grad_logits,
+                regions,
+                channels,
+                pixels,
+                ONE_BLOCK=regions <= block_n,
+                **constants,
+                num_warps=_warps(block_n * block_p),
+            )
+    return grad_features, grad_logits
+
+
+def _as_read(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, dict[str, object]]:
+    """Both tensors as kernels read them, and what tells kernels how."""
+    features_last = _layout.is_channels_last(features)
+    logits_last = _layout.is_channels_last(logits)
+    layouts = {
+        "ACCUMULATE": accumulate_type(features),
+        "INDEX": index_type(features.shape[1:], logits.shape[1:]),
+        "CHANNELS_LAST": features_last,
+        "LOGITS_CHANNELS_LAST": logits_last,
+    }
+    return in_layout(features, features_last), in_layout(logits, logits_last), layouts
+
+
+def _blocks(regions: int, channels: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """(BLOCK_N, BLOCK_C, BLOCK_P); a matrix product takes at least 16 of each."""
+    block_n = min(max(triton.next_power_of_2(regions), 16), LARGEST_BLOCK)
+    block_c = min(max(triton.next_power_of_2(channels), 16), LARGEST_BLOCK)
+    if dtype == torch.float64:  # twice the registers a number
+        return block_n, min(block_c, 32), 16
+    return block_n, block_c, 32 if block_n * block_c > 4096 else 64
+
+
+def _split(pixels: int, block_p: int, programs: int) -> tuple[int, int]:
+    """Parts of the sum over pixels, and blocks of pixels a part."""
+    blocks = triton.cdiv(pixels, block_p)
+    steps = triton.cdiv(blocks, max(triton.cdiv(WANTED_PROGRAMS, programs), 1))
+    return triton.cdiv(blocks, steps), steps
+
+
+def _warps(elements: int) -> int:
+    """Warps for a product of that many elements: 32 a thread."""
+    return min(max(elements // 1024, 4), 8)
+
+
+def _precision(features: Tensor) -> str:
+    """How tensor cores multiply float32 numbers."""
+    return {torch.float64: "ieee", torch.float32: "tf32x3"}.get(features.dtype, "tf32")
+
+
+@triton.jit
+def _log_sum(
+    logits,
+    log_sum,
+    regions,
+    pixels,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    LOGITS_CHANNELS_LAST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program: logsumexp over all regions at a block of pixels of one image."""
+    blocks = tl.cdiv(pixels, BLOCK_P)
+    b = tl.program_id(0) // blocks
+    pixel = block_range(tl.program_id(0) % blocks, INDEX, BLOCK_P)
+    image = logits + image_start(b, regions, pixels)
+    total = tl.zeros([BLOCK_P], ACCUMULATE)
+    shift = total - float("inf")
+    for first in range(0, regions, BLOCK_N):
+        region = tl.cast(first, INDEX) + tl.arange(0, BLOCK_N)
+        x = load_tile(image, region, pixel, regions, pixels, LOGITS_CHANNELS_LAST).to(ACCUMULATE)
+        total, shift, _ = add_exponentials(total, shift, x, (region < regions)[:, None])
+    tl.store(log_sum + image_start(b, 1, pixels) + pixel, shift + tl.log(total), pixel < pixels)
+
+
+@triton.jit
+def load_tile(image, channel, pixel, channels, pixels, CHANNELS_LAST: tl.constexpr):
+    """Every channel (rows) at every pixel (columns) of one image, 0 outside it."""
+    mask = (channel < channels)[:, None] & (pixel < pixels)[None, :]
+    offsets = tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
+    return tl.load(image + offsets, mask, other=0)
+
+
+@triton.jit
+def _forward(
+    features,
+    logits,
+    log_sum,
+    out,
+    mass,
+    batch,
+    regions,
+    channels,
+    pixels,
+    steps,
+    FUSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    LOGITS_CHANNELS_LAST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program: a block of regions and channels, summed over one part of an image's pixels."""
+    channel_blocks = tl.maximum(tl.cdiv(channels, BLOCK_C), 1)
+    region_blocks = tl.cdiv(regions, BLOCK_N)
+    program = tl.program_id(0)
+    channel_block = program % channel_blocks
+    channel = block_range(channel_block, INDEX, BLOCK_C)
+    region = block_range(program // channel_blocks % region_blocks, INDEX, BLOCK_N)
+    image = program // (channel_blocks * region_blocks)  # of all parts: part, then image
+    b = image % batch
+    part = image // batch
+    features += image_start(b, channels, pixels)
+    logits += image_start(b, regions, pixels)
+    log_sum += image_start(b, 1, pixels)
+    is_region = (region < regions)[:, None]
+    sums = tl.zeros([BLOCK_N, BLOCK_C], ACCUMULATE)
+    masses = tl.zeros([BLOCK_N], ACCUMULATE)
+    for step in range(steps):
+        pixel = block_range(part * steps + step, INDEX, BLOCK_P)
+        in_map = pixel < pixels
+        x = load_tile(logits, region, pixel, regions, pixels, LOGITS_CHANNELS_LAST).to(ACCUMULATE)
+        if FUSED:
+            greatest = finite(tl.max(tl.where(is_region, x, float("-inf")), 0))
+            exponentials = tl.where(is_region, tl.exp(x - greatest[None, :]), 0)
+            total = tl.sum(exponentials, 0)
+            mask = exponentials / total[None, :]
+            if channel_block == 0:
+                tl.store(log_sum + pixel, greatest + tl.log(total), in_map)
+        else:
+            log_total = tl.load(log_sum + pixel, in_map, other=0)
+            mask = tl.where(is_region, tl.exp(x - log_total[None, :]), 0)
+        mask = tl.where(in_map[None, :], mask, 0)
+        masses += tl.sum(mask, 1)
+        f = load_tile(features, channel, pixel, channels, pixels, CHANNELS_LAST)
+        mask = to_storage(mask, f.dtype)
+        if INTERPRETED and not ACCUMULATE.is_fp64():  # its products know no bfloat16
+            mask = mask.to(tl.float32)
+            f = f.to(tl.float32)
+        sums = tl.dot(mask, tl.trans(f), sums, input_precision=PRECISION, out_dtype=ACCUMULATE)
+    offsets = image_start(image, regions, channels) + region[:, None] * channels + channel[None, :]
+    tl.store(out + offsets, sums, is_region & (channel < channels)[None, :])
+    if channel_block == 0:
+        tl.store(mass + image_start(image, 1, regions) + region, masses, region < regions)
+
+
+@triton.jit
+def _add_parts(parts, out, splits, count):
+    """One program: a block of numbers, each summed over the parts in order."""
+    item = block_range(tl.program_id(0), tl.int64, BLOCK)
+    sums = tl.zeros([BLOCK], out.dtype.element_ty)
+    for part in range(splits):
+        sums += tl.load(parts + tl.cast(part, tl.int64) * count + item, item < count, other=0)
+    tl.store(out + item, sums, item < count)
+
+
+@triton.jit
+def _mask_tile(logits, log_total, region, pixel, regions, pixels, CHANNELS_LAST: tl.constexpr):
+    """The mask of a block of regions and pixels; outside the map it may be anything."""
+    x = load_tile(logits, region, pixel, regions, pixels, CHANNELS_LAST).to(log_total.dtype)
+    return tl.where((region < regions)[:, None], tl.exp(x - log_total[None, :]), 0)
+
+
+@triton.jit
+def _grad_tile(grad, region, channel, regions, channels):
+    """The gradient to a block of regions and channels, 0 outside."""
+    mask = (region < regions)[:, None] & (channel < channels)[None, :]
+    return tl.load(grad + region[:, None] * channels + channel[None, :], mask, other=0)
+
+
+@triton.jit
+def _backward_features(
+    grad,
+    logits,
+    log_sum,
+    out,
+    regions,
+    channels,
+    pixels,
+    PRECISION: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    LOGITS_CHANNELS_LAST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program: a block of channels and pixels of one image, summed over all regions."""
+    channel_blocks = tl.cdiv(channels, BLOCK_C)
+    pixel_blocks = tl.cdiv(pixels, BLOCK_P)
+    program = tl.program_id(0)
+    channel = block_range(program % channel_blocks, INDEX, BLOCK_C)
+    pixel = block_range(program // channel_blocks % pixel_blocks, INDEX, BLOCK_P)
+    b = program // (channel_blocks * pixel_blocks)
+    grad += image_start(b, regions, channels)
+    logits += image_start(b, regions, pixels)
+    log_total = tl.load(log_sum + image_start(b, 1, pixels) + pixel, pixel < pixels, other=0)
+    sums = tl.zeros([BLOCK_C, BLOCK_P], ACCUMULATE)
+    for first in range(0, regions, BLOCK_N):
+        region = tl.cast(first, INDEX) + tl.arange(0, BLOCK_N)
+        mask = _mask_tile(logits, log_total, region, pixel, regions, pixels, LOGITS_CHANNELS_LAST)
+        g = _grad_tile(grad, region, channel, regions, channels)
+        sums = tl.dot(tl.trans(g), mask, sums, input_precision=PRECISION, out_dtype=ACCUMULATE)
+    offsets = tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
+    inside = (channel < channels)[:, None] & (pixel < pixels)[None, :]
+    result = to_storage(sums, out.dtype.element_ty)
+    tl.store(out + image_start(b, channels, pixels) + offsets, result, inside)
+
+
+@triton.jit
+def _backward_logits(
+    grad,
+    grad_mass,
+    features,
+    logits,
+    log_sum,
+    out,
+    regions,
+    channels,
+    pixels,
+    ONE_BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    LOGITS_CHANNELS_LAST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """One program: all regions at a block of pixels of one image."""
+    blocks = tl.cdiv(pixels, BLOCK_P)
+    b = tl.program_id(0) // blocks
+    pixel = block_range(tl.program_id(0) % blocks, INDEX, BLOCK_P)
+    in_map = pixel < pixels
+    grad += image_start(b, regions, channels)
+    features += image_start(b, channels, pixels)
+    logits += image_start(b, regions, pixels)
+    out += image_start(b, regions, pixels)
+    if grad_mass is not None:
+        grad_mass += image_start(b, 1, regions)
+    log_total = tl.load(log_sum + image_start(b, 1, pixels) + pixel, in_map, other=0)
+
+    # Twice over the regions: for their weighted sum, then for each one's distance from it. One
+    # block of regions is simply kept.
+    mean = tl.zeros([BLOCK_P], ACCUMULATE)
+    for first in range(0, regions, BLOCK_N):
+        region = tl.cast(first, INDEX) + tl.arange(0, BLOCK_N)
+        mask = _mask_tile(logits, log_total, region, pixel, regions, pixels, LOGITS_CHANNELS_LAST)
+        d = _grad_mask(
+            grad, grad_mass, features, region, pixel, regions, channels, pixels,
+            PRECISION, ACCUMULATE, INDEX, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_P,
+        )  # fmt: skip
+        mean += tl.sum(mask * d, 0)
+        if ONE_BLOCK:
+            _store_grad_logits(
+                out,
+                mask * (d - mean[None, :]),
+                region,
+                pixel,
+                regions,
+                pixels,
+                LOGITS_CHANNELS_LAST,
+            )
+    if not ONE_BLOCK:
+        for first in range(0, regions, BLOCK_N):
+            region = tl.cast(first, INDEX) + tl.arange(0, BLOCK_N)
+            mask = _mask_tile(
+                logits, log_total, region, pixel, regions, pixels, LOGITS_CHANNELS_LAST
+            )
+            d = _grad_mask(
+                grad, grad_mass, features, region, pixel, regions, channels, pixels,
+                PRECISION, ACCUMULATE, INDEX, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_P,
+            )  # fmt: skip
+            _store_grad_logits(
+                out,
+                mask * (d - mean[None, :]),
+                region,
+                pixel,
+                regions,
+                pixels,
+                LOGITS_CHANNELS_LAST,
+            )
+
+
+@triton.jit
+def _grad_mask(
+    grad,
+    grad_mass,
+    features,
+    region,
+    pixel,
+    regions,
+    channels,
+    pixels,
+    PRECISION: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """The gradient d to the mask of a block of regions and pixels."""
+    d = tl.zeros([BLOCK_N, BLOCK_P], ACCUMULATE)
+    for first in range(0, channels, BLOCK_C):
+        channel = tl.cast(first, INDEX) + tl.arange(0, BLOCK_C)
+        g = _grad_tile(grad, region, channel, regions, channels)
+        f = load_tile(features, channel, pixel, channels, pixels, CHANNELS_LAST).to(ACCUMULATE)
+        d = tl.dot(g, f, d, input_precision=PRECISION, out_dtype=ACCUMULATE)
+    if grad_mass is not None:
+        d += tl.load(grad_mass + region, region < regions, other=0)[:, None]
+    return d
+
+
+@triton.jit
+def _store_grad_logits(out, result, region, pixel, regions, pixels, CHANNELS_LAST: tl.constexpr):
+    offsets = tile_offsets(region, pixel, regions, pixels, CHANNELS_LAST)
+    inside = (region < regions)[:, None] & (pixel < pixels)[None, :]
+    tl.store(out + offsets, to_storage(result, out.dtype.element_ty), inside)
