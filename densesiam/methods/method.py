@@ -1,13 +1,13 @@
 """What training methods share: an encoder, SGD, and checkpoints that say why they do not fit."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from densesiam.models import Encoder
@@ -60,38 +60,58 @@ class Method(L.LightningModule):
         self.save_hyperparameters()  # a subclass's arguments too
         self.save_hyperparameters({**_defaults(Encoder), **encoder})
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD in two groups, ``backbone`` and ``other``; the first at its share of the rate."""
-        lr = self.base_lr * self._images_per_step() / 256 if self.lr is None else self.lr
-        backbone = set(self.encoder.backbone.parameters())
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD in two groups, ``other`` and ``backbone``, each with its factor of the rate."""
+        encoder = self.encoder
+        backbone = set(encoder.backbone.parameters())
         groups: list[dict[str, Any]] = [
-            {"name": "other", "params": [p for p in self.parameters() if p not in backbone]}
+            {
+                "name": "other",
+                "params": [p for p in self.parameters() if p not in backbone],
+                "lr_factor": 1.0,
+            }
         ]
-        if not self.encoder.frozen:
+        if not encoder.frozen:
             groups.append(
                 {
                     "name": "backbone",
-                    "params": list(self.encoder.backbone.parameters()),
-                    "lr": lr * self.encoder.backbone_lr_factor,
+                    "params": list(encoder.backbone.parameters()),
+                    "lr_factor": encoder.backbone_lr_factor,
                 }
             )
-        optimizer = torch.optim.SGD(
-            groups, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay
+        # The rate itself is set before each step, below.
+        return torch.optim.SGD(
+            groups, lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay
         )
-        if self.schedule == "fixed":
-            return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
+
+    # The rate needs the training loader: its batch size, and its length for a schedule. Asking for
+    # those when optimisers are configured would start the loader before a resumed training knows
+    # its epoch. So each step's rate is a plain function of what has become known by then, and
+    # a scheduler, with a state to resume, is not needed.
+
+    def on_train_start(self) -> None:
+        """Find out the highest learning rate and the number of steps.
+
+        Raises:
+            ValueError: the loader does not state its batch size, which scales base_lr; or the
+                training has no end, which the cosine schedule needs.
+        """
+        self._peak_lr = self.lr or self.base_lr * self._images_per_step() / 256
+        self._steps = self.trainer.estimated_stepping_batches
+        if self.schedule == "cosine" and self._steps == math.inf:
             raise ValueError("the cosine schedule needs an end: give the trainer max_epochs")
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=int(steps))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate of the step that is coming, and log it."""
+        lr = self._peak_lr
+        if self.schedule == "cosine":
+            lr *= 0.5 * (1 + math.cos(math.pi * self.global_step / self._steps))
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = lr * group["lr_factor"]
+        self.log("train/lr", lr)
 
     def _images_per_step(self) -> int:
         """Images of one optimiser step, over all devices and accumulated batches."""
-        _ = self.trainer.estimated_stepping_batches  # makes the trainer set up its loaders
         loader = self.trainer.train_dataloader
         batch_size = getattr(loader, "batch_size", None) or getattr(
             getattr(loader, "batch_sampler", None), "batch_size", None
