@@ -52,4 +52,15 @@ void launch_mean(const A* parts, unsigned count, const A* numerator, const A* we
          shape.batch, shape.pixels, out);
 }
 
+// The gradient of the loss as kernels take it; `scale` keeps the memory of a mean's.
+template <class A>
+Upstream<A> upstream_of(const Tensor& grad, bool mean, const std::optional<Tensor>& weight,
+                        const PixelShape& shape, Tensor& scale, cudaStream_t stream) {
+  if (!mean) return {data<A>(grad), false};
+  scale = torch::stable::new_empty(grad, {});
+  launch_mean<A>(nullptr, 0, data<A>(grad), optional_data<A>(weight), shape, mutable_data<A>(scale),
+                 stream);
+  return {data<A>(scale), true};
+}
+
 }  // namespace densesiam

@@ -36,15 +36,4 @@ void run_similarity(P p, Z z, const std::optional<Tensor>& weight, const PixelSh
   launch_mean<A>(out.parts, sharing.blocks, nullptr, weights, shape, mutable_data<A>(loss), stream);
 }
 
-// The gradient of the loss as kernels take it; `scale` keeps the memory of a mean's.
-template <class A>
-Upstream<A> upstream_of(const Tensor& grad, bool mean, const std::optional<Tensor>& weight,
-                        const PixelShape& shape, Tensor& scale, cudaStream_t stream) {
-  if (!mean) return {data<A>(grad), false};
-  scale = torch::stable::new_empty(grad, {});
-  launch_mean<A>(nullptr, 0, data<A>(grad), optional_data<A>(weight), shape, mutable_data<A>(scale),
-                 stream);
-  return {data<A>(scale), true};
-}
-
 }  // namespace densesiam

@@ -230,24 +230,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
   }
 }
 
-// The gradient of the loss: of every pixel, or one number, what the sum of all is multiplied by.
-template <class A>
-struct Upstream {
-  const A* grad;
-  bool mean;
-  template <int N>
-  DENSESIAM_HD void read(const PixelShape& shape, unsigned b, unsigned pixel,
-                         A (&values)[N]) const {
-    if (mean) {
-      const A one = load(grad);
-#pragma unroll
-      for (int n = 0; n < N; ++n) values[n] = one;
-    } else {
-      load_row(grad + std::int64_t(b) * shape.pixels + pixel, values);
-    }
-  }
-};
-
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
     pixel_similarity_backward_planar(Upstream<typename P::A> upstream, P p, Z z,

@@ -205,5 +205,23 @@ __device__ __forceinline__ void merge_lanes(Sums (&sums)[R], unsigned lanes) {
   }
 }
 
+// The gradient of the loss: of every pixel, or one number, what the sum of all is multiplied by.
+template <class A>
+struct Upstream {
+  const A* grad;
+  bool mean;
+  template <int N>
+  DENSESIAM_HD void read(const PixelShape& shape, unsigned b, unsigned pixel,
+                         A (&values)[N]) const {
+    if (mean) {
+      const A one = load(grad);
+#pragma unroll
+      for (int n = 0; n < N; ++n) values[n] = one;
+    } else {
+      load_row(grad + std::int64_t(b) * shape.pixels + pixel, values);
+    }
+  }
+};
+
 }  // namespace DENSESIAM_TARGET
 }  // namespace densesiam

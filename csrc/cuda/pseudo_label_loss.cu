@@ -1,0 +1,145 @@
+// pseudo_label_loss under the CUDA key: checks, allocation and launches. The kernels are in
+// csrc/kernels/.
+#include "../kernels/confusion_matrix.cuh"
+#include "../kernels/pseudo_label_loss.cuh"
+#include "pixelwise.h"
+
+namespace densesiam {
+namespace {
+
+// Class weights of the labels, from the counts given or from these labels'.
+template <class A>
+void weights_of(const Tensor& labels, const std::optional<Tensor>& counts, bool inverse,
+                const Tensor& weights, cudaStream_t stream) {
+  const unsigned classes = unsigned(weights.numel());
+  const std::int64_t* counted = nullptr;
+  Tensor memory;
+  if (!counts) {
+    memory = torch::stable::new_zeros(labels, {weights.numel()}, ScalarType::Long);
+    counted = mutable_data<std::int64_t>(memory);
+    launch_count_pairs({nullptr, IntegerType::none, 1, 1},
+                       {data<std::int32_t>(labels), IntegerType::int32, weights.numel(), -1},
+                       labels.numel(), mutable_data<std::int64_t>(memory), stream);
+  }
+  const A* given = counts ? data<A>(*counts) : nullptr;
+  launch(weigh_classes<A>, dim3(1), dim3(kThreads), 0, stream, counted, given, classes, inverse,
+         mutable_data<A>(weights));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits,
+                                                             std::optional<Tensor> targets,
+                                                             std::optional<Tensor> counts,
+                                                             std::string rebalance,
+                                                             std::string reduction) {
+  const char* op = "pseudo_label_loss";
+  check(logits.dim() == 3, op, ": logits must be (B, K, P), got shape ", shape_of(logits));
+  check(!targets || (shape_of(*targets) == shape_of(logits) &&
+                     targets->scalar_type() == logits.scalar_type()),
+        op, ": targets must have the logits' shape and type");
+  check(rebalance == "none" || rebalance == "frequency" || rebalance == "inverse", op,
+        ": rebalance must be one of none, frequency, inverse, got '", rebalance, "'");
+  const ScalarType dtype = accumulate_type(logits.scalar_type());
+  check(!counts || (counts->dim() == 1 && counts->size(0) == logits.size(1) &&
+                    counts->scalar_type() == dtype),
+        op, ": counts must be (K,) = (", logits.size(1), ",) in the accumulation type");
+  const bool mean = is_mean(op, reduction), rebalanced = rebalance != "none";
+  const OnDevice device(logits);
+  const Layout layout = layout_of(logits);
+  const Tensor source = in_layout(logits, layout);
+  const Tensor target = targets ? in_layout(*targets, layout) : source;
+  const std::optional<Tensor> given =
+      counts ? std::optional(in_layout(*counts, Layout::planar)) : std::nullopt;
+  const std::vector<std::int64_t> sizes{logits.size(0), logits.size(2)};
+  const Tensor log_sum = torch::stable::new_empty(logits, sizes, dtype);
+  const Tensor labels = torch::stable::new_empty(logits, sizes, ScalarType::Int);
+  Tensor weights = torch::stable::new_empty(logits, {logits.size(1)}, dtype);
+  // The unweighted losses are kept where they are the result or have yet to be weighted.
+  const Tensor losses =
+      !mean || rebalanced ? torch::stable::new_empty(logits, sizes, dtype) : log_sum;
+  Tensor result = mean ? torch::stable::new_zeros(logits, {}, dtype) : losses;
+  if (!rebalanced || logits.numel() == 0) torch::stable::fill_(weights, rebalanced ? 0.0 : 1.0);
+  if (logits.numel() == 0) return {result, log_sum, labels, weights};
+  const PixelShape shape = pixel_shape(op, logits);
+  const bool channels_last = reads_pixels(layout, logits);
+  const cudaStream_t stream = device.stream();
+  dispatch_float(op, logits.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Accumulate<T>;
+    LabelOutput<A> out{!mean || rebalanced ? mutable_data<A>(losses) : nullptr, nullptr,
+                       mutable_data<A>(log_sum), mutable_data<std::int32_t>(labels)};
+    const bool packs = reads_packs<T>(channels_last, logits, {&source, &target});
+    Tensor parts;
+    unsigned count = 0;
+    with_source(data<T>(source), channels_last, packs, [&](auto x) {
+      auto t = x;
+      t.base = targets ? data<T>(target) : nullptr;
+      const Sharing<decltype(x)> sharing(shape);
+      if (mean && !rebalanced) {
+        count = sharing.blocks;
+        parts = torch::stable::new_empty(logits, {std::int64_t(count)}, dtype);
+        out.parts = mutable_data<A>(parts);
+      }
+      launch_label_pixels(x, t, shape, sharing, out, stream);
+    });
+    if (rebalanced) {
+      weights_of<A>(labels, given, rebalance == "inverse", weights, stream);
+      if (mean) {
+        count = weigh_blocks(labels.numel());
+        parts = torch::stable::new_empty(logits, {std::int64_t(count)}, dtype);
+      }
+      launch(weigh_losses<A>, dim3(weigh_blocks(labels.numel())), dim3(kThreads), 0, stream,
+             data<std::int32_t>(labels), data<A>(weights), labels.numel(), mutable_data<A>(losses),
+             mean ? mutable_data<A>(parts) : nullptr);
+    }
+    if (mean) {
+      launch_mean<A>(data<A>(parts), count, nullptr, nullptr, shape, mutable_data<A>(result),
+                     stream);
+    }
+  });
+  check_launch(op);
+  return {result, log_sum, labels, weights};
+}
+
+Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& log_sum,
+                                  const Tensor& labels, const Tensor& class_weights,
+                                  std::string reduction) {
+  const char* op = "pseudo_label_loss_backward";
+  check(logits.dim() == 3, op, ": logits must be (B, K, P), got shape ", shape_of(logits));
+  const bool mean = is_mean(op, reduction);
+  const OnDevice device(logits);
+  const Layout layout = layout_of(logits);
+  const Tensor source = in_layout(logits, layout), upstream = in_layout(grad, Layout::planar);
+  const Tensor sums = in_layout(log_sum, Layout::planar),
+               chosen = in_layout(labels, Layout::planar);
+  const Tensor weights = in_layout(class_weights, Layout::planar);
+  Tensor out = empty_in_layout({logits.size(0), logits.size(1), logits.size(2)}, layout,
+                               logits.scalar_type(), logits);
+  if (logits.numel() == 0) return out;
+  const PixelShape shape = pixel_shape(op, logits);
+  const bool channels_last = reads_pixels(layout, logits);
+  dispatch_float(op, logits.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Accumulate<T>;
+    Tensor scale;
+    const auto gradient =
+        upstream_of<A>(upstream, mean, std::nullopt, shape, scale, device.stream());
+    const Tensor& per_pixel = mean ? sums : upstream;
+    const bool packs =
+        reads_packs<T>(channels_last, logits, {&source, &out, &sums, &chosen, &per_pixel});
+    with_source(data<T>(source), channels_last, packs, [&](auto x) {
+      launch_label_backward<decltype(x), A>(
+          gradient, x, {data<A>(sums), data<std::int32_t>(chosen), data<A>(weights)}, shape,
+          mutable_data<T>(out), device.stream());
+    });
+  });
+  check_launch(op);
+  return out;
+}
+
+}  // namespace
+}  // namespace densesiam
+
+DENSESIAM_IMPL(DENSESIAM_DEVICE_KEY, m) {
+  m.impl("pseudo_label_loss", TORCH_BOX(&densesiam::pseudo_label_loss));
+  m.impl("pseudo_label_loss_backward", TORCH_BOX(&densesiam::pseudo_label_loss_backward));
+}
