@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import timm
 import torch.nn.functional as F
-from timm.layers import Format
+from timm.layers import Conv2dSame, Format
 from torch import Tensor, nn
 
 from densesiam.models.statistics import check_batch_statistics
@@ -184,20 +184,23 @@ class Encoder(nn.Module):
         """Where features really lie, less where they are taken to lie, in image pixels.
 
         Resizing and sampling take feature i to be the centre of its cell, stride * (i + 1/2) in
-        continuous coordinates. Convolutions with symmetric padding centre it on
-        stride * i + 1/2, which is (stride - 1) / 2 pixels to the left and above; those that cut
-        the image into patches keep it at the cell's centre. A flip therefore moves features
+        continuous coordinates. Convolutions with symmetric padding centre it on stride * i + 1/2,
+        which is (stride - 1) / 2 pixels to the left and above. TensorFlow's padding puts it as far
+        to the right and below, in images whose sides are multiples of the stride. Convolutions that
+        cut the image into patches keep it at the cell's centre. A flip therefore moves features
         against a flipped map by twice this offset. Stated for the finest stage: a pyramid adds to
         it coarser ones, each with the offset of its own stride.
 
         Raises:
-            ValueError: for backbones whose padding depends on the image's size.
+            ValueError: for backbones whose first convolution is none of these.
         """
         stem = next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
-        if stem.kernel_size == stem.stride and stem.padding == (0, 0):
-            return 0.0
+        if isinstance(stem, Conv2dSame):
+            return (self.stride - 1) / 2
         if stem.padding == tuple((k - 1) // 2 for k in stem.kernel_size):
             return (1 - self.stride) / 2
+        if stem.kernel_size == stem.stride and stem.padding == (0, 0):
+            return 0.0
         raise ValueError(
             "the offset of this backbone's features is not known: its first convolution has "
             f"kernel {stem.kernel_size}, stride {stem.stride}, padding {stem.padding}"

