@@ -26,6 +26,11 @@ inline Kind kind_of(const char* op, const std::string& kind) {
 template <class A>
 struct TileLosses {
   A loss[kTile], first[kTile], second[kTile];
+
+  // Those of an image of weight 0, whatever it holds.
+  void clear(int count) {
+    for (A* values : {loss, first, second}) std::fill_n(values, count, A(0));
+  }
 };
 
 // |p|^2, |z|^2 and p.z of one pixel to its loss and statistics. NaN passes every comparison.
@@ -106,6 +111,37 @@ DENSESIAM_HD A cosine_gradient(A p, A z, A a, A b, A grad) {
 template <class A>
 DENSESIAM_HD A cross_entropy_gradient(A p, A z, A p_log_sum, A z_log_sum, A grad) {
   return grad * (exp_of_negative(p - p_log_sum) - exp_of_negative(z - z_log_sum));
+}
+
+template <class A, class Body>
+DENSESIAM_HD void with_gradient(Kind kind, const Body& body) {
+  if (kind == Kind::cosine) {
+    body([](A p, A z, A a, A b, A grad)
+             DENSESIAM_INLINE { return cosine_gradient(p, z, a, b, grad); });
+  } else {
+    body([](A p, A z, A a, A b, A grad)
+             DENSESIAM_INLINE { return cross_entropy_gradient(p, z, a, b, grad); });
+  }
+}
+
+// dp of a tile whose rows are `stride` apart in p, z and out alike; out may be p.
+template <class T, class Gradient>
+DENSESIAM_HD void gradient_of_rows(const T* p, const T* z, T* out, std::int64_t stride,
+                                   std::int64_t channels, int count,
+                                   const Accumulate<T>* __restrict first,
+                                   const Accumulate<T>* __restrict second,
+                                   const Accumulate<T>* __restrict grad, const Gradient& gradient) {
+  using A = Accumulate<T>;
+  for (std::int64_t c = 0; c < channels; ++c) {
+    const T* a = p + c * stride;
+    const T* b = z + c * stride;
+    T* target = out + c * stride;
+#pragma omp simd
+    for (int i = 0; i < count; ++i) {
+      target[i] = from_float<T>(
+          gradient(A(to_float(a[i])), A(to_float(b[i])), first[i], second[i], grad[i]));
+    }
+  }
 }
 
 // (B,) weights of the images in one contiguous piece, or none.

@@ -24,10 +24,8 @@ void forward(const T* p, const T* z, Weights<Accumulate<T>> weights, Kind kind, 
       const std::int64_t image = tiling.image(tile), start = tiling.start(tile);
       const int count = tiling.count(tile);
       const A weight = weights[image];
-      if (weight == A(0)) {  // counts nowhere, whatever it holds
-        std::fill_n(out.loss, count, A(0));
-        std::fill_n(out.first, count, A(0));
-        std::fill_n(out.second, count, A(0));
+      if (weight == A(0)) {
+        out.clear(count);
       } else {
         vectorised([&](auto width) DENSESIAM_INLINE {
           const T* p_image = p + image * C * P;
@@ -60,16 +58,8 @@ DENSESIAM_HD void backward_tile(const T* p, const T* z, T* out, Layout layout, c
                                 const Accumulate<T>* __restrict grad, const Gradient& gradient) {
   using A = Accumulate<T>;
   if (layout == Layout::planar) {
-    for (std::int64_t c = 0; c < tiling.channels; ++c) {
-      const T* __restrict a = p + c * tiling.pixels + start;
-      const T* __restrict b = z + c * tiling.pixels + start;
-      T* __restrict target = out + c * tiling.pixels + start;
-#pragma omp simd
-      for (int i = 0; i < count; ++i) {
-        target[i] = from_float<T>(
-            gradient(A(to_float(a[i])), A(to_float(b[i])), first[i], second[i], grad[i]));
-      }
-    }
+    gradient_of_rows(p + start, z + start, out + start, tiling.pixels, tiling.channels, count,
+                     first, second, grad, gradient);
     return;
   }
   for (int i = 0; i < count; ++i) {
@@ -115,17 +105,10 @@ void backward(const Accumulate<T>* grad, bool mean, const T* p, const T* z,
       }
       const A* first = statistics + image * 2 * P + start;
       vectorised([&](auto width) DENSESIAM_INLINE {
-        const auto run = [&](const auto& gradient) DENSESIAM_INLINE {
+        with_gradient<A>(kind, [&](const auto& gradient) DENSESIAM_INLINE {
           backward_tile<width()>(p + image * C * P, z + image * C * P, target, layout, tiling,
                                  start, count, first, first + P, scale, gradient);
-        };
-        if (kind == Kind::cosine) {
-          run([](A p, A z, A a, A b, A g)
-                  DENSESIAM_INLINE { return cosine_gradient(p, z, a, b, g); });
-        } else {
-          run([](A p, A z, A a, A b, A g)
-                  DENSESIAM_INLINE { return cross_entropy_gradient(p, z, a, b, g); });
-        }
+        });
       });
     }
   });
