@@ -107,7 +107,8 @@ class SegmentationData(LightningDataModule):
         if self.trainer is not None:
             # On resuming, Lightning starts the first loop over the loader before it tells the
             # epoch, and workers fetch ahead: without this they would replay epoch 0.
-            sampler.set_epoch(self.trainer.current_epoch)
+            # `current_epoch` is behind by one after a checkpoint from an epoch's end.
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         return DataLoader(
             dataset, self.batch_size, sampler=sampler, drop_last=True, **self._loading()
         )
