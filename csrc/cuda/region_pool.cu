@@ -1,0 +1,156 @@
+// region_pool under the CUDA key: checks, allocation and launches. The kernels are in
+// csrc/kernels/.
+#include "../kernels/region_pool.cuh"
+#include "device.h"
+
+namespace densesiam {
+namespace {
+
+RegionShape region_shape(const char* op, const Tensor& features, const Tensor& logits) {
+  check(features.dim() == 3 && logits.dim() == 3 && features.size(0) == logits.size(0) &&
+            features.size(2) == logits.size(2) && logits.size(1) > 0 &&
+            features.scalar_type() == logits.scalar_type(),
+        op, ": features (B, C, P) and logits (B, N, P) must agree in B, P and type, got shapes ",
+        shape_of(features), " and ", shape_of(logits));
+  check_axes(op, features);
+  check_axes(op, logits);
+  return {unsigned(features.size(0)), unsigned(features.size(1)), unsigned(logits.size(1)),
+          unsigned(features.size(2))};
+}
+
+template <class T>
+Map<const T> map_of(const Tensor& tensor) {
+  return {data<T>(tensor), unsigned(tensor.size(1)), unsigned(tensor.size(2)),
+          layout_of(tensor) == Layout::pixels};
+}
+template <class T>
+Map<T> mutable_map_of(const Tensor& tensor) {
+  return {mutable_data<T>(tensor), unsigned(tensor.size(1)), unsigned(tensor.size(2)),
+          layout_of(tensor) == Layout::pixels};
+}
+
+// Whether a map's rows can be read in 16-byte packs.
+template <class T>
+bool reads_packs(const Map<const T>& map) {
+  return packs_align<T>(map.channels_last ? map.rows : map.pixels, map.base, map.base);
+}
+
+// Calls body(regions of a tile, whether to read packs), both compile-time constants.
+template <class Body>
+void dispatch_tile(unsigned regions, bool packs, const Body& body) {
+  const auto with_packs = [&](auto tile) {
+    packs ? body(tile, std::true_type{}) : body(tile, std::false_type{});
+  };
+  if (regions <= 32) {
+    with_packs(std::integral_constant<int, 32>{});
+  } else {
+    with_packs(std::integral_constant<int, int(kMostRegions)>{});
+  }
+}
+
+template <class A>
+void add_parts(const Tensor& parts, unsigned splits, const Tensor& out, cudaStream_t stream) {
+  launch(sum_parts<A>, dim3(unsigned(divide_up(out.numel(), kThreads))), dim3(kThreads), 0, stream,
+         data<A>(parts), splits, out.numel(), mutable_data<A>(out));
+}
+
+std::tuple<Tensor, Tensor, Tensor> region_pool(const Tensor& features, const Tensor& logits) {
+  const char* op = "region_pool";
+  const RegionShape shape = region_shape(op, features, logits);
+  const OnDevice device(features);
+  const cudaStream_t stream = device.stream();
+  const Tensor f = in_layout(features, layout_of(features)),
+               l = in_layout(logits, layout_of(logits));
+  const ScalarType dtype = accumulate_type(features.scalar_type());
+  const std::int64_t B = shape.batch, N = shape.regions, C = shape.channels, P = shape.pixels;
+  Tensor regions = torch::stable::new_zeros(features, {B, N, C}, dtype);
+  Tensor mass = torch::stable::new_zeros(features, {B, N}, dtype);
+  Tensor log_sum = torch::stable::new_empty(features, {B, P}, dtype);
+  if (B == 0 || P == 0) return {regions, mass, log_sum};
+  dispatch_float(op, features.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Accumulate<T>;
+    const auto f_map = map_of<T>(f), l_map = map_of<T>(l);
+    const bool fused = shape.regions <= kMostRegions;
+    if (!fused) {
+      launch(region_log_sum<T>, dim3(unsigned(divide_up(P, kThreads) * B)), dim3(kThreads), 0,
+             stream, l_map, mutable_data<A>(log_sum));
+    }
+    dispatch_tile(
+        shape.regions, reads_packs(f_map) && reads_packs(l_map), [&](auto tile, auto packs) {
+          RegionSplit split = split_regions<decltype(tile)::value, A>(shape);
+          if (split.channel_tiles == 0) split.channel_tiles = 1;  // no channels: the mass alone
+          const bool whole = split.splits == 1;
+          const std::int64_t S = split.splits;
+          const Tensor parts = whole ? regions : torch::stable::new_empty(regions, {S, B, N, C});
+          const Tensor mass_parts = whole ? mass : torch::stable::new_empty(mass, {S, B, N});
+          const unsigned blocks =
+              split.channel_tiles * split.region_tiles * split.splits * shape.batch;
+          launch(region_pool_forward<decltype(tile)::value, decltype(packs)::value, T>,
+                 dim3(blocks), dim3(kThreads), 0, stream, f_map, l_map, shape, split, fused,
+                 mutable_data<A>(log_sum), mutable_data<A>(parts), mutable_data<A>(mass_parts));
+          if (whole) return;
+          if (C > 0) add_parts<A>(parts, split.splits, regions, stream);
+          add_parts<A>(mass_parts, split.splits, mass, stream);
+        });
+  });
+  check_launch(op);
+  return {regions, mass, log_sum};
+}
+
+std::tuple<Tensor, Tensor> region_pool_backward(const Tensor& grad, std::optional<Tensor> grad_mass,
+                                                const Tensor& features, const Tensor& logits,
+                                                const Tensor& log_sum, bool need_features,
+                                                bool need_logits) {
+  const char* op = "region_pool_backward";
+  const RegionShape shape = region_shape(op, features, logits);
+  const OnDevice device(features);
+  const cudaStream_t stream = device.stream();
+  const Tensor f = in_layout(features, layout_of(features)),
+               l = in_layout(logits, layout_of(logits));
+  const Tensor upstream = in_layout(grad, Layout::planar);
+  const Tensor kept = in_layout(log_sum, Layout::planar);
+  const std::optional<Tensor> upstream_mass =
+      grad_mass ? std::optional(in_layout(*grad_mass, Layout::planar)) : std::nullopt;
+  const auto empty_like = [](const Tensor& tensor) {
+    return empty_in_layout({tensor.size(0), tensor.size(1), tensor.size(2)}, layout_of(tensor),
+                           tensor.scalar_type(), tensor);
+  };
+  const Tensor nothing = torch::stable::new_empty(features, {0});
+  Tensor grad_features = need_features ? empty_like(features) : nothing;
+  Tensor grad_logits = need_logits ? empty_like(logits) : nothing;
+  dispatch_float(op, features.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Accumulate<T>;
+    const auto f_map = map_of<T>(f), l_map = map_of<T>(l);
+    if (grad_features.numel() > 0) {
+      const unsigned blocks =
+          unsigned(divide_up(shape.channels, kTile) * divide_up(shape.pixels, kTile) * shape.batch);
+      const auto run = [&](auto kernel) {
+        launch(kernel, dim3(blocks), dim3(kThreads), 0, stream, data<A>(upstream), l_map,
+               data<A>(kept), shape, mutable_map_of<T>(grad_features));
+      };
+      reads_packs(l_map) ? run(region_pool_features<true, T>) : run(region_pool_features<false, T>);
+    }
+    if (grad_logits.numel() > 0) {
+      dispatch_tile(shape.regions, reads_packs(f_map), [&](auto tile, auto packs) {
+        constexpr int kRegions = decltype(tile)::value;
+        const unsigned blocks = unsigned(divide_up(shape.pixels, kColumns<kRegions>) * shape.batch);
+        launch(region_pool_logits<kRegions, decltype(packs)::value, T>, dim3(blocks),
+               dim3(kThreads), 0, stream, data<A>(upstream),
+               upstream_mass ? data<A>(*upstream_mass) : nullptr, f_map, l_map, data<A>(kept),
+               shape, mutable_map_of<T>(grad_logits));
+      });
+    }
+  });
+  check_launch(op);
+  return {grad_features, grad_logits};
+}
+
+}  // namespace
+}  // namespace densesiam
+
+DENSESIAM_IMPL(DENSESIAM_DEVICE_KEY, m) {
+  m.impl("region_pool", TORCH_BOX(&densesiam::region_pool));
+  m.impl("region_pool_backward", TORCH_BOX(&densesiam::region_pool_backward));
+}
