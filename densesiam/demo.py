@@ -1,0 +1,56 @@
+"""Two minutes of everything: train on nine photographs, segment them, look at the result.
+
+Run it as ``densesiam demo`` or ``python -m densesiam.demo``. It calls the same commands as a user
+would, ``densesiam fit --config configs/demo.yaml`` and ``densesiam predict``; there is no training
+loop of its own, and every setting is in that file.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from densesiam import cli
+from densesiam.callbacks import write_json
+
+CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+
+
+def run(output: str | None = None) -> Path:
+    """Train and segment.
+
+    Args:
+        output: folder for the results; by default ``outputs/demo``, numbered where it is taken.
+
+    Returns:
+        The folder: ``contact_sheet.jpg``, ``overlays/``, ``labels/``, ``legend.png``, the run in
+        ``training/`` with its checkpoint, and ``summary.json``: losses of the epochs, shares of the
+        categories, seconds.
+
+    Raises:
+        FileNotFoundError: the config file is not there: only the repository has it.
+        FileExistsError: the folder holds something.
+    """
+    if not CONFIG.is_file():
+        raise FileNotFoundError(f"the demo needs {CONFIG}: run it in a clone of the repository")
+    folder = cli.claim_folder(output, "outputs/demo")
+    training, predictions = folder / "training", folder / "predictions"
+    cli.run(["fit", "--config", str(CONFIG), "--output", str(training)])
+    checkpoint = training / "checkpoints" / "last.ckpt"
+    cli.run(["predict", str(checkpoint), "samples", "--output", str(predictions)])
+
+    trained = json.loads((training / "summary.json").read_text())
+    predicted = json.loads((predictions / "summary.json").read_text())
+    write_json(folder / "summary.json", {"training": trained, "predictions": predicted})
+    print(
+        f"\ntrained for {trained['seconds']:.0f} s; "
+        f"{predicted['categories_used']} categories used\n"
+        f"photographs beside their segmentation: {predictions / 'contact_sheet.jpg'}\n"
+        f"each one alone:                        {predictions / 'overlays'}\n"
+        f"the trained model:                     {checkpoint}\n"
+        f"losses, category shares, seconds:      {folder / 'summary.json'}"
+    )
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["demo", *sys.argv[1:]]))
