@@ -27,9 +27,9 @@ template <class A>
 struct TileLosses {
   A loss[kTile], first[kTile], second[kTile];
 
-  // Those of an image of weight 0, whatever it holds.
-  void clear(int count) {
-    for (A* values : {loss, first, second}) std::fill_n(values, count, A(0));
+  // What an image of weight 0 has, whatever it holds.
+  DENSESIAM_HD void clear(int count) {
+    for (int i = 0; i < count; ++i) loss[i] = first[i] = second[i] = A(0);
   }
 };
 
@@ -43,19 +43,34 @@ DENSESIAM_HD void cosine_of_sums(A pp, A zz, A pz, A& loss, A& a, A& b) {
   loss = -cosine;
 }
 
+// Sums over channels are taken over a few at a time and then added up: rounding grows with the root
+// of the number of terms in a sum.
+constexpr std::int64_t kSummed = 64;
+
 template <class A>
 DENSESIAM_HD void cosine_tile(Tile<const A> p, Tile<const A> z, std::int64_t channels, int count,
                               TileLosses<A>& out) {
-  A pp[kTile], zz[kTile], pz[kTile];
-  for (int i = 0; i < count; ++i) pp[i] = zz[i] = pz[i] = A(0);
-  for (std::int64_t c = 0; c < channels; ++c) {
-    const A* __restrict a = p.row(c);
-    const A* __restrict b = z.row(c);
+  // The totals stand where the results will.
+  A *pp = out.loss, *zz = out.first, *pz = out.second;
+  out.clear(count);
+  for (std::int64_t start = 0; start < channels; start += kSummed) {
+    A pp_part[kTile], zz_part[kTile], pz_part[kTile];
+    for (int i = 0; i < count; ++i) pp_part[i] = zz_part[i] = pz_part[i] = A(0);
+    for (std::int64_t c = start; c < std::min(channels, start + kSummed); ++c) {
+      const A* __restrict a = p.row(c);
+      const A* __restrict b = z.row(c);
+#pragma omp simd
+      for (int i = 0; i < count; ++i) {
+        pp_part[i] += a[i] * a[i];
+        zz_part[i] += b[i] * b[i];
+        pz_part[i] += a[i] * b[i];
+      }
+    }
 #pragma omp simd
     for (int i = 0; i < count; ++i) {
-      pp[i] += a[i] * a[i];
-      zz[i] += b[i] * b[i];
-      pz[i] += a[i] * b[i];
+      pp[i] += pp_part[i];
+      zz[i] += zz_part[i];
+      pz[i] += pz_part[i];
     }
   }
 #pragma omp simd

@@ -1,0 +1,155 @@
+"""What is special to the compiled CPU kernels; tests/ops holds them to the shared contract."""
+
+import math
+
+import pytest
+import torch
+
+from densesiam import ops, reference
+from densesiam.ops import _backends
+
+pytestmark = pytest.mark.skipif(
+    "overlap_similarity" not in _backends.kernels("cpu"), reason="the CPU kernels were not built"
+)
+
+EPS = torch.finfo(torch.float32).eps
+
+
+@pytest.fixture(autouse=True)
+def on_cpu():
+    threads = torch.get_num_threads()
+    with ops.use_backend("cpu"):
+        yield
+    torch.set_num_threads(threads)
+
+
+def maps(*shape, layout="contiguous", dtype=torch.float32, seed=0):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    values = values.to(dtype)
+    if layout == "channels_last":
+        values = values.contiguous(memory_format=torch.channels_last)
+    return values
+
+
+def boxes(batch):
+    # In float64, so that coordinates are too: their rounding is not what is tested here.
+    return torch.rand(batch, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+# Several tiles, bands and groups of channels an image, the last of each cut short.
+B, C, H, W = 3, 37, 35, 41
+CALLS = {
+    "overlap_sample": lambda m: ops.overlap_sample(m(0), boxes(B), (40, 33)),
+    "cosine": lambda m: ops.pixel_similarity(m(0), m(1)),
+    "cross_entropy": lambda m: ops.pixel_similarity(m(0), m(1), "cross_entropy"),
+    "overlap_similarity": lambda m: ops.overlap_similarity(m(0), m(1), boxes(B), None, (21, 30)),
+    "wide overlap": lambda m: ops.overlap_similarity(m(0), m(1), None, boxes(B), (2, 300)),
+    "region_pool": lambda m: ops.region_pool(m(0), m(1)),
+    "normalized": lambda m: ops.region_pool(m(0), m(1), normalize=True),
+    "pseudo_label_loss": lambda m: ops.pseudo_label_loss(m(0), m(1), "inverse"),
+}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", CALLS)
+class TestManyTiles:
+    def test_thread_count_does_not_change_a_bit(self, name, layout):
+        results = []
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            leaves = [maps(B, C, H, W, layout=layout, seed=i).requires_grad_() for i in (0, 1)]
+            result = CALLS[name](leaves.__getitem__)
+            grads = torch.autograd.grad(
+                result.square().sum(), leaves, allow_unused=True, materialize_grads=True
+            )
+            results.append((result.detach(), *grads))
+        for again in results[1:]:
+            for a, b in zip(again, results[0], strict=True):
+                assert torch.equal(a, b)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+    def test_matches_the_reference(self, name, layout, dtype):
+        results = []
+        for backend in ("cpu", "reference"):
+            leaves = [maps(B, C, H, W, layout=layout, dtype=dtype, seed=i) for i in (0, 1)]
+            if backend == "reference":
+                leaves = [leaf.double() for leaf in leaves]
+            leaves = [leaf.requires_grad_() for leaf in leaves]
+            with ops.use_backend(backend):
+                result = CALLS[name](leaves.__getitem__)
+            # The reference's own result makes the same cotangent for both.
+            cotangent = torch.linspace(-1, 1, result.numel()).view(result.shape).to(result)
+            grads = torch.autograd.grad(
+                result, leaves, cotangent, allow_unused=True, materialize_grads=True
+            )
+            results.append((result, *grads))
+        # Rounding is that of the terms: cosines of magnitude 1 that cancel in a mean, and in
+        # region_pool's gradient differences of sums several times as large (14 epsilons measured).
+        scales = [max(1.0, results[1][0].abs().max().item())]
+        scales += [2 * grad.abs().max().item() for grad in results[1][1:]]
+        for actual, expected, scale in zip(*results, scales, strict=True):
+            tolerance = 8 * torch.finfo(dtype).eps * scale
+            torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=0)
+
+
+def test_exp_is_accurate_to_two_units_in_the_last_place():
+    # Of two logits 0 and -t, t > 17, the log of the sum is 0 to float32: the gradient of the second
+    # is exp(-t) itself.
+    t = torch.linspace(17.5, 86.5, 100_003)
+    logits = torch.stack([torch.zeros_like(t), -t]).view(1, 2, -1).requires_grad_()
+    loss = ops.pseudo_label_loss(logits, reduction="none")
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    exact = torch.exp(-t.double())
+    error = ((grad[0, 1].double() - exact) / exact).abs().max().item()
+    assert error <= EPS  # between one and two units in the last place
+    # Into the subnormal numbers, and to 0 below them.
+    for logit, expected in ((-95.0, math.exp(-95)), (-110.0, 0.0), (-math.inf, 0.0)):
+        logits = torch.tensor([[[0.0], [logit]]], requires_grad=True)
+        (grad,) = torch.autograd.grad(ops.pseudo_label_loss(logits), logits)
+        assert grad[0, 1].item() == pytest.approx(expected, abs=2**-149)
+
+
+def test_log_is_accurate_to_two_units_in_the_last_place():
+    # K equal logits: the loss is log K, of an exact sum.
+    for classes in [*range(1, 70), 127, 1000, 4095, 40_000]:
+        loss = ops.pseudo_label_loss(torch.full((1, classes, 1), 3.25)).item()
+        assert loss == pytest.approx(math.log(classes), rel=EPS, abs=0)
+
+
+def test_sums_over_thousands_of_channels_stay_accurate():
+    p, z = maps(2, 2048, 3, 3), maps(2, 2048, 3, 3, seed=1)
+    p = p + z  # a similarity near 0.7, not near 0
+    actual = ops.pixel_similarity(p, z, reduction="none").double()
+    expected = reference.pixel_similarity(p.double(), z.double(), reduction="none")
+    torch.testing.assert_close(actual, expected, atol=4 * EPS, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "cross_entropy"])
+def test_no_pixels(kind):
+    p = torch.zeros(2, 3, 0, requires_grad=True)
+    loss = ops.pixel_similarity(p, torch.zeros(2, 3, 0), kind)
+    (grad,) = torch.autograd.grad(loss, p)
+    assert loss.item() == 0
+    assert grad.shape == p.shape
+
+
+def test_a_nan_counts_as_the_greatest_logit():
+    logits = torch.tensor([1.0, math.nan, 5.0, math.nan]).view(1, 4, 1, 1)
+    assert ops.label_map(logits, (2, 3)).eq(1).all()
+    loss = ops.pseudo_label_loss(torch.zeros(1, 4, 1, 1), logits)
+    assert loss.item() == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("name", "value"), [("label", 7), ("prediction", -2)])
+def test_confusion_matrix_names_values_out_of_range(name, value, compiled):
+    prediction, label = torch.tensor([0, 1, 2, 1]), torch.tensor([0, 1, 255, 1])
+    (label if name == "label" else prediction)[3] = value
+
+    def call(prediction, label):
+        return ops.confusion_matrix(prediction, label, 3, 3, 255)
+
+    if compiled:
+        call = torch.compile(call, fullgraph=True, backend="eager")
+    with pytest.raises(ValueError, match=rf"confusion_matrix: every {name} .*got \[{value}\]"):
+        call(prediction, label)
