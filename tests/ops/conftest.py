@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from densesiam.ops import _backends, use_backend
+from tests.emulator import emulated
 from tests.ops.suite import DTYPES, LAYOUTS, OpSuite
 
 BACKENDS = [
     "reference",
     "cpu",
     "triton",
+    "emulator",  # the CUDA kernels' own source, run on the CPU
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 
@@ -19,6 +21,10 @@ def backend(request):
     """Activate one backend for the test; an operation it has no kernel for is skipped by name."""
     name = request.param
     suite = request.cls
+    if name == "emulator":
+        with emulated(), use_backend("cpu"):
+            yield name
+        return
     if suite is not None and suite.op not in _backends.kernels(name):
         pytest.skip(f"{name} has no kernel for {suite.op}")
     with use_backend(name):

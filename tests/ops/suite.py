@@ -30,8 +30,11 @@ LAYOUTS = ["contiguous", "channels_last"]
 
 # Errors are measured against the largest magnitude of the reference. Results are rounded once
 # to their own type (half an epsilon); before that, float32 sums of up to a few hundred terms lose a
-# few epsilons, which the factor of 8 covers. Nothing here depends on the backend.
+# few epsilons, which the factor of 8 covers. In float64 the reference rounds as much as what it is
+# compared with, and gradients are differences of larger sums: 64 (measured: up to 14). Nothing here
+# depends on the backend.
 TOLERANCE = {dtype: 8 * torch.finfo(dtype).eps for dtype in DTYPES}
+TOLERANCE[torch.float64] *= 8
 
 
 class Maker:
@@ -207,9 +210,11 @@ class OpSuite:
             again, grads_again, _ = self.run(
                 case, [rearrange(a) for a in args], self.call, cotangent
             )
-            self.same(again, expected, backend)
+            # Three dimensions transposed are channels last: another path, another order of sums.
+            promise = backend if rearrange is sliced else "reference"
+            self.same(again, expected, promise)
             for a, b in zip(grads_again, grads, strict=True):
-                self.same(a, b, backend)
+                self.same(a, b, promise)
         if not grads:
             return
         ones = torch.ones((), device=device)

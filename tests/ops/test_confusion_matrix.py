@@ -54,10 +54,10 @@ class TestConfusionMatrix(OpSuite):
         prediction = torch.tensor([0, 1, 2, 1], device=device)
         label = torch.tensor([0, 1, 255, 1], device=device)
         (label if name == "label" else prediction)[3] = value
-        if device.type == "cpu":
+        if backend not in ("cuda", "emulator"):
             with pytest.raises(ValueError, match=rf"confusion_matrix: .*{name}.*{value}"):
                 ops.confusion_matrix(prediction, label, 3, 3, 255)
-        else:  # dropped
+        else:  # the CUDA kernel drops them: raising would wait for the device
             matrix = ops.confusion_matrix(prediction, label, 3, 3, 255)
             assert matrix.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
 
