@@ -1,0 +1,56 @@
+"""The audit holds the built CUDA library to its baseline, and its checks can fail."""
+
+import pytest
+
+from tools import audit
+
+
+@pytest.mark.skipif(not audit.LIBRARY.exists(), reason="the CUDA library was not built")
+def test_library_keeps_its_promises(capsys):
+    assert audit.main([]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "message"),
+    [
+        ("sum_parts<float>", audit.Kernel(stack=8), "8 bytes of stack"),
+        ("sum_parts<float>", audit.Kernel(local=2), "2 local accesses"),
+        ("sum_parts<float>", audit.Kernel(float_atomics=1), "1 floating-point atomics"),
+        ("label_map_pixels<4, float>", audit.Kernel(), "no 16-byte loads"),
+        ("label_pixels_planar<PlanarSource<__half, 8> >", audit.Kernel(), "no 16-byte loads"),
+        ("region_pool_forward<32, false, __half>", audit.Kernel(), "no tensor-core"),
+    ],
+)
+def test_rules_can_be_broken(name, kernel, message):
+    assert message in "".join(audit.broken_rules("sm_90", name, kernel))
+
+
+def test_unaligned_variants_need_no_wide_loads():
+    assert audit.broken_rules("sm_90", "label_map_pixels<1, float>", audit.Kernel()) == []
+
+
+def test_regressions_are_found():
+    def compare(**now):
+        before = {"sm_90": {"k": {"registers": 40, "wide_loads": 1, "wide_stores": 0, "tensor": 4}}}
+        kernel = audit.Kernel(**{"registers": 40, "wide_loads": 1, "tensor": 4, **now})
+        return audit.regressions({"sm_90": {"k": kernel, "new": audit.Kernel(99)}}, before)
+
+    assert compare() == []
+    assert compare(registers=80) == ["sm_90 k: 40 -> 80 registers"]
+    assert compare(tensor=0) == ["sm_90 k: tensor 4 -> 0"]
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("/*0340*/ LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;", "wide_loads"),
+        ("/*0340*/ LDG.E.128 R4, [R2.64] ;", "wide_loads"),
+        ("/*0350*/ @!P0 STG.E.128 desc[UR4][R2.64], R4 ;", "wide_stores"),
+        ("/*0360*/ LDL R3, [R1] ;", "local"),
+        ("/*0370*/ STL.64 [R1+0x8], R3 ;", "local"),
+        ("/*0380*/ HMMA.1688.F32.TF32 R4, R8, R2, R4 ;", "tensor"),
+        ("/*0390*/ REDG.E.ADD.F32.FTZ.RN.STRONG.GPU desc[UR4][R2.64], R3 ;", "float_atomics"),
+    ],
+)
+def test_opcodes_are_recognised(line, field):
+    assert [name for name, pattern in audit.OPCODES.items() if pattern.search(line)] == [field]

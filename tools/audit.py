@@ -1,0 +1,224 @@
+"""Static audit of the CUDA kernels: what the compiler made of them, without a GPU.
+
+    python tools/audit.py [--library PATH] [--update]
+
+Reads every kernel of ``densesiam/_cuda.abi3.so`` with the cuobjdump of Triton's wheel, for each
+architecture in it: registers, stack and local memory, 16-byte loads and stores, tensor-core
+instructions, floating-point atomics. It fails where a rule is broken (`broken_rules`) or where a
+number is worse than in ``tools/audit.json``; ``--update`` writes that file anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BASELINE = Path(__file__).with_suffix(".json")
+LIBRARY = ROOT / "densesiam" / "_cuda.abi3.so"
+
+
+@dataclass
+class Kernel:
+    """What one kernel on one architecture uses.
+
+    Attributes:
+        registers: a thread's.
+        stack: bytes of a thread's stack, where spilled registers go.
+        local: instructions that access local memory.
+        wide_loads: 16-byte loads from global memory.
+        wide_stores: 16-byte stores to global memory.
+        tensor: tensor-core instructions.
+        float_atomics: floating-point atomics and reductions in memory.
+    """
+
+    registers: int = 0
+    stack: int = 0
+    local: int = 0
+    wide_loads: int = 0
+    wide_stores: int = 0
+    tensor: int = 0
+    float_atomics: int = 0
+
+
+OPCODES = {
+    "local": re.compile(r"\b(LDL|STL)\b"),
+    "wide_loads": re.compile(r"\bLDG\.E(\.\w+)*\.128\b"),
+    "wide_stores": re.compile(r"\bSTG\.E(\.\w+)*\.128\b"),
+    "tensor": re.compile(r"\b[HQU]?(HMMA|GMMA|MMA)\.\d+"),
+    "float_atomics": re.compile(r"\b(ATOM|ATOMG|ATOMS|RED|REDG)\.\S*(F16|F32|F64|BF16)"),
+}
+
+
+def tool(name: str) -> Path:
+    """Path of a CUDA binary utility in Triton's wheel.
+
+    Raises:
+        FileNotFoundError: Triton is not installed, or its wheel carries no such tool.
+    """
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the audit needs Triton's cuobjdump: pip install triton")
+    path = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / name
+    if not path.exists():
+        raise FileNotFoundError(f"Triton's wheel carries no {name} at {path}")
+    return path
+
+
+def read_kernels(library: Path) -> dict[str, dict[str, Kernel]]:
+    """Every kernel of a library: ``{architecture: {kernel: what it uses}}``."""
+    kernels: dict[str, dict[str, Kernel]] = defaultdict(dict)
+    architecture = name = ""
+    resources = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+    for line in _dump(library, "-res-usage"):
+        if found := re.match(r"arch = (sm_\d+)", line):
+            architecture = found[1]
+        elif found := re.match(r"\s*Function (\S+):", line):
+            name = found[1]
+        elif found := resources.search(line):
+            registers, stack = int(found[1]), int(found[2])
+            kernels[architecture][name] = Kernel(registers=registers, stack=stack)
+    for line in _dump(library, "-sass"):
+        if found := re.match(r"arch = (sm_\d+)", line):
+            architecture = found[1]
+        elif found := re.match(r"\s*Function : (\S+)", line):
+            name = found[1]
+            # Sources that share a kernel bring a copy each: the last one is as good as the first.
+            resource = kernels[architecture][name]
+            kernels[architecture][name] = Kernel(resource.registers, resource.stack)
+        elif line.lstrip().startswith("/*"):
+            for field, pattern in OPCODES.items():
+                if pattern.search(line):
+                    kernel = kernels[architecture][name]
+                    setattr(kernel, field, getattr(kernel, field) + 1)
+    names = _demangled(sorted({name for each in kernels.values() for name in each}))
+    return {
+        architecture: {names[name]: kernel for name, kernel in each.items()}
+        for architecture, each in sorted(kernels.items())
+    }
+
+
+def _dump(library: Path, what: str) -> list[str]:
+    command = [tool("cuobjdump"), what, library]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def _demangled(names: list[str]) -> dict[str, str]:
+    """Short names such as ``label_map_pixels<4, float>``."""
+    text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True)
+    result = {}
+    for name, full in zip(names, text.stdout.splitlines(), strict=True):
+        short = re.sub(r"densesiam::(device::)?", "", full.removeprefix("void "))
+        result[name] = re.sub(r"\(.*", "", re.sub(r"\((\w+)\)(?=[\w-])", "", short))
+    return result
+
+
+def broken_rules(architecture: str, name: str, kernel: Kernel) -> list[str]:
+    """What the project promises of every kernel, and this one breaks."""
+    problems = []
+    if kernel.stack or kernel.local:
+        problems.append(f"{kernel.stack} bytes of stack, {kernel.local} local accesses, not 0")
+    if kernel.float_atomics:
+        problems.append(f"{kernel.float_atomics} floating-point atomics, not 0")
+    if reads_packs(name) and not kernel.wide_loads:
+        problems.append("no 16-byte loads, though its inputs are aligned")
+    is_product = re.match(r"region_pool_", name) is not None
+    if is_product and re.search(r"__half|__nv_bfloat16", name) and not kernel.tensor:
+        problems.append("no tensor-core instructions")
+    return [f"{architecture} {name}: {problem}" for problem in problems]
+
+
+def reads_packs(name: str) -> bool:
+    """Whether a kernel is the variant for aligned inputs."""
+    source = r"(Planar|Pixels)Source<\w+, [248]>|SampledSource<\w+, [248],"
+    direct = r"^(overlap_sample\w*_pixels|label_map_pixels)<[248],"
+    return bool(re.search(source, name) or re.match(direct, name) or "<true, " in name) or bool(
+        re.match(r"region_pool_\w+<\d+, true", name)
+    )
+
+
+def regressions(now: dict[str, dict[str, Kernel]], before: dict) -> list[str]:
+    """What is worse than in the baseline; kernels and architectures not in both are passed over."""
+    problems = []
+    for architecture, kernels in now.items():
+        for name, kernel in kernels.items():
+            old = before.get(architecture, {}).get(name)
+            if old is None:
+                continue
+            if kernel.registers > old["registers"] + 8:
+                change = f"{old['registers']} -> {kernel.registers} registers"
+                problems.append(f"{architecture} {name}: {change}")
+            for field in ("wide_loads", "wide_stores", "tensor"):
+                if getattr(kernel, field) == 0 and old[field] > 0:
+                    problems.append(f"{architecture} {name}: {field} {old[field]} -> 0")
+    return problems
+
+
+def print_table(kernels: dict[str, dict[str, Kernel]]) -> None:
+    """One line a kernel function, the worst or the sum over its variants."""
+    fields = (
+        "variants",
+        "registers",
+        "stack",
+        "local",
+        "128 loads",
+        "128 stores",
+        "tensor",
+        "f atom",
+    )
+    print(f"{'arch':7s} {'kernel':34s} " + " ".join(f"{f:>10s}" for f in fields))
+    for architecture, each in kernels.items():
+        families: dict[str, list[Kernel]] = defaultdict(list)
+        for name, kernel in each.items():
+            families[name.split("<")[0]].append(kernel)
+        for family, members in sorted(families.items()):
+            numbers = [
+                len(members),
+                max(k.registers for k in members),
+                max(k.stack for k in members),
+                sum(k.local for k in members),
+                sum(k.wide_loads for k in members),
+                sum(k.wide_stores for k in members),
+                sum(k.tensor for k in members),
+                sum(k.float_atomics for k in members),
+            ]
+            print(f"{architecture:7s} {family:34s} " + " ".join(f"{n:10d}" for n in numbers))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; 0 if nothing is wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--library", type=Path, default=LIBRARY)
+    parser.add_argument("--update", action="store_true", help="write the baseline anew")
+    options = parser.parse_args(arguments)
+    if not options.library.exists():
+        print(f"there is no {options.library}: build it first (FORCE_CUDA=1)", file=sys.stderr)
+        return 2
+    kernels = read_kernels(options.library)
+    print_table(kernels)
+    problems = [
+        problem
+        for architecture, each in kernels.items()
+        for name, kernel in each.items()
+        for problem in broken_rules(architecture, name, kernel)
+    ]
+    if options.update:
+        table = {a: {n: asdict(k) for n, k in sorted(each.items())} for a, each in kernels.items()}
+        BASELINE.write_text(json.dumps(table, indent=0, sort_keys=True) + "\n")
+    elif BASELINE.exists():
+        problems += regressions(kernels, json.loads(BASELINE.read_text()))
+    print(f"{sum(map(len, kernels.values()))} kernels, {len(problems)} problems")
+    for problem in problems:
+        print(f"  {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
