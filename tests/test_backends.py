@@ -141,3 +141,14 @@ def test_without_a_build_the_package_runs_on_references_and_says_so(tmp_path):
     assert "runs on reference" in run.stdout
     assert "it was not built. Build it with" in run.stdout
     assert run.stderr.count("runs on its PyTorch references") == 1
+
+
+def test_no_operation_is_forgotten():
+    """The op suite skips what a backend has no kernel for: this is what may be missing."""
+    every_op = set(backends.kernels("reference"))
+    assert set(backends.kernels("triton")) == every_op - {"confusion_matrix"}
+    build = densesiam._libraries.build_info()
+    if build is None:
+        pytest.skip("nothing was compiled")
+    assert set(backends.kernels("cpu")) == every_op
+    assert set(backends.kernels("cuda")) == (every_op if build["cuda"] else set())
