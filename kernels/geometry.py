@@ -4,8 +4,8 @@ A box edge pair (start, end) is in fractions of the map; start > end reads it mi
 ``count`` has its centre at u = start + (j + 1/2) / count (end - start), pixel coordinate
 u extent - 1/2, clamped to [0, extent - 1] (pixel centres lie at half-integers).
 
-Kernels that use it are launched with ``enable_fp_fusion=False``: a fused multiply-add in one of
-them and not in another would give one sample two coordinates.
+One sample must have one coordinate in every kernel, so nothing here may depend on fused
+multiply-adds: :func:`densesiam.kernels.launch.launch` turns them off.
 """
 
 from __future__ import annotations

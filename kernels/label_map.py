@@ -13,7 +13,7 @@ from .addressing import block_range, image_start
 from .argmax import add_candidates, start_greatest
 from .bilinear import bilinear
 from .geometry import MapAndCells, load_box
-from .launch import accumulate_type, in_layout, index_type, on_device_of, pixel_tile, warps
+from .launch import accumulate_type, in_layout, index_type, launch, pixel_tile
 
 
 def label_map(logits: Tensor, size: list[int]) -> Tensor:
@@ -24,21 +24,21 @@ def label_map(logits: Tensor, size: list[int]) -> Tensor:
         return labels
     channels_last = _layout.is_channels_last(logits)
     logits = in_layout(logits, channels_last)
-    block_c, block_p = pixel_tile(batch, classes, size[0] * size[1])
+    block_c, block_p, warps = pixel_tile(logits, classes, size[0] * size[1], elements=2048)
     programs = batch * triton.cdiv(size[0] * size[1], block_p)
-    with on_device_of(logits):
-        _forward[(programs,)](
-            logits,
-            labels,
-            MapAndCells(classes, height, width, *size),
-            ACCUMULATE=accumulate_type(logits),
-            INDEX=index_type(logits.shape[1:], labels.shape[1:]),
-            CHANNELS_LAST=channels_last,
-            BLOCK_C=block_c,
-            BLOCK_P=block_p,
-            num_warps=warps(block_c * block_p),
-            enable_fp_fusion=False,
-        )
+    launch(
+        _forward,
+        programs,
+        logits,
+        labels,
+        MapAndCells(classes, height, width, *size),
+        ACCUMULATE=accumulate_type(logits),
+        INDEX=index_type(logits.shape[1:], labels.shape[1:]),
+        CHANNELS_LAST=channels_last,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+        num_warps=warps,
+    )
     return labels
 
 

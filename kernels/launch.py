@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -21,8 +22,18 @@ from torch import Tensor
 
 from densesiam.ops import _layout
 
-on_device_of = torch.cuda.device_of
-"""Context manager: launches go to the tensor's device; it does nothing for a CPU tensor."""
+
+def launch(kernel: triton.JITFunction, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Run that many programs of a kernel on the device of its first argument.
+
+    Multiplications and additions are never fused: a coordinate computed by two kernels, or by one
+    kernel for two architectures, has the same bits. Registers are limited explicitly: left alone,
+    the assembler spills one or two to reach a rounder number.
+    """
+    double = arguments[0].dtype == torch.float64
+    constants = {"maxnreg": 255 if double else 128} | constants
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(programs,)](*arguments, **constants, enable_fp_fusion=False)
 
 
 def in_layout(tensor: Tensor, channels_last: bool) -> Tensor:
@@ -64,23 +75,24 @@ def tile(channels: int, pixels: int, channels_last: bool, elements: int) -> tupl
     return (block_inner, block_outer) if channels_last else (block_outer, block_inner)
 
 
-def pixel_tile(batch: int, channels: int, pixels: int) -> tuple[int, int]:
-    """(BLOCK_C, BLOCK_P) for kernels that walk over all channels of a block of pixels.
+def pixel_tile(like: Tensor, channels: int, pixels: int, elements: int) -> tuple[int, int, int]:
+    """(BLOCK_C, BLOCK_P, warps) for kernels that walk over all channels of a block of pixels.
 
-    At most 4096 elements. Where there are few pixels of many channels, blocks of pixels get
-    shorter, so that there are programs enough for a large GPU.
+    At most that many elements, or half as many of float64: more would not fit into registers
+    (``python -m tests.triton.audit``). Where there are few pixels of many channels, blocks of
+    pixels get shorter, so that there are programs enough for a large GPU.
     """
+    if like.dtype == torch.float64:
+        elements //= 2
     all_channels = triton.next_power_of_2(channels)
-    block_p = min(triton.next_power_of_2(pixels), 128, 4096 // min(all_channels, 128))
+    block_p = min(
+        triton.next_power_of_2(pixels), 128, elements // min(all_channels, elements // 32)
+    )
     while (
         block_p > 8
         and block_p * all_channels > 1024
-        and batch * triton.cdiv(pixels, block_p) < 1024
+        and like.shape[0] * triton.cdiv(pixels, block_p) < 1024
     ):
         block_p //= 2
-    return min(all_channels, 4096 // block_p), block_p
-
-
-def warps(elements: int) -> int:
-    """Warps for a tile: 16 elements a thread."""
-    return min(max(elements // 512, 1), 8)
+    block_c = min(all_channels, elements // block_p)
+    return block_c, block_p, min(max(block_c * block_p // 256, 4), 8)

@@ -30,7 +30,7 @@ from .launch import (
     coordinate_type,
     in_layout,
     index_type,
-    on_device_of,
+    launch,
     tile,
 )
 from .numerics import to_storage
@@ -47,20 +47,20 @@ def overlap_sample(features: Tensor, boxes: Tensor, size: list[int]) -> Tensor:
     cells = size[0] * size[1]
     block_c, block_p = tile(channels, cells, channels_last, elements=1024)
     programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(cells, block_p)
-    with on_device_of(features):
-        _forward[(programs,)](
-            features,
-            boxes,
-            out,
-            MapAndCells(channels, height, width, *size),
-            COORDINATE=coordinate_type(features, boxes),
-            ACCUMULATE=accumulate_type(features),
-            INDEX=index_type(features.shape[1:], out.shape[1:]),
-            CHANNELS_LAST=channels_last,
-            BLOCK_C=block_c,
-            BLOCK_P=block_p,
-            enable_fp_fusion=False,
-        )
+    launch(
+        _forward,
+        programs,
+        features,
+        boxes,
+        out,
+        MapAndCells(channels, height, width, *size),
+        COORDINATE=coordinate_type(features, boxes),
+        ACCUMULATE=accumulate_type(features),
+        INDEX=index_type(features.shape[1:], out.shape[1:]),
+        CHANNELS_LAST=channels_last,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+    )
     return out
 
 
@@ -77,20 +77,20 @@ def overlap_sample_backward(
     pixels = size[0] * size[1]
     block_c, block_p = tile(channels, pixels, channels_last, elements=1024)
     programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(pixels, block_p)
-    with on_device_of(grad):
-        _backward[(programs,)](
-            grad,
-            boxes,
-            out,
-            MapAndCells(channels, *size, rows, columns),
-            COORDINATE=coordinate_type(grad, boxes),
-            ACCUMULATE=accumulate_type(grad),
-            INDEX=index_type(grad.shape[1:], out.shape[1:]),
-            CHANNELS_LAST=channels_last,
-            BLOCK_C=block_c,
-            BLOCK_P=block_p,
-            enable_fp_fusion=False,
-        )
+    launch(
+        _backward,
+        programs,
+        grad,
+        boxes,
+        out,
+        MapAndCells(channels, *size, rows, columns),
+        COORDINATE=coordinate_type(grad, boxes),
+        ACCUMULATE=accumulate_type(grad),
+        INDEX=index_type(grad.shape[1:], out.shape[1:]),
+        CHANNELS_LAST=channels_last,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+    )
     return out
 
 

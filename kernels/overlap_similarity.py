@@ -20,10 +20,9 @@ from .launch import (
     coordinate_type,
     in_layout,
     index_type,
-    on_device_of,
+    launch,
     pixel_tile,
     tile,
-    warps,
 )
 from .numerics import to_storage
 from .overlap_sample import overlap_sample_backward
@@ -57,22 +56,23 @@ def overlap_similarity(
     loss = p.new_empty([] if mean else [batch, *size], dtype=dtype)
     if batch * cells == 0:
         return loss.zero_(), statistics
-    block_c, block_p = pixel_tile(batch, channels, cells)
+    block_c, block_p, warps = pixel_tile(p, channels, cells, elements=1024)
     programs = batch * triton.cdiv(cells, block_p)
     losses = p.new_empty([programs], dtype=dtype) if mean else loss
     views = _Views(p, z, boxes_p, boxes_z, weight, size, kind, reduction)
-    with on_device_of(p):
-        _forward[(programs,)](
-            *views.arguments,
-            losses,
-            statistics,
-            **views.constants,
-            BLOCK_C=block_c,
-            BLOCK_P=block_p,
-            num_warps=warps(block_c * block_p),
-        )
-        if mean:
-            mean_of_sums(losses, views.weight, batch, cells, loss)
+    launch(
+        _forward,
+        programs,
+        *views.arguments,
+        losses,
+        statistics,
+        **views.constants,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+        num_warps=warps,
+    )
+    if mean:
+        mean_of_sums(losses, views.weight, batch, cells, loss)
     return loss, statistics
 
 
@@ -98,17 +98,18 @@ def overlap_similarity_backward(
     block_c, block_p = tile(channels, cells, channels_last, elements=1024)
     programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(cells, block_p)
     views = _Views(p, z, boxes_p, boxes_z, weight, size, kind, reduction)
-    with on_device_of(p):
-        _backward[(programs,)](
-            *views.arguments,
-            grad.contiguous(),
-            statistics.contiguous(),
-            samples,
-            batch,
-            **views.constants,
-            BLOCK_C=block_c,
-            BLOCK_P=block_p,
-        )
+    launch(
+        _backward,
+        programs,
+        *views.arguments,
+        grad.contiguous(),
+        statistics.contiguous(),
+        samples,
+        batch,
+        **views.constants,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+    )
     return overlap_sample_backward(samples, boxes_p, list(p.shape[2:]), channels_last)
 
 
@@ -146,7 +147,6 @@ class _Views:
             "INDEX": index_type(p.shape[1:], z.shape[1:], (p.shape[1], *size)),
             "CHANNELS_LAST": p_last,
             "Z_CHANNELS_LAST": z_last,
-            "enable_fp_fusion": False,
         }
 
 

@@ -17,10 +17,9 @@ from .launch import (
     accumulate_type,
     in_layout,
     index_type,
-    on_device_of,
+    launch,
     pixel_tile,
     tile,
-    warps,
 )
 from .numerics import to_storage
 from .reduction import image_weight, loss_gradient, mean_of_sums, store_loss
@@ -48,30 +47,31 @@ def pixel_similarity(
     channels_last, z_channels_last = _layout.is_channels_last(p), _layout.is_channels_last(z)
     p, z = in_layout(p, channels_last), in_layout(z, z_channels_last)
     weight = None if weight is None else weight.contiguous()
-    block_c, block_p = pixel_tile(batch, channels, pixels)
+    block_c, block_p, warps = pixel_tile(p, channels, pixels, elements=2048)
     programs = batch * triton.cdiv(pixels, block_p)
     losses = p.new_empty([programs], dtype=dtype) if mean else loss
-    with on_device_of(p):
-        _forward[(programs,)](
-            p,
-            z,
-            weight,
-            losses,
-            statistics,
-            channels,
-            pixels,
-            COSINE=kind == "cosine",
-            MEAN=mean,
-            ACCUMULATE=accumulate_type(p),
-            INDEX=index_type(p.shape[1:]),
-            CHANNELS_LAST=channels_last,
-            Z_CHANNELS_LAST=z_channels_last,
-            BLOCK_C=block_c,
-            BLOCK_P=block_p,
-            num_warps=warps(block_c * block_p),
-        )
-        if mean:
-            mean_of_sums(losses, weight, batch, pixels, loss)
+    launch(
+        _forward,
+        programs,
+        p,
+        z,
+        weight,
+        losses,
+        statistics,
+        channels,
+        pixels,
+        COSINE=kind == "cosine",
+        MEAN=mean,
+        ACCUMULATE=accumulate_type(p),
+        INDEX=index_type(p.shape[1:]),
+        CHANNELS_LAST=channels_last,
+        Z_CHANNELS_LAST=z_channels_last,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+        num_warps=warps,
+    )
+    if mean:
+        mean_of_sums(losses, weight, batch, pixels, loss)
     return loss, statistics
 
 
@@ -94,26 +94,27 @@ def pixel_similarity_backward(
     weight = None if weight is None else weight.contiguous()
     block_c, block_p = tile(channels, pixels, channels_last, elements=2048)
     programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(pixels, block_p)
-    with on_device_of(p):
-        _backward[(programs,)](
-            grad.contiguous(),
-            p,
-            z,
-            weight,
-            statistics.contiguous(),
-            out,
-            batch,
-            channels,
-            pixels,
-            COSINE=kind == "cosine",
-            MEAN=reduction == "mean",
-            ACCUMULATE=accumulate_type(p),
-            INDEX=index_type(p.shape[1:]),
-            CHANNELS_LAST=channels_last,
-            Z_CHANNELS_LAST=z_channels_last,
-            BLOCK_C=block_c,
-            BLOCK_P=block_p,
-        )
+    launch(
+        _backward,
+        programs,
+        grad.contiguous(),
+        p,
+        z,
+        weight,
+        statistics.contiguous(),
+        out,
+        batch,
+        channels,
+        pixels,
+        COSINE=kind == "cosine",
+        MEAN=reduction == "mean",
+        ACCUMULATE=accumulate_type(p),
+        INDEX=index_type(p.shape[1:]),
+        CHANNELS_LAST=channels_last,
+        Z_CHANNELS_LAST=z_channels_last,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+    )
     return out
 
 

@@ -21,10 +21,9 @@ from .launch import (
     accumulate_type,
     in_layout,
     index_type,
-    on_device_of,
+    launch,
     pixel_tile,
     tile,
-    warps,
 )
 from .numerics import to_storage
 from .reduction import BLOCK, loss_gradient, mean_of_sums, store_loss, sum_of
@@ -48,7 +47,7 @@ def pseudo_label_loss(
     logits = in_layout(logits, channels_last)
     targets_last = targets is not None and _layout.is_channels_last(targets)
     targets = None if targets is None else in_layout(targets, targets_last)
-    block_c, block_p = pixel_tile(batch, classes, pixels)
+    block_c, block_p, warps = pixel_tile(logits, classes, pixels, elements=2048)
     programs = batch * triton.cdiv(pixels, block_p)
 
     rebalanced = rebalance != "none"
@@ -56,38 +55,39 @@ def pseudo_label_loss(
     keeps_losses = weighs_later or not mean
     own_counts = logits.new_zeros([classes], dtype=torch.int64) if weighs_later else None
     losses = logits.new_empty([batch, pixels] if keeps_losses else [programs], dtype=dtype)
-    with on_device_of(logits):
-        if rebalanced and counts is not None:
-            _class_weights[(1,)](
-                counts.contiguous(), class_weights, classes, rebalance == "inverse"
-            )
-        _forward[(programs,)](
-            logits,
-            targets,
-            class_weights if rebalanced and not weighs_later else None,
-            losses,
-            log_sum,
-            labels,
-            own_counts,
-            classes,
-            pixels,
-            MEAN=not keeps_losses,
-            ACCUMULATE=accumulate_type(logits),
-            INDEX=index_type(logits.shape[1:]),
-            CHANNELS_LAST=channels_last,
-            TARGETS_CHANNELS_LAST=targets_last,
-            BLOCK_C=block_c,
-            BLOCK_P=block_p,
-            num_warps=warps(block_c * block_p),
+    if rebalanced and counts is not None:
+        launch(
+            _class_weights, 1, counts.contiguous(), class_weights, classes, rebalance == "inverse"
         )
-        if weighs_later:
-            _class_weights[(1,)](own_counts, class_weights, classes, rebalance == "inverse")
-            programs = triton.cdiv(batch * pixels, BLOCK.value)
-            sums = losses.new_empty([programs]) if mean else losses
-            _weigh[(programs,)](losses, labels, class_weights, sums, batch * pixels, MEAN=mean)
-            losses = sums
-        if mean:
-            mean_of_sums(losses, None, batch, pixels, loss)
+    launch(
+        _forward,
+        programs,
+        logits,
+        targets,
+        class_weights if rebalanced and not weighs_later else None,
+        losses,
+        log_sum,
+        labels,
+        own_counts,
+        classes,
+        pixels,
+        MEAN=not keeps_losses,
+        ACCUMULATE=accumulate_type(logits),
+        INDEX=index_type(logits.shape[1:]),
+        CHANNELS_LAST=channels_last,
+        TARGETS_CHANNELS_LAST=targets_last,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+        num_warps=warps,
+    )
+    if weighs_later:
+        launch(_class_weights, 1, own_counts, class_weights, classes, rebalance == "inverse")
+        programs = triton.cdiv(batch * pixels, BLOCK.value)
+        sums = losses.new_empty([programs]) if mean else losses
+        launch(_weigh, programs, losses, labels, class_weights, sums, batch * pixels, MEAN=mean)
+        losses = sums
+    if mean:
+        mean_of_sums(losses, None, batch, pixels, loss)
     return loss if mean else losses, log_sum, labels, class_weights
 
 
@@ -108,24 +108,25 @@ def pseudo_label_loss_backward(
     logits = in_layout(logits, channels_last)
     block_c, block_p = tile(classes, pixels, channels_last, elements=2048)
     programs = batch * triton.cdiv(classes, block_c) * triton.cdiv(pixels, block_p)
-    with on_device_of(logits):
-        _backward[(programs,)](
-            grad.contiguous(),
-            logits,
-            log_sum.contiguous(),
-            labels.contiguous(),
-            class_weights.contiguous(),
-            out,
-            batch,
-            classes,
-            pixels,
-            MEAN=reduction == "mean",
-            ACCUMULATE=accumulate_type(logits),
-            INDEX=index_type(logits.shape[1:]),
-            CHANNELS_LAST=channels_last,
-            BLOCK_C=block_c,
-            BLOCK_P=block_p,
-        )
+    launch(
+        _backward,
+        programs,
+        grad.contiguous(),
+        logits,
+        log_sum.contiguous(),
+        labels.contiguous(),
+        class_weights.contiguous(),
+        out,
+        batch,
+        classes,
+        pixels,
+        MEAN=reduction == "mean",
+        ACCUMULATE=accumulate_type(logits),
+        INDEX=index_type(logits.shape[1:]),
+        CHANNELS_LAST=channels_last,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+    )
     return out
 
 

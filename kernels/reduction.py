@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .addressing import image_start
+from .launch import launch
 
 BLOCK = tl.constexpr(1024)
 
@@ -24,7 +25,7 @@ def mean_of_sums(sums: Tensor, weight: Tensor | None, batch: int, pixels: int, o
         pixels: pixels an image.
         out: scalar of the type of ``sums``.
     """
-    _mean_of_sums[(1,)](sums, sums.numel(), weight, batch, pixels, out)
+    launch(_mean_of_sums, 1, sums, sums.numel(), weight, batch, pixels, out)
 
 
 @triton.jit

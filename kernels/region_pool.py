@@ -26,14 +26,14 @@ from torch import Tensor
 from densesiam.ops import _layout
 
 from .addressing import block_range, image_start, tile_offsets
-from .launch import accumulate_type, in_layout, index_type, on_device_of
+from .launch import accumulate_type, in_layout, index_type, launch
 from .numerics import INTERPRETED, to_storage
 from .reduction import BLOCK
 from .softmax import add_exponentials, finite
 
 LARGEST_BLOCK = 128
-"""With no more regions than this, one tile holds a pixel's whole softmax; with more, the logsumexp
-takes a pass of its own."""
+"""Of regions or channels. No more regions than this, and one tile holds a pixel's whole softmax;
+with more, the logsumexp takes a pass of its own."""
 
 WANTED_PROGRAMS = 512
 """Forward splits the sum over pixels until there are about so many: enough for a large GPU."""
@@ -50,41 +50,53 @@ def region_pool(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tenso
     if batch * pixels == 0:
         return out, mass, log_sum
     features, logits, layouts = _as_read(features, logits)
-    block_n, block_c, block_p = _blocks(regions, channels, features.dtype)
+    block_n, block_p = _block(regions), _short_block(features)
+    largest_tile = {8: 2048, 4: 4096}.get(features.element_size(), 8192)
+    block_c = _block(channels, min(LARGEST_BLOCK, largest_tile // block_n))
     blocks = triton.cdiv(regions, block_n) * max(triton.cdiv(channels, block_c), 1)
     splits, steps = _split(pixels, block_p, batch * blocks)
     # Unsplit, the parts are the sums themselves.
     parts = out.new_empty([splits, *out.shape]) if splits > 1 else out
     mass_parts = mass.new_empty([splits, *mass.shape]) if splits > 1 else mass
     fused = regions <= block_n
-    with on_device_of(features):
-        if not fused:
-            _log_sum[(batch * triton.cdiv(pixels, block_p),)](
-                logits, log_sum, regions, pixels, **layouts, BLOCK_N=block_n, BLOCK_P=block_p
-            )
-        _forward[(splits * batch * blocks,)](
-            features,
+    if not fused:
+        launch(
+            _log_sum,
+            batch * triton.cdiv(pixels, block_p),
             logits,
             log_sum,
-            parts,
-            mass_parts,
-            batch,
             regions,
-            channels,
             pixels,
-            steps,
-            FUSED=fused,
-            PRECISION=_precision(features),
-            **layouts,
+            ACCUMULATE=layouts["ACCUMULATE"],
+            INDEX=layouts["INDEX"],
+            LOGITS_CHANNELS_LAST=layouts["LOGITS_CHANNELS_LAST"],
             BLOCK_N=block_n,
-            BLOCK_C=block_c,
             BLOCK_P=block_p,
-            num_warps=_warps(block_n * block_c),
         )
-        if splits > 1:
-            for source, target in ((parts, out), (mass_parts, mass)):
-                count = target.numel()
-                _add_parts[(triton.cdiv(count, BLOCK.value),)](source, target, splits, count)
+    launch(
+        _forward,
+        splits * batch * blocks,
+        features,
+        logits,
+        log_sum,
+        parts,
+        mass_parts,
+        batch,
+        regions,
+        channels,
+        pixels,
+        steps,
+        FUSED=fused,
+        **layouts,
+        BLOCK_N=block_n,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+        **_options(features),
+    )
+    if splits > 1:
+        for source, target in ((parts, out), (mass_parts, mass)):
+            count = target.numel()
+            launch(_add_parts, triton.cdiv(count, BLOCK.value), source, target, splits, count)
     return out, mass, log_sum
 
 
@@ -108,43 +120,45 @@ def region_pool_backward(
     grad = grad.contiguous()
     grad_mass = None if grad_mass is None else grad_mass.contiguous()
     log_sum = log_sum.contiguous()
-    block_n, block_c, block_p = _blocks(regions, channels, features.dtype)
-    pixel_blocks = batch * triton.cdiv(pixels, block_p)
-    constants = {
-        "PRECISION": _precision(features),
-        **layouts,
-        "BLOCK_N": block_n,
-        "BLOCK_C": block_c,
-        "BLOCK_P": block_p,
-    }
-    with on_device_of(features):
-        if grad_features.numel():
-            _backward_features[(pixel_blocks * triton.cdiv(channels, block_c),)](
-                grad,
-                logits,
-                log_sum,
-                grad_features,
-                regions,
-                channels,
-                pixels,
-                **constants,
-                num_warps=_warps(block_c * block_p),
-            )
-        if grad_logits.numel():
-            _backward_logits[(pixel_blocks,)](
-                grad,
-                grad_mass,
-                features,
-                logits,
-                log_sum,
-                grad_logits,
-                regions,
-                channels,
-                pixels,
-                ONE_BLOCK=regions <= block_n,
-                **constants,
-                num_warps=_warps(block_n * block_p),
-            )
+    if grad_features.numel():
+        block_c, block_p = _block(channels, 64), 32
+        launch(
+            _backward_features,
+            batch * triton.cdiv(pixels, block_p) * triton.cdiv(channels, block_c),
+            grad,
+            logits,
+            log_sum,
+            grad_features,
+            regions,
+            channels,
+            pixels,
+            **layouts,
+            BLOCK_N=_block(regions, _short_block(features)),
+            BLOCK_C=block_c,
+            BLOCK_P=block_p,
+            **_options(features),
+        )
+    if grad_logits.numel():
+        block_n, block_p = _block(regions), _short_block(features)
+        launch(
+            _backward_logits,
+            batch * triton.cdiv(pixels, block_p),
+            grad,
+            grad_mass,
+            features,
+            logits,
+            log_sum,
+            grad_logits,
+            regions,
+            channels,
+            pixels,
+            ONE_BLOCK=regions <= block_n,
+            **layouts,
+            BLOCK_N=block_n,
+            BLOCK_C=_block(channels, _short_block(features)),
+            BLOCK_P=block_p,
+            **_options(features),
+        )
     return grad_features, grad_logits
 
 
@@ -153,6 +167,7 @@ def _as_read(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, dict[str
     features_last = _layout.is_channels_last(features)
     logits_last = _layout.is_channels_last(logits)
     layouts = {
+        "PRECISION": _precision(features),
         "ACCUMULATE": accumulate_type(features),
         "INDEX": index_type(features.shape[1:], logits.shape[1:]),
         "CHANNELS_LAST": features_last,
@@ -161,13 +176,20 @@ def _as_read(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, dict[str
     return in_layout(features, features_last), in_layout(logits, logits_last), layouts
 
 
-def _blocks(regions: int, channels: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """(BLOCK_N, BLOCK_C, BLOCK_P); a matrix product takes at least 16 of each."""
-    block_n = min(max(triton.next_power_of_2(regions), 16), LARGEST_BLOCK)
-    block_c = min(max(triton.next_power_of_2(channels), 16), LARGEST_BLOCK)
-    if dtype == torch.float64:  # twice the registers a number
-        return block_n, min(block_c, 32), 16
-    return block_n, block_c, 32 if block_n * block_c > 4096 else 64
+def _block(extent: int, largest: int = LARGEST_BLOCK) -> int:
+    """Block of an axis of a matrix product, which takes at least 16."""
+    return min(max(triton.next_power_of_2(extent), 16), largest)
+
+
+def _short_block(features: Tensor) -> int:
+    """Block of the axis that a matrix product sums over, and of pixels beside many regions."""
+    return 16 if features.dtype == torch.float64 else 32
+
+
+def _options(features: Tensor) -> dict[str, int]:
+    """How to compile: with these and the blocks above no kernel spills on any GPU since sm_80."""
+    stages = 1 if features.dtype == torch.float64 else 2
+    return {"num_warps": 8, "num_stages": stages, "maxnreg": 255}
 
 
 def _split(pixels: int, block_p: int, programs: int) -> tuple[int, int]:
@@ -175,11 +197,6 @@ def _split(pixels: int, block_p: int, programs: int) -> tuple[int, int]:
     blocks = triton.cdiv(pixels, block_p)
     steps = triton.cdiv(blocks, max(triton.cdiv(WANTED_PROGRAMS, programs), 1))
     return triton.cdiv(blocks, steps), steps
-
-
-def _warps(elements: int) -> int:
-    """Warps for a product of that many elements: 32 a thread."""
-    return min(max(elements // 1024, 4), 8)
 
 
 def _precision(features: Tensor) -> str:
@@ -195,7 +212,6 @@ def _log_sum(
     pixels,
     ACCUMULATE: tl.constexpr,
     INDEX: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
     LOGITS_CHANNELS_LAST: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,

@@ -1,0 +1,164 @@
+"""What the op suite cannot see of the Triton kernels: bounds, block edges, wide offsets, imports.
+
+Interpreted kernels read and write raw memory unchecked, so tensors are given fences here: inputs
+lie between NaN, outputs between values that must survive.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from densesiam import ops, reference
+from densesiam.ops import _backends, _triton
+
+if _backends.missing("triton") is not None or torch.cuda.is_available():
+    pytest.skip("runs in Triton's interpreter only", allow_module_level=True)
+
+FENCE = 1000  # elements on either side
+ROOT = Path(__file__).parents[2]
+
+
+def normal(*shape: int, channels_last: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    values = torch.randn(shape, generator=generator).to(dtype)
+    return values.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else values
+
+
+def boxes() -> Tensor:
+    return torch.tensor([[-0.1, 0.2, 0.7, 1.1], [0.9, 0.1, 0.3, 0.6]])
+
+
+# Odd extents, so that every block has an edge inside it.
+CALLS: dict[str, Callable[..., tuple[Callable[..., Tensor], list[Any], list[Any]]]] = {
+    "overlap_sample": lambda **k: (
+        ops.overlap_sample,
+        [normal(2, 5, 5, 7, **k)],
+        [boxes(), (3, 5)],
+    ),
+    "pixel_similarity": lambda **k: (
+        ops.pixel_similarity,
+        [normal(2, 5, 3, 7, **k), normal(2, 5, 3, 7, **k)],
+        ["cross_entropy", torch.tensor([0.5, 2.0])],
+    ),
+    "overlap_similarity": lambda **k: (
+        ops.overlap_similarity,
+        [normal(2, 5, 5, 7, **k), normal(2, 5, 3, 3, **k)],
+        [boxes(), boxes(), (3, 5), "cosine", None, "none"],
+    ),
+    "region_pool": lambda **k: (
+        ops.region_pool,
+        [normal(2, 5, 5, 7, **k), normal(2, 3, 5, 7, **k)],
+        [True],
+    ),
+    "region_pool of many regions": lambda **k: (
+        ops.region_pool,
+        [normal(1, 133, 5, 7, **k), normal(1, 131, 5, 7, **k)],
+        [True],
+    ),
+    "pseudo_label_loss": lambda **k: (
+        ops.pseudo_label_loss,
+        [normal(2, 5, 3, 7, **k), normal(2, 5, 3, 7, **k)],
+        ["inverse"],
+    ),
+    "label_map": lambda **k: (ops.label_map, [normal(2, 5, 3, 4, **k)], [(5, 7)]),
+}
+
+
+def run(function: Callable[..., Tensor], features: list[Tensor], rest: list[Any]) -> list[Tensor]:
+    """The result and the gradients of all features that have one."""
+    features = [f.detach().requires_grad_() for f in features]
+    with ops.use_backend("triton"):
+        result = function(*features, *rest)
+        if not result.requires_grad:
+            return [result]
+        cotangent = torch.linspace(-1, 2, result.numel()).view(result.shape)
+        grads = torch.autograd.grad(result, features, cotangent, allow_unused=True)
+    return [result.detach(), *(g for g in grads if g is not None)]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["planar", "channels_last"])
+@pytest.mark.parametrize("call", CALLS)
+def test_fences_stand(call, channels_last, monkeypatch):
+    function, features, rest = CALLS[call](channels_last=channels_last)
+    expected = run(function, features, rest)
+
+    fences = Fences()
+    monkeypatch.setattr(Tensor, "new_empty", lambda *a, **k: fences.new_empty(*a, **k))
+    monkeypatch.setattr(Tensor, "new_zeros", lambda *a, **k: fences.new_empty(*a, **k).zero_())
+    monkeypatch.setattr(Tensor, "new_ones", lambda *a, **k: fences.new_empty(*a, **k).fill_(1))
+    features = [fences.around(f) for f in features]
+    rest = [fences.around(r) if isinstance(r, Tensor) else r for r in rest]
+    results = run(function, features, rest)
+    assert len(fences.whole) > len(features)
+    for result, wanted in zip(results, expected, strict=True):
+        assert torch.equal(result, wanted)  # a stray read, or an element never written, is NaN
+    fences.check()
+
+
+class Fences:
+    """Allocates tensors between poison, and tells whether it is still there."""
+
+    def __init__(self) -> None:
+        self.whole: list[tuple[Tensor, Tensor]] = []  # memory and what it was filled with
+        self.allocate = Tensor.new_empty
+
+    def new_empty(
+        self, like: Tensor, *size: Any, dtype: torch.dtype | None = None, **options: Any
+    ) -> Tensor:
+        if options:  # the interpreter's own
+            return self.allocate(like, *size, dtype=dtype, **options)
+        shape = torch.Size(size[0] if isinstance(size[0], list | tuple) else size)
+        whole = self.allocate(like, [shape.numel() + 2 * FENCE], dtype=dtype or like.dtype)
+        poison = torch.nan if whole.is_floating_point() else 123456789
+        whole.fill_(poison)
+        self.whole.append((whole, torch.full_like(whole[:FENCE], poison)))
+        return whole[FENCE:-FENCE].view(shape)
+
+    def around(self, tensor: Tensor) -> Tensor:
+        flat = self.new_empty(tensor, tensor.numel())
+        return flat.as_strided(tensor.shape, tensor.stride(), FENCE).copy_(tensor)
+
+    def check(self) -> None:
+        for whole, poison in self.whole:
+            for fence in (whole[:FENCE], whole[-FENCE:]):
+                assert torch.equal(fence.view(torch.uint8), poison.view(torch.uint8))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["planar", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_region_pool_of_several_blocks(dtype, channels_last):
+    features = normal(1, 133, 5, 7, channels_last=channels_last, dtype=dtype)
+    logits = normal(1, 131, 5, 7, channels_last=channels_last, dtype=dtype)
+    result, *grads = run(ops.region_pool, [features, logits], [])
+    leaves = [t.double().requires_grad_() for t in (features, logits)]
+    expected = reference.region_pool(*leaves)
+    cotangent = torch.linspace(-1, 2, expected.numel()).view(expected.shape)
+    expected_grads = torch.autograd.grad(expected, leaves, cotangent.double())
+    # As in the op suite; half types round the mask to half before the product.
+    tolerance = 8 * torch.finfo(dtype).eps
+    for actual, wanted in zip([result, *grads], [expected, *expected_grads], strict=True):
+        error = (actual.double() - wanted).abs().max()
+        assert error <= tolerance * wanted.abs().max()
+
+
+@pytest.mark.parametrize("call", [c for c in CALLS if c != "region_pool of many regions"])
+def test_wide_offsets_change_nothing(call, monkeypatch):
+    import triton.language as tl
+
+    function, features, rest = CALLS[call](channels_last=False)
+    expected = run(function, features, rest)
+    for op in _triton.KERNELS:
+        monkeypatch.setattr(_triton.load_module(op), "index_type", lambda *_: tl.int64)
+    for result, wanted in zip(run(function, features, rest), expected, strict=True):
+        assert torch.equal(result, wanted)
+
+
+def test_triton_is_imported_with_the_first_call():
+    code = "import sys, densesiam.ops; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
