@@ -62,7 +62,8 @@ class TrainerOptions:
         strategy: how devices work together, one of Lightning's; "auto" is distributed data
             parallelism where there are several.
         precision: of the arithmetic: "bf16-mixed" is the quicker choice on recent GPUs.
-        sync_batchnorm: normalise over the images of all devices, as the method does.
+        sync_batchnorm: normalise over the images of all devices, as the method does; several
+            processes on CPUs cannot, and need false.
         accumulate_grad_batches: batches whose gradients make one step of the optimiser.
         gradient_clip_val: greatest norm of the gradient; null leaves it.
         limit_train_batches: end each epoch after so many batches; null takes all.
@@ -290,6 +291,8 @@ def _trainer(
     }
     settings["check_val_every_n_epoch"] = settings.pop("validate_every_n_epochs")
     settings.pop("picture_every_n_epochs")
+    if options.accelerator == "auto":  # Lightning's own would take other kinds of devices too
+        settings["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     if options.strategy == "auto":
         probe = L.Trainer(**settings, logger=False, enable_checkpointing=False)
         if isinstance(probe.strategy, DDPStrategy):

@@ -145,6 +145,37 @@ def test_a_run_leaves_config_checkpoint_logs_pictures_and_summary(config, tmp_pa
     assert losses(tmp_path / "again") == losses(run)
 
 
+def test_progress_bar_shows_losses_and_speed(config, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_interactive", lambda: True)
+    assert cli.main(["fit", "--config", str(config)]) == 0
+    said = capsys.readouterr().out
+    bars = [line for line in re.split(r"[\r\n]", said) if "2/2 [" in line and "loss=" in line]
+    assert re.search(r"loss=\d\.\d{3}.*sim=\d\.\d{3}.*aux=.*images/s=\d+", bars[-1])
+    assert "region=" in bars[-1]
+    assert "epoch 2/2  loss" in said  # the lines of the epochs stand beside the bar
+
+
+def test_runs_are_named_after_their_config(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert cli.main(["fit", "--config", str(config), "--output", "null"]) == 0
+    assert (tmp_path / "outputs" / "tiny" / "checkpoints" / "last.ckpt").is_file()
+    assert (tmp_path / "outputs" / "tiny-2" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_going_on_needs_no_weights_to_start_from(config, trained, tmp_path):
+    weights = tmp_path / "weights.ckpt"
+    weights.write_bytes(trained.read_bytes())
+    base = ["fit", "--config", str(config), "--model.weights", str(weights)]
+    assert cli.main([*base, "--trainer.max_epochs", "2"]) == 0
+    weights.unlink()
+    again = ["fit", "--config", str(tmp_path / "run" / "config.yaml"), "--ckpt_path", "last"]
+    assert cli.main([*again, "--trainer.max_epochs", "3"]) == 0
+    assert len(losses(tmp_path / "run")) == 3
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["model"]["weights"] == str(weights)
+
+
 def test_tensorboard_holds_losses_speed_and_pictures(config, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -71,7 +71,7 @@ class Scores:
     accuracy: float
 
 
-def score(matched: np.ndarray) -> Scores:
+def score(matched: np.ndarray, present: np.ndarray | None = None) -> Scores:
     """Score a table whose column c holds the pixels predicted as class c.
 
     ``iou_c = tp_c / (truth_c + predicted_c - tp_c)``. Columns beyond the classes are predictions
@@ -79,6 +79,8 @@ def score(matched: np.ndarray) -> Scores:
 
     Args:
         matched: pixel counts (C, at least C).
+        present: (C,) bool, classes that the truth has, even where their row here is empty because
+            the table is a block of a larger one; such a class scores 0 rather than nan.
 
     Returns:
         The `Scores`.
@@ -91,8 +93,10 @@ def score(matched: np.ndarray) -> Scores:
         iou = hits / (truth + predicted - hits)
         class_accuracy = hits / truth
         accuracy = hits.sum() / truth.sum()
-    present = ~np.isnan(iou)
-    miou = iou[present].mean() if present.any() else float("nan")
+    if present is not None:
+        iou[present & np.isnan(iou)] = 0
+    scored = ~np.isnan(iou)
+    miou = iou[scored].mean() if scored.any() else float("nan")
     return Scores(iou, class_accuracy, float(miou), float(accuracy))
 
 
@@ -211,7 +215,7 @@ class ClusterMetrics(Metric):
         if self.things is not None:
             stuff = [c for c in range(self.num_classes) if c not in self.things]
             for name, group in (("things", self.things), ("stuff", stuff)):
-                part = score(matched[np.ix_(group, group)])
+                part = score(matched[np.ix_(group, group)], confusion[group].sum(axis=1) > 0)
                 result[f"{name}_miou"] = torch.tensor(part.miou)
                 result[f"{name}_accuracy"] = torch.tensor(part.accuracy)
         return result

@@ -108,6 +108,16 @@ def test_things_and_stuff_follow_classes_not_clusters():
     assert float(result["accuracy"]) == pytest.approx(340 / 400)
 
 
+def test_a_thing_never_taken_for_any_thing_scores_zero():
+    # Class 1, a thing, lies wholly in the cluster of class 2, which is stuff.
+    result = metrics_of([[9, 0, 0], [0, 0, 4], [0, 0, 8]], things=[0, 1]).compute()
+    assert result["assignment"].tolist() == [0, 1, 2]
+    assert float(result["things_miou"]) == pytest.approx(0.5)
+    # A thing that the truth lacks is skipped as ever.
+    result = metrics_of([[9, 0, 0], [0, 0, 0], [0, 0, 8]], things=[0, 1]).compute()
+    assert float(result["things_miou"]) == pytest.approx(1.0)
+
+
 def test_absent_class_is_skipped_and_predicted_absent_class_counts_zero():
     skipped = metrics_of([[8, 2, 0], [1, 9, 0], [0, 0, 0]]).compute()
     assert skipped["iou"][2].isnan()
