@@ -108,7 +108,8 @@ class SegmentationData(LightningDataModule):
             # On resuming, Lightning starts the first loop over the loader before it tells the
             # epoch, and workers fetch ahead: without this they would replay epoch 0.
             # `current_epoch` is behind by one after a checkpoint from an epoch's end.
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            progress: Any = self.trainer.fit_loop.epoch_progress.current  # typed as its base class
+            sampler.set_epoch(progress.processed)
         return DataLoader(
             dataset, self.batch_size, sampler=sampler, drop_last=True, **self._loading()
         )
