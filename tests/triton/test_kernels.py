@@ -20,7 +20,7 @@ from densesiam.ops import _backends, _triton
 if _backends.missing("triton") is not None or torch.cuda.is_available():
     pytest.skip("runs in Triton's interpreter only", allow_module_level=True)
 
-FENCE = 1000  # elements on either side
+FENCE = 10_000  # elements on either side
 ROOT = Path(__file__).parents[2]
 
 
@@ -86,19 +86,18 @@ def run(function: Callable[..., Tensor], features: list[Tensor], rest: list[Any]
 @pytest.mark.parametrize("call", CALLS)
 def test_fences_stand(call, channels_last, monkeypatch):
     function, features, rest = CALLS[call](channels_last=channels_last)
-    expected = run(function, features, rest)
-
     fences = Fences()
-    monkeypatch.setattr(Tensor, "new_empty", lambda *a, **k: fences.new_empty(*a, **k))
-    monkeypatch.setattr(Tensor, "new_zeros", lambda *a, **k: fences.new_empty(*a, **k).zero_())
-    monkeypatch.setattr(Tensor, "new_ones", lambda *a, **k: fences.new_empty(*a, **k).fill_(1))
-    features = [fences.around(f) for f in features]
-    rest = [fences.around(r) if isinstance(r, Tensor) else r for r in rest]
-    results = run(function, features, rest)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "new_empty", lambda *a, **k: fences.new_empty(*a, **k))
+        patch.setattr(Tensor, "new_zeros", lambda *a, **k: fences.new_empty(*a, **k).zero_())
+        patch.setattr(Tensor, "new_ones", lambda *a, **k: fences.new_empty(*a, **k).fill_(1))
+        fenced_rest = [fences.around(r) if isinstance(r, Tensor) else r for r in rest]
+        results = run(function, [fences.around(f) for f in features], fenced_rest)
     assert len(fences.whole) > len(features)
-    for result, wanted in zip(results, expected, strict=True):
-        assert torch.equal(result, wanted)  # a stray read, or an element never written, is NaN
     fences.check()
+    # A stray read, or an element never written, is NaN.
+    for result, wanted in zip(results, run(function, features, rest), strict=True):
+        assert torch.equal(result, wanted)
 
 
 class Fences:
