@@ -5,6 +5,7 @@ import pytest
 from tools import audit
 
 
+@pytest.mark.slow  # the disassembly of six architectures is some 5 million lines
 @pytest.mark.skipif(not audit.LIBRARY.exists(), reason="the CUDA library was not built")
 def test_library_keeps_its_promises(capsys):
     assert audit.main([]) == 0, capsys.readouterr().err

@@ -9,7 +9,7 @@ from densesiam import ops, reference
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_device_the_backend_is_refused():
     with (
-        pytest.raises(RuntimeError, match="backend 'cuda' cannot be used: it was (not )?built"),
+        pytest.raises(RuntimeError, match=r"backend 'cuda' cannot be used: it was (not )?built"),
         ops.use_backend("cuda"),
     ):
         pass

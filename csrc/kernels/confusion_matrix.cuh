@@ -81,7 +81,7 @@ __device__ __forceinline__ void add_one(Count* cells, std::int32_t cell) {
 }
 
 template <bool Packs, bool Shared>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     count_pairs(Integers prediction, Integers label, std::int64_t count,
                 unsigned long long* __restrict__ out) {
   DENSESIAM_DYNAMIC_SHARED(unsigned, matrix);

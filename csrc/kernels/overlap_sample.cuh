@@ -68,7 +68,7 @@ struct PlanarBlock {
 };
 
 template <class T, class C>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
     overlap_sample_planar(const T* __restrict__ features, const C* __restrict__ boxes,
                           T* __restrict__ out, OverlapSampleShape shape) {
   using A = Accumulate<T>;
@@ -119,7 +119,7 @@ struct PixelsBlock {
 };
 
 template <int N, class T, class C>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
     overlap_sample_pixels(const T* __restrict__ features, const C* __restrict__ boxes,
                           T* __restrict__ out, OverlapSampleShape shape) {
   using A = Accumulate<T>;
@@ -170,7 +170,7 @@ __device__ __forceinline__ void for_each_touching(const Box4<C>& box, unsigned p
 }
 
 template <class T, class C>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
     overlap_sample_backward_planar(const T* __restrict__ grad, const C* __restrict__ boxes,
                                    T* __restrict__ out, OverlapSampleShape shape) {
   using A = Accumulate<T>;
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int N, class T, class C>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
     overlap_sample_backward_pixels(const T* __restrict__ grad, const C* __restrict__ boxes,
                                    T* __restrict__ out, OverlapSampleShape shape) {
   using A = Accumulate<T>;
