@@ -164,7 +164,8 @@ class Cut(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+        # At zero the two halves of a symmetric loss would cancel.
+        self.bias = nn.Parameter(torch.linspace(-1, 1, channels).view(-1, 1, 1))
 
     def forward(self, z):
         return z.detach() + self.bias
