@@ -669,7 +669,8 @@ def _readable(text: str, parsers: dict[str, ArgumentParser]) -> str:
     unknown = re.search(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", text)
     if unknown:
         known = {action.dest for parser in parsers.values() for action in parser._actions}
-        close = difflib.get_close_matches(unknown[1], known, n=1)
+        # A setting of another command is known, but no correction.
+        close = difflib.get_close_matches(unknown[1], known - {unknown[1]}, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"unknown setting {unknown[1]}: {hint}`densesiam COMMAND --help` lists all"
     return text

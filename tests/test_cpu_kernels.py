@@ -153,3 +153,23 @@ def test_confusion_matrix_names_values_out_of_range(name, value, compiled):
         call = torch.compile(call, fullgraph=True, backend="eager")
     with pytest.raises(ValueError, match=rf"confusion_matrix: every {name} .*got \[{value}\]"):
         call(prediction, label)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_tensors_of_more_than_2_to_the_31_elements(layout):
+    """Zeros that were never written take no memory: 4.3 GB of half-precision map, sparsely read.
+
+    The other operations index with the same 64-bit products of batch, channels and pixels.
+    """
+    channels, side = 32770, 256  # 2,147,614,720 elements
+    shape = (1, channels, side, side) if layout == "contiguous" else (1, side, side, channels)
+    features = torch.zeros(shape, dtype=torch.float16)
+    if layout == "channels_last":
+        features = features.movedim(-1, 1)
+    assert features.numel() > 2**31
+    features[0, -1, -2:, -2:] = 3.0  # the very last channel's last corner
+    corner = torch.tensor([[1 - 2 / side, 1 - 2 / side, 1.0, 1.0]])
+    samples = ops.overlap_sample(features, corner, 2)
+    assert (samples[0, -1] == 3).all()
+    assert not samples[0, :-1].any()
