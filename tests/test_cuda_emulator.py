@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.emulator.build import build_faults
+from tests.emulator.build import build_emulator, build_faults
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,8 +72,8 @@ print(library.run_fault(sys.argv[2].encode(), sys.argv[3] == "bug", (ctypes.c_fl
 """
 
 
-def run_sanitized(*command):
-    """A Python process with the sanitizers' runtimes."""
+def run_sanitized(*command, sanitize=""):
+    """A Python process with the sanitizers' runtimes, and the kernels built with `sanitize`."""
     from torch.utils.cpp_extension import get_cxx_compiler
 
     runtimes = [
@@ -86,6 +86,7 @@ def run_sanitized(*command):
         **os.environ,
         "LD_PRELOAD": " ".join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",
+        "DENSESIAM_SANITIZE": sanitize,
         "PYTHONPATH": str(ROOT),
     }
     return subprocess.run(
@@ -101,3 +102,12 @@ def test_sanitizer_sees_accesses_out_of_bounds(kernel):
     assert "heap-buffer-overflow" in wrong.stderr, wrong.stderr
     right = run_sanitized("-c", SANITIZED, path, kernel, "no bug")
     assert right.stdout.strip() == "None", right.stderr
+
+
+@pytest.mark.slow
+def test_kernels_stay_inside_their_memory():
+    # Vector alignment is the emulator's own check; AddressSanitizer adds the bounds.
+    build_emulator("address")  # here, where the compiler itself runs without the sanitizer
+    tests = [str(ROOT / "tests/test_cuda_kernels.py"), "-k", "order or dropped"]
+    done = run_sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, sanitize="address")
+    assert done.returncode == 0, done.stdout + done.stderr
