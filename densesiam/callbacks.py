@@ -46,27 +46,32 @@ class RunReport(Callback):
         self.path = path
         self.epochs: list[dict[str, float]] = []
         self._images = 0
-        self._start = 0.0
+        self._start = self._end = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time from the start of the epoch to the end of its latest batch."""
+        return self._end - self._start
 
     @property
     def images_per_second(self) -> float:
-        """Speed since the epoch began, loading included, over all processes."""
-        return self._images / max(time.perf_counter() - self._start, 1e-9)
+        """Speed of training in this epoch, loading included, over all processes."""
+        return self._images / max(self.seconds, 1e-9)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._images = 0
-        self._start = time.perf_counter()
+        self._start = self._end = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Count the images."""
+        """Count the images, and stop the clock until the next batch."""
         self._images += len(batch["index"]) * trainer.world_size
+        self._end = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch to the report, the file and the log, and print it."""
-        seconds = time.perf_counter() - self._start
         metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
@@ -75,8 +80,8 @@ class RunReport(Callback):
         epoch = {
             "epoch": trainer.current_epoch,
             **metrics,
-            "seconds": seconds,
-            "images_per_second": self._images / seconds,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
         }
         self.epochs.append(epoch)
         if trainer.logger is not None:

@@ -228,6 +228,7 @@ def test_two_epochs_equal_one_and_one_resumed(config, tmp_path, schedule, monkey
 def interrupt_in_epoch(epoch):
     def on_train_epoch_start(self, trainer, module):
         self._images, self._start = 0, time.perf_counter()
+        self._end = self._start
         if trainer.current_epoch == epoch:
             raise KeyboardInterrupt
 
@@ -259,6 +260,20 @@ def test_labels_are_scored_before_training_and_after_every_epoch(tmp_path, photo
     saved = json.loads((run / "validation.json").read_text())
     assert saved["miou"] == scores[-1]
     assert saved["classes"] == ["left", "right", "corner"]
+
+
+def test_rare_validation_still_scores_the_trained_model(tmp_path, photos, capsys):
+    config = write_config(tmp_path / "tiny.yaml", photos, val=labelled(tmp_path / "val"))
+    args = ["--trainer.max_epochs", "3", "--trainer.validate_every_n_epochs", "2"]
+    assert cli.main(["fit", "--config", str(config), *args]) == 0
+    said = capsys.readouterr()
+    assert "warning" not in said.err
+    run = tmp_path / "run"
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 1
+    validate = ["validate", "--config", str(run / "config.yaml"), "--ckpt_path", "last"]
+    assert cli.main(validate) == 0
+    table = capsys.readouterr().out.split("wrote")[0].strip()
+    assert table in said.out.split("after training:")[1]
 
 
 # Prediction
