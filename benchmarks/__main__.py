@@ -61,9 +61,10 @@ def main() -> None:
                 row = run(problem, channels_last, rounds, compiled=not args.quick)
                 rows.append(row)
                 print(render(row), flush=True)
+                if args.json:  # after each row: a long run that is cut short loses nothing
+                    report = {"machine": machine, "command": " ".join(sys.argv[1:]), "rows": rows}
+                    args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.json:
-        report = {"machine": machine, "command": " ".join(sys.argv[1:]), "rows": rows}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
         print(f"\nwritten to {args.json}")
 
 
@@ -103,8 +104,11 @@ def run(problem: Problem, channels_last: bool, rounds: int, compiled: bool) -> d
         if missing(backend) is None and problem.op in kernels(backend):
             functions[backend] = on_backend(problem.ours, backend)
 
-    # Each gets a cotangent in the layout of its own result.
-    cotangents = {name: torch.ones_like(f(*inputs[0])) for name, f in functions.items()}
+    # One cotangent, for each in the layout of its own result. Not ones: they make the gradient of a
+    # softmax's sum vanish, and rounding errors would be compared with rounding errors.
+    results = {name: f(*inputs[0]) for name, f in functions.items()}
+    values = torch.randn(results["eager"].shape, device=DEVICE)
+    cotangents = {name: torch.empty_like(r).copy_(values) for name, r in results.items()}
 
     def call(name: str, i: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         return forward_backward(
