@@ -22,7 +22,8 @@ class Evaluation:
 
     =========== ================== ===========================================================
     image       (3, h, w) float32  normalised with ImageNet's mean and standard deviation
-    label       (h, w) int64       only where a label is given; nearest pixel
+    label       (h, w) int64       only where a label is given; nearest pixel. With
+                                   `full_size_labels` as large as what is shown is in the source
     box         (4,) float32       left, top, right, bottom of what is shown, in source pixels
     source_size (2,) int64         height and width of the source
     =========== ================== ===========================================================
@@ -32,6 +33,8 @@ class Evaluation:
     Args:
         resize: shorter side before the crop; None keeps the source's pixels.
         crop: side of the centre crop; None keeps the whole image.
+        full_size_labels: keep the source's pixels in labels, so that scores at different sizes of
+            the image compare.
 
     Raises:
         ValueError: a value out of its range, or (when called) an image smaller than the crop.
@@ -39,6 +42,7 @@ class Evaluation:
 
     resize: int | None = None
     crop: int | None = None
+    full_size_labels: bool = False
 
     def __post_init__(self) -> None:
         check_frame(self.resize, self.crop)
@@ -51,6 +55,8 @@ class Evaluation:
         sample = {"image": to_normalised(resample(image, box, (height, width), flip=False))}
         if label is not None:
             left, top, right, bottom = box
+            if self.full_size_labels:
+                height, width = round(bottom - top), round(right - left)
             rows, columns = nearest(height, top, bottom), nearest(width, left, right)
             sample["label"] = torch.from_numpy(label[rows[:, None], columns]).long()
         sample["box"] = torch.tensor(box, dtype=torch.float32)

@@ -52,6 +52,16 @@ def test_image_label_and_box_agree(transform, shape):
     assert (shown[1] + 0.5 - y[:, None])[inside].abs().max() < 1.1
 
 
+def test_full_size_labels_keep_the_pixels_of_the_source():
+    label = np.random.default_rng(0).integers(0, 5, (100, 150))
+    whole = Evaluation(20, full_size_labels=True)(noise(150, 100), label)
+    assert tuple(whole["image"].shape[1:]) == (20, 30)
+    assert np.array_equal(whole["label"], label)
+    cropped = Evaluation(20, 10, full_size_labels=True)(noise(150, 100), label)
+    assert cropped["box"].tolist() == [50, 25, 100, 75]
+    assert np.array_equal(cropped["label"], label[25:75, 50:100])
+
+
 def test_centre_crop_is_central():
     s = Evaluation(50, 40)(noise(150, 100))
     assert s["box"].tolist() == [35, 10, 115, 90]
