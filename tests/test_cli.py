@@ -16,6 +16,10 @@ import yaml
 from PIL import Image
 
 from densesiam import cli
+from densesiam.callbacks import PredictionWriter, RunReport
+from densesiam.commands import fit
+from densesiam.commands.checkpoints import read_checkpoint
+from densesiam.commands.folders import claim_folder
 
 ROOT = Path(cli.__file__).parents[1]
 
@@ -146,7 +150,7 @@ def test_a_run_leaves_config_checkpoint_logs_pictures_and_summary(config, tmp_pa
 
 
 def test_progress_bar_shows_losses_and_speed(config, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_interactive", lambda: True)
+    monkeypatch.setattr(fit, "interactive", lambda: True)
     assert cli.main(["fit", "--config", str(config)]) == 0
     said = capsys.readouterr().out
     bars = [line for line in re.split(r"[\r\n]", said) if "2/2 [" in line and "loss=" in line]
@@ -200,7 +204,7 @@ def test_seed_decides_the_run(config, tmp_path):
 
 def test_seed_reaches_the_views(config, monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "fit", lambda model, data, *_: seen.append(data.seed))
+    monkeypatch.setattr(fit, "fit", lambda model, data, *_: seen.append(data.seed))
     assert cli.main(["fit", "--config", str(config), "--seed", "7"]) == 0
     assert seen == [7]
 
@@ -213,7 +217,7 @@ def test_two_epochs_equal_one_and_one_resumed(config, tmp_path, schedule, monkey
 
     # Stop after one of the two epochs, as Ctrl-C would: the schedule is laid out for two.
     with monkeypatch.context() as patch:
-        patch.setattr(cli.RunReport, "on_train_epoch_start", interrupt_in_epoch(1))
+        patch.setattr(RunReport, "on_train_epoch_start", interrupt_in_epoch(1))
         assert cli.main([*base, "--output", str(resumed)]) == 130
     assert json.loads((resumed / "summary.json").read_text())["state"] == "interrupted"
     assert len(losses(resumed)) == 1
@@ -320,8 +324,8 @@ def test_prediction_sees_images_as_training_did_unless_told(trained, tmp_path):
         seen[self.folder.name] = tuple(batch["image"].shape[2:])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.PredictionWriter, "write_on_batch_end", remember)
-        patch.setattr(cli.PredictionWriter, "on_predict_end", lambda *_: None)
+        patch.setattr(PredictionWriter, "write_on_batch_end", remember)
+        patch.setattr(PredictionWriter, "on_predict_end", lambda *_: None)
         for name, more in (("trained", []), ("told", ["--resize", "24"])):
             args = ["predict", str(trained), str(picture), "--output", str(tmp_path / name)]
             assert cli.main([*args, *more]) == 0
@@ -468,10 +472,10 @@ def test_nothing_is_overwritten(config, tmp_path, capsys):
 
 def test_default_folders_are_numbered(tmp_path):
     default = str(tmp_path / "run")
-    assert cli.claim_folder(None, default) == tmp_path / "run"
-    assert cli.claim_folder(None, default) == tmp_path / "run"  # nothing came of it
+    assert claim_folder(None, default) == tmp_path / "run"
+    assert claim_folder(None, default) == tmp_path / "run"  # nothing came of it
     (tmp_path / "run" / "file").touch()
-    assert cli.claim_folder(None, default) == tmp_path / "run-2"
+    assert claim_folder(None, default) == tmp_path / "run-2"
 
 
 def test_output_that_cannot_be_written(config, tmp_path, capsys):
@@ -565,7 +569,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_where(config, tmp_path):
     assert f"interrupted; {last} holds the last whole epoch" in said
     assert "--ckpt_path last" in said
     assert "Traceback" not in said
-    assert cli.read_checkpoint(last)["epoch"] >= 1
+    assert read_checkpoint(last)["epoch"] >= 1
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "interrupted"
 
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from densesiam import cli, demo
+from densesiam import cli
+from densesiam.commands import demo
 from densesiam.data import SamplePhotos, sample_paths
 
 

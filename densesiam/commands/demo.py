@@ -1,21 +1,35 @@
-"""Two minutes of everything: train on nine photographs, segment them, look at the result.
+"""``densesiam demo``: train on nine photographs, segment them, look at the result.
 
-Run it as ``densesiam demo`` or ``python -m densesiam.demo``. It calls the same commands as a user
-would, ``densesiam fit --config configs/demo.yaml`` and ``densesiam predict``; there is no training
-loop of its own, and every setting is in that file.
+It calls the same commands as a user would, ``densesiam fit --config configs/demo.yaml`` and
+``densesiam predict``; there is no training loop of its own, and every setting is in that file.
 """
 
 import json
-import sys
 from pathlib import Path
 
-from densesiam import cli
+from jsonargparse import ArgumentParser, Namespace
+
 from densesiam.callbacks import write_json
+from densesiam.commands.folders import claim_folder
 
-CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+SUMMARY = "Train on nine photographs and segment them, in about two minutes."
+USAGE = "[--output FOLDER]"
+CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
-def run(output: str | None = None) -> Path:
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    parser.add_argument(
+        "--output", type=str | None, help="Folder for the results. Default: outputs/demo."
+    )
+
+
+def run(parser: ArgumentParser, config: Namespace) -> None:
+    """Run the command."""
+    demo(config.output)
+
+
+def demo(output: str | None = None) -> Path:
     """Train and segment.
 
     Args:
@@ -30,9 +44,11 @@ def run(output: str | None = None) -> Path:
         FileNotFoundError: the config file is not there: only the repository has it.
         FileExistsError: the folder holds something.
     """
+    from densesiam import cli  # whose table of commands names this module
+
     if not CONFIG.is_file():
         raise FileNotFoundError(f"the demo needs {CONFIG}: run it in a clone of the repository")
-    folder = cli.claim_folder(output, "outputs/demo")
+    folder = claim_folder(output, "outputs/demo")
     training, predictions = folder / "training", folder / "predictions"
     cli.run(["fit", "--config", str(CONFIG), "--output", str(training)])
     checkpoint = training / "checkpoints" / "last.ckpt"
@@ -50,7 +66,3 @@ def run(output: str | None = None) -> Path:
         f"losses, category shares, seconds:      {folder / 'summary.json'}"
     )
     return folder
-
-
-if __name__ == "__main__":
-    sys.exit(cli.main(["demo", *sys.argv[1:]]))

@@ -1,0 +1,104 @@
+"""Checkpoints of runs: written, found again, read, and refused where they do not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from densesiam.callbacks import CheckpointConfig
+
+
+def keep_checkpoint(folder: Path, name: str = "last", **criterion: Any) -> ModelCheckpoint:
+    """The callback that keeps one checkpoint of a run, written at the end of epochs.
+
+    Args:
+        folder: the run's folder.
+        name: the file is ``checkpoints/NAME.ckpt``.
+        **criterion: what makes a checkpoint worth keeping; by default, being the latest.
+    """
+    return ModelCheckpoint(
+        folder / "checkpoints",
+        filename=name,
+        save_on_train_epoch_end=True,  # with the epoch complete, so that training goes on from it
+        enable_version_counter=False,
+        **criterion,
+    )
+
+
+def resolve_checkpoint(name: str, output: str | None) -> Path:
+    """The file that ``--ckpt_path`` means.
+
+    Args:
+        name: "last" or "best", of the run in `output`; or a path.
+        output: the run's folder.
+
+    Raises:
+        ValueError: a name without a run.
+    """
+    if name not in ("last", "best"):
+        return Path(name)
+    if output is None:
+        raise ValueError(f"--ckpt_path {name} needs --output, the folder of the run")
+    return Path(output, "checkpoints", f"{name}.ckpt")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of `fit`, without ever running code from it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint of a segmentation model.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}: expected a .ckpt file that `fit` wrote")
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickles and archives fail in every way
+        raise ValueError(
+            f"{path} is not a checkpoint, or is damaged: expected a .ckpt file that `fit` wrote"
+        ) from error
+    hyperparameters = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not hyperparameters or "num_classes" not in hyperparameters or "state_dict" not in content:
+        raise ValueError(
+            f"{path} is not a segmentation model's checkpoint: expected a .ckpt file that "
+            "`fit` wrote; weights of a backbone alone belong in model.weights"
+        )
+    return content
+
+
+def check_resumable(path: Path, checkpoint: dict[str, Any], config: Namespace) -> None:
+    """Refuse to go on from where there is nothing to go on.
+
+    Args:
+        path: the checkpoint.
+        checkpoint: its content.
+        config: the settings of the run that is to go on.
+
+    Raises:
+        ValueError: training is complete, or its schedule was made for another length.
+    """
+    if not checkpoint.get("optimizer_states"):
+        raise ValueError(
+            f"{path} holds no state of the optimiser, so training cannot go on from it"
+        )
+    done, wanted = checkpoint["epoch"] + 1, config.trainer.max_epochs
+    if done >= wanted:
+        raise ValueError(
+            f"{path} has trained {done} epochs already, and trainer.max_epochs is {wanted}: "
+            "raise it to train on"
+        )
+    before = yaml.safe_load(checkpoint.get(CheckpointConfig.KEY, "{}")).get("trainer", {})
+    if config.model.schedule == "cosine" and before.get("max_epochs", wanted) != wanted:
+        raise ValueError(
+            f"the cosine schedule of {path} ends at epoch {before['max_epochs']}, so it cannot go "
+            f"on to {wanted}: set trainer.max_epochs to {before['max_epochs']}"
+        )

@@ -1,0 +1,94 @@
+"""``densesiam predict``: segment photographs with a trained model."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.callbacks import Callback
+
+from densesiam.callbacks import CheckpointConfig, PredictionWriter, ProgressBar, RunReport
+from densesiam.commands.checkpoints import read_checkpoint
+from densesiam.commands.console import interactive, say
+from densesiam.commands.folders import claim_folder
+from densesiam.commands.trainer import TrainerOptions, build_trainer, interruptible
+from densesiam.data import Evaluation, SamplePhotos
+from densesiam.data.module import SegmentationData
+from densesiam.methods import DenseSiamSegmentation
+
+SUMMARY = "Segment photographs with a trained model."
+USAGE = "CHECKPOINT IMAGES [--output FOLDER] [--resize PIXELS]"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    parser.add_argument("checkpoint", type=str, help="The trained model, a .ckpt file.")
+    parser.add_argument(
+        "images", type=str, help='A folder of images, one image, or "samples" for nine photographs.'
+    )
+    parser.add_argument(
+        "--output", type=str | None, help="Folder for the results. Default: outputs/predictions."
+    )
+    parser.add_argument(
+        "--resize",
+        type=int | None,
+        help="Shorter side that the network sees, in pixels. Default: as the model was trained.",
+    )
+    parser.add_argument(
+        "--accelerator",
+        type=Literal["auto", "cpu", "gpu"],
+        default="auto",
+        help="What to compute on; auto takes a GPU where there is one.",
+    )
+
+
+def run(parser: ArgumentParser, config: Namespace) -> None:
+    """Run the command."""
+    folder = claim_folder(config.output, "outputs/predictions")
+    predict(Path(config.checkpoint), config.images, folder, config.resize, config.accelerator)
+
+
+def predict(
+    ckpt_path: Path,
+    images: str,
+    folder: Path,
+    resize: int | None = None,
+    accelerator: str = "auto",
+) -> None:
+    """Segment photographs with a trained model; see `PredictionWriter` for the files.
+
+    Args:
+        ckpt_path: the trained model.
+        images: a folder, an image file, or "samples".
+        folder: where the files go; it exists.
+        resize: shorter side that the network sees, in pixels; by default the ``predict_transform``
+            that the model was trained with.
+        accelerator: "auto", "cpu" or "gpu".
+
+    Raises:
+        Interrupted: Ctrl-C; the files written so far are kept.
+        ValueError: the checkpoint is none, or of another model.
+        OSError: there are no images, or one cannot be read.
+    """
+    checkpoint = read_checkpoint(ckpt_path)
+    model = DenseSiamSegmentation.load_from_checkpoint(
+        ckpt_path, map_location="cpu", weights_only=True
+    )
+    if resize is None:
+        trained = yaml.safe_load(checkpoint.get(CheckpointConfig.KEY, "{}"))
+        resize = trained.get("data", {}).get("predict_transform", {}).get("resize")
+    data = SegmentationData(predict=images, predict_transform=Evaluation(resize=resize))
+    samples = images == "samples"
+    root = None if samples or not Path(images).is_dir() else Path(images)
+    writer = PredictionWriter(
+        folder, root, model.num_classes, SamplePhotos.names if samples else None
+    )
+    callbacks: list[Callback] = [writer]
+    if interactive():
+        callbacks.append(ProgressBar(RunReport(Path())))
+    # One device: several would share out the images, and each would count only its own.
+    options = TrainerOptions(accelerator=accelerator, devices=1)  # type: ignore[arg-type]
+    trainer = build_trainer(options, callbacks, logger=False)
+    with interruptible(trainer):
+        trainer.predict(model, data, return_predictions=False)
+    say(f"wrote {folder}: labels/, overlays/, contact_sheet.jpg, legend.png, summary.json")

@@ -1,0 +1,129 @@
+"""How commands train: the options, Lightning's trainer made from them, and Ctrl-C."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+
+from densesiam.callbacks import ProgressBar
+from densesiam.commands.console import Interrupted
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How to train, whatever the model and the data.
+
+    Args:
+        max_epochs: how many epochs to train.
+        accelerator: "auto" takes a GPU where there is one.
+        devices: how many devices on each machine; "auto" takes all.
+        num_nodes: how many machines.
+        strategy: how devices work together, one of Lightning's; "auto" is distributed data
+            parallelism where there are several.
+        precision: of the arithmetic: "bf16-mixed" is the quicker choice on recent GPUs.
+        sync_batchnorm: normalise over the images of all devices, as the method does; several
+            processes on CPUs cannot, and need false.
+        accumulate_grad_batches: batches whose gradients make one step of the optimiser.
+        gradient_clip_val: greatest norm of the gradient; null leaves it.
+        limit_train_batches: end each epoch after so many batches; null takes all.
+        validate_every_n_epochs: how often to score the validation set, where there is one.
+        picture_every_n_epochs: how often to picture photographs beside their segmentation.
+        log_every_n_steps: how often to write the losses to TensorBoard.
+        deterministic: refuse operations whose result may differ between two equal runs.
+    """
+
+    max_epochs: int = 10
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    sync_batchnorm: bool = True
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    limit_train_batches: int | None = None
+    validate_every_n_epochs: int = 1
+    picture_every_n_epochs: int = 5
+    log_every_n_steps: int = 10
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "validate_every_n_epochs", "picture_every_n_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
+
+
+def build_trainer(
+    options: TrainerOptions, callbacks: list[Callback], logger: Any, **more: Any
+) -> L.Trainer:
+    """Lightning's trainer, set up as the options say.
+
+    Args:
+        options: how to train.
+        callbacks: all of them; checkpoints and a progress bar are on if they are among these.
+        logger: Lightning's; False for none.
+        **more: other settings of the trainer.
+    """
+    settings: dict[str, Any] = {
+        **asdict(options),
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+        **more,
+    }
+    settings["check_val_every_n_epoch"] = settings.pop("validate_every_n_epochs")
+    settings.pop("picture_every_n_epochs")
+    if options.accelerator == "auto":  # Lightning's own would take other kinds of devices too
+        settings["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.strategy == "auto":
+        probe = L.Trainer(**settings, logger=False, enable_checkpointing=False)
+        if isinstance(probe.strategy, DDPStrategy):
+            # RegionSim's heads learn nothing until it starts.
+            settings["strategy"] = "ddp_find_unused_parameters_true"
+    return L.Trainer(
+        **settings,
+        callbacks=callbacks,
+        logger=logger,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+    )
+
+
+@contextmanager
+def interruptible(
+    trainer: L.Trainer, folder: Path | None = None, command: str = "fit"
+) -> Iterator[None]:
+    """Turn Lightning's own answer to Ctrl-C, an exit with code 1, into `Interrupted`.
+
+    Args:
+        trainer: whose work the block is.
+        folder: of the run, if it leaves checkpoints.
+        command: that goes on with such a run.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        raise Interrupted(_what_is_left(folder, command)) from None
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+
+
+def _what_is_left(folder: Path | None, command: str) -> str:
+    if folder is None:
+        return "interrupted"
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        return f"interrupted before the first epoch ended: {folder} has no checkpoint"
+    return (
+        f"interrupted; {last} holds the last whole epoch. To go on: "
+        f"densesiam {command} --config {folder / 'config.yaml'} --ckpt_path last"
+    )
