@@ -63,6 +63,10 @@ class DenseSiamSegmentation(Method):
         hidden_channels: width of all heads.
         tau: temperature of the region contrast.
         region_stop_gradient: keep the region contrast's targets from learning.
+        stop_gradient: keep the targets of PixSim and over-clustering from learning, as the method
+            does. False is there to see what that guards against (docs/collapse.md).
+        normalize_z: end the projectors in a normalisation without scale and shift, as the method
+            does; the other guard.
         **options: the arguments of `Method`, and so of `Encoder`.
 
     Raises:
@@ -83,6 +87,8 @@ class DenseSiamSegmentation(Method):
         hidden_channels: int = 128,
         tau: float = 0.1,
         region_stop_gradient: bool = False,
+        stop_gradient: bool = True,
+        normalize_z: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -97,16 +103,21 @@ class DenseSiamSegmentation(Method):
         self.region_start = region_start
         self.rebalance = rebalance
         self.pseudo_label_view = pseudo_label_view
+        self.stop_gradient = stop_gradient
         self.evaluator: Metric | None = None
 
         channels = self.encoder.out_channels
-        self.projector = Projector(channels, hidden_channels, num_classes)
+        self.projector = Projector(
+            channels, hidden_channels, num_classes, normalize_output=normalize_z
+        )
         # Only what a loss will use: data parallelism would wait for the gradients of the rest.
         if self.weights["sim"]:
             self.predictor = Predictor(num_classes, hidden_channels)
         if self.weights["aux"]:
             assert aux_classes is not None
-            self.aux_projector = Projector(channels, hidden_channels, aux_classes)
+            self.aux_projector = Projector(
+                channels, hidden_channels, aux_classes, normalize_output=normalize_z
+            )
             self.aux_predictor = Predictor(aux_classes, hidden_channels)
         if self.weights["region"]:
             self.region = RegionSim(channels, hidden_channels, tau, region_stop_gradient)
@@ -213,10 +224,10 @@ class DenseSiamSegmentation(Method):
         """
         losses = {}
         if self.weights["sim"]:
-            losses["sim"] = _pixel_loss(self.predictor, z1, z2, weight)
+            losses["sim"] = self._pixel_loss(self.predictor, z1, z2, weight)
         if self.weights["aux"]:
             aux1, aux2 = self.aux_projector(features1), self.aux_projector(features2)
-            losses["aux"] = _pixel_loss(self.aux_predictor, aux1, aux2, weight)
+            losses["aux"] = self._pixel_loss(self.aux_predictor, aux1, aux2, weight)
         if self.weights["pseudo_label"]:
             teacher1, teacher2 = (z1, z2) if self.pseudo_label_view == "same" else (z2, z1)
             losses["pseudo_label"] = 0.5 * (
@@ -226,6 +237,18 @@ class DenseSiamSegmentation(Method):
         if self.weights["region"] and self.region_active:
             losses["region"] = self.region(features1, z1, features2, z2, weight)
         return losses
+
+    def _pixel_loss(self, predictor: Predictor, z1: Tensor, z2: Tensor, weight: Tensor) -> Tensor:
+        """Half D(p1, z2) plus half D(p2, z1), with D the soft cross-entropy."""
+        p1, p2 = predictor(z1), predictor(z2)
+        if not self.stop_gradient:
+            return 0.5 * (
+                _unstopped_cross_entropy(p1, z2, weight) + _unstopped_cross_entropy(p2, z1, weight)
+            )
+        return 0.5 * (
+            ops.pixel_similarity(p1, z2, kind="cross_entropy", weight=weight)
+            + ops.pixel_similarity(p2, z1, kind="cross_entropy", weight=weight)
+        )
 
     def _pseudo_label_loss(self, z: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
         counts = None
@@ -303,13 +326,9 @@ class DenseSiamSegmentation(Method):
         return self.evaluator
 
 
-def _pixel_loss(predictor: Predictor, z1: Tensor, z2: Tensor, weight: Tensor) -> Tensor:
-    """Half D(p1, z2) plus half D(p2, z1), with D the soft cross-entropy."""
-    p1, p2 = predictor(z1), predictor(z2)
-    return 0.5 * (
-        ops.pixel_similarity(p1, z2, kind="cross_entropy", weight=weight)
-        + ops.pixel_similarity(p2, z1, kind="cross_entropy", weight=weight)
-    )
+def _unstopped_cross_entropy(p: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+    """The soft cross-entropy toward z, which learns too: what `ops.pixel_similarity` rules out."""
+    return weighted_mean(-(z.softmax(dim=1) * p.log_softmax(dim=1)).sum(dim=1), weight)
 
 
 def _loss_weights(

@@ -38,16 +38,22 @@ class Projector(_Head):
         out_channels: channels of the output; in segmentation the number of categories.
         dense: 1x1 convolutions for feature maps (B, C, H, W), the last one with bias; otherwise
             linear layers without bias for vectors (N, C).
+        normalize_output: whether to have the last normalisation.
     """
 
     def __init__(
-        self, in_channels: int, hidden_channels: int, out_channels: int, dense: bool = True
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        dense: bool = True,
+        normalize_output: bool = True,
     ) -> None:
         super().__init__(
             *_hidden(in_channels, hidden_channels, dense),
             *_hidden(hidden_channels, hidden_channels, dense),
             _linear(hidden_channels, out_channels, dense, bias=dense),
-            _norm(out_channels, dense, affine=False),
+            *([_norm(out_channels, dense, affine=False)] if normalize_output else []),
         )
 
 

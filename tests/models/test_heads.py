@@ -44,6 +44,11 @@ def test_dense_projector():
     ]
 
 
+def test_projector_without_its_last_normalisation():
+    bare = Projector(256, 128, 27, normalize_output=False)
+    assert layers(bare) == layers(Projector(256, 128, 27))[:-1]
+
+
 def test_dense_predictor():
     assert layers(Predictor(27, 128)) == [
         ("conv", 27, 128, False),
