@@ -2,13 +2,14 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from densesiam.models import Encoder
 from densesiam.models.weights import explain_mismatch
@@ -26,6 +27,8 @@ class Method(L.LightningModule):
         momentum: of SGD.
         weight_decay: of SGD, on all parameters.
         schedule: ``"fixed"``, or ``"cosine"`` down to 0 at the end of training, step by step.
+        warmup_epochs: epochs, or a part of one, over which the learning rate first rises linearly
+            to its height; the schedule begins after them.
         **encoder: the arguments of `Encoder`.
 
     Raises:
@@ -39,6 +42,7 @@ class Method(L.LightningModule):
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         schedule: Literal["fixed", "cosine"] = "fixed",
+        warmup_epochs: float = 0.0,
         **encoder: Any,
     ) -> None:
         super().__init__()
@@ -51,34 +55,41 @@ class Method(L.LightningModule):
             raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
         if schedule not in ("fixed", "cosine"):
             raise ValueError(f"schedule must be 'fixed' or 'cosine', got {schedule!r}")
+        if not 0 <= warmup_epochs < math.inf:
+            raise ValueError(f"warmup_epochs must be finite and not negative, got {warmup_epochs}")
         self.base_lr = base_lr
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.schedule = schedule
+        self.warmup_epochs = warmup_epochs
         self.encoder = Encoder(**encoder)
         self.save_hyperparameters()  # a subclass's arguments too
         self.save_hyperparameters({**_defaults(Encoder), **encoder})
 
+    def fixed_rate_parameters(self) -> Iterable[Parameter]:
+        """Parameters that keep the highest learning rate from the first step to the last."""
+        return ()
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD in two groups, ``other`` and ``backbone``, each with its factor of the rate."""
+        """SGD in groups, each with its factor of the rate: ``other``, ``backbone``, ``fixed``."""
         encoder = self.encoder
-        backbone = set(encoder.backbone.parameters())
+        backbone = list(encoder.backbone.parameters())
+        fixed = list(self.fixed_rate_parameters())
+        apart = {*backbone, *fixed}
         groups: list[dict[str, Any]] = [
             {
                 "name": "other",
-                "params": [p for p in self.parameters() if p not in backbone],
+                "params": [p for p in self.parameters() if p not in apart],
                 "lr_factor": 1.0,
             }
         ]
         if not encoder.frozen:
             groups.append(
-                {
-                    "name": "backbone",
-                    "params": list(encoder.backbone.parameters()),
-                    "lr_factor": encoder.backbone_lr_factor,
-                }
+                {"name": "backbone", "params": backbone, "lr_factor": encoder.backbone_lr_factor}
             )
+        if fixed:
+            groups.append({"name": "fixed", "params": fixed, "lr_factor": 1.0})
         # The rate itself is set before each step, below.
         return torch.optim.SGD(
             groups, lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay
@@ -93,22 +104,38 @@ class Method(L.LightningModule):
         """Find out the highest learning rate and the number of steps.
 
         Raises:
-            ValueError: the loader does not state its batch size, which scales base_lr; or the
-                training has no end, which the cosine schedule needs.
+            ValueError: the loader does not state its batch size, which scales base_lr; the training
+                has no end, which the cosine schedule needs, or is all warm-up.
         """
         self._peak_lr = self.lr or self.base_lr * self._images_per_step() / 256
         self._steps = self.trainer.estimated_stepping_batches
         if self.schedule == "cosine" and self._steps == math.inf:
             raise ValueError("the cosine schedule needs an end: give the trainer max_epochs")
+        steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        self._warmup_steps = (
+            round(self.warmup_epochs * steps_per_epoch) if self.warmup_epochs else 0
+        )
+        if self._warmup_steps >= self._steps:
+            raise ValueError(
+                f"the learning rate would rise for {self.warmup_epochs} epochs, but the training "
+                f"has no more than {self._steps} steps: lower warmup_epochs"
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate of the step that is coming, and log it."""
-        lr = self._peak_lr
-        if self.schedule == "cosine":
-            lr *= 0.5 * (1 + math.cos(math.pi * self.global_step / self._steps))
+        lr = self._peak_lr * self._share_of_peak(self.global_step)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = lr * group["lr_factor"]
+            group["lr"] = self._peak_lr if group["name"] == "fixed" else lr * group["lr_factor"]
         self.log("train/lr", lr)
+
+    def _share_of_peak(self, step: int) -> float:
+        """The schedule: the learning rate of a step, as a share of the highest."""
+        if step < self._warmup_steps:
+            return (step + 1) / self._warmup_steps
+        if self.schedule == "fixed":
+            return 1.0
+        done = (step - self._warmup_steps) / (self._steps - self._warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * done))
 
     def _images_per_step(self) -> int:
         """Images of one optimiser step, over all devices and accumulated batches."""

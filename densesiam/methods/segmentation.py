@@ -13,7 +13,7 @@ from densesiam.geometry import frame_boxes
 from densesiam.methods.assignment import assignment_statistics, label_counts
 from densesiam.methods.averages import weighted_mean
 from densesiam.methods.method import Method
-from densesiam.methods.region import RegionSim
+from densesiam.methods.region import RegionSim, RegionStart
 from densesiam.models import Predictor, Projector
 
 # How far a view may reach beyond the other, as a share of its side: rounding, not area.
@@ -98,9 +98,8 @@ class DenseSiamSegmentation(Method):
         _check_choice("rebalance", rebalance, ("none", "frequency", "inverse"))
         _check_choice("pseudo_label_view", pseudo_label_view, ("same", "cross"))
         only_region = not any(self.weights[name] for name in ("sim", "aux", "pseudo_label"))
-        _check_region_start(region_start, alone=only_region)
         self.num_classes = num_classes
-        self.region_start = region_start
+        self.region_start = RegionStart(region_start, alone=only_region)
         self.rebalance = rebalance
         self.pseudo_label_view = pseudo_label_view
         self.stop_gradient = stop_gradient
@@ -262,45 +261,13 @@ class DenseSiamSegmentation(Method):
 
     @property
     def region_active(self) -> bool:
-        """Whether RegionSim has started.
-
-        Raises:
-            ValueError: region_start is a share of a training without end.
-        """
-        if isinstance(self.region_start, int):
-            return self.current_epoch >= self.region_start
-        return self.region_start == 0 or self._progress() >= self.region_start
-
-    def _progress(self) -> float:
-        """Share of the training that is over, in [0, 1]: of its epochs or steps, the larger."""
-        shares = [
-            done / end
-            for done, end in (
-                (self.current_epoch, self.trainer.max_epochs or -1),
-                (self.global_step, self.trainer.max_steps),
-            )
-            if end > 0
-        ]
-        if not shares:
-            raise ValueError(
-                f"region_start={self.region_start} is a share of the training, which has no end: "
-                "give the trainer max_epochs, or region_start as an epoch"
-            )
-        return max(shares)
+        """Whether RegionSim has started."""
+        return self.region_start.reached(self)
 
     def on_fit_start(self) -> None:
-        """Refuse a training that would be over before RegionSim starts.
-
-        Raises:
-            ValueError: region_start is an epoch that the training does not reach.
-        """
-        epochs = self.trainer.max_epochs or -1
-        is_epoch = isinstance(self.region_start, int)
-        if self.weights["region"] and is_epoch and 0 < epochs <= self.region_start:
-            raise ValueError(
-                f"RegionSim would start at epoch {self.region_start}, but the training has only "
-                f"epochs 0 to {epochs - 1}: lower region_start, or set region_weight to 0"
-            )
+        """Refuse a training that would be over before RegionSim starts."""
+        if self.weights["region"]:
+            self.region_start.check_reachable(self.trainer)
 
     # Validation
 
@@ -361,19 +328,6 @@ def _loss_weights(
     if not any(weights.values()):
         raise ValueError("all loss weights are 0, so there is nothing to learn")
     return weights
-
-
-def _check_region_start(start: int | float, alone: bool) -> None:
-    if isinstance(start, bool) or start < 0 or (isinstance(start, float) and not start < 1):
-        raise ValueError(
-            "region_start must be an epoch (an int from 0) or a share of the training (a float "
-            f"from 0 to below 1), got {start!r}; to do without RegionSim set region_weight to 0"
-        )
-    if alone and start != 0:
-        raise ValueError(
-            "RegionSim is the only loss, so there is nothing to learn before "
-            f"region_start={start}: set it to 0"
-        )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

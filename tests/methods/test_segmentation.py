@@ -382,6 +382,7 @@ def test_prediction_is_at_the_sources_resolution():
         ({"momentum": 1.0}, "momentum must be"),
         ({"weight_decay": -1.0}, "weight_decay must not be negative"),
         ({"schedule": "step"}, "schedule must be"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs must be"),
     ],
 )
 def test_bad_arguments(options, message):

@@ -121,6 +121,36 @@ def test_cosine_schedule():
         fit(tiny(schedule="cosine", region_start=0), max_epochs=-1)
 
 
+def rates_of(model, **options):
+    """Learning rates of the groups, by name, at each step."""
+    rates = []
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer, model, optimizer):
+            rates.append({group["name"]: group["lr"] for group in optimizer.param_groups})
+
+    trainer(callbacks=[Rates()], **options).fit(model, DataLoader(items(), batch_size=2))
+    return rates
+
+
+def test_warm_up_then_cosine():
+    model = tiny(lr=0.1, schedule="cosine", warmup_epochs=0.5, backbone_lr_factor=0.5)
+    rates = rates_of(model, max_epochs=2)  # of 4 steps each
+    cosines = [0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    expected = [0.5, 1.0, *cosines]
+    assert [r["other"] for r in rates] == pytest.approx([0.1 * e for e in expected])
+    assert [r["backbone"] for r in rates] == pytest.approx([0.05 * e for e in expected])
+    # Steps, not batches: 8 batches are 4 steps here, of which one epoch has 2.
+    model = tiny(lr=0.1, warmup_epochs=1)
+    rates = rates_of(model, max_epochs=2, accumulate_grad_batches=2)
+    assert [r["other"] for r in rates] == pytest.approx([0.05, 0.1, 0.1, 0.1])
+
+
+def test_warm_up_without_end():
+    with pytest.raises(ValueError, match=r"rise for 2 epochs, .* no more than 4 steps"):
+        rates_of(tiny(lr=0.1, warmup_epochs=2), max_epochs=1)
+
+
 def test_frozen_backbone_is_not_optimised():
     model = tiny(backbone_lr_factor=0.0)
     before = {k: v.clone() for k, v in model.encoder.backbone.state_dict().items()}
@@ -323,7 +353,7 @@ def test_configuration_in_yaml(tmp_path):
     )
     assert cli.model.num_classes == 5
     assert cli.model.encoder.strides == (4, 8)
-    assert cli.model.region_start == 0.5
+    assert cli.model.region_start.start == 0.5
     assert cli.model.region.tau == 0.2
     cli.trainer.fit(cli.model, DataLoader(items(), batch_size=4))
     cli.trainer.save_checkpoint(tmp_path / "model.ckpt")
