@@ -238,7 +238,10 @@ def main() -> None:
         ]
         + ["densesiam.kernels"],
         package_dir={"densesiam.kernels": "kernels"},
-        package_data={"densesiam": ["py.typed"]},
+        package_data={
+            "densesiam": ["py.typed", "assets/*"],
+            "densesiam.data": ["tables/*.yaml"],
+        },
         ext_modules=ext_modules,
         cmdclass=commands,
     )
