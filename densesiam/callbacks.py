@@ -181,14 +181,15 @@ class SegmentationGrid(Callback):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         grid.save(self.folder / f"epoch-{epoch - 1:04d}.jpg", quality=90)
-        if trainer.logger is not None:
-            writer: Any = trainer.logger.experiment  # type: ignore[attr-defined]
-            writer.add_image(
+        logger: Any = trainer.logger  # each kind has its own `experiment`
+        if logger is not None:
+            logger.experiment.add_image(
                 "segmentation", np.asarray(grid), trainer.global_step, dataformats="HWC"
             )
 
     def _draw(self, trainer: L.Trainer, model: DenseSiamSegmentation) -> Image.Image | None:
-        paths = trainer.train_dataloader.dataset.paths  # type: ignore[union-attr]
+        loader: Any = trainer.train_dataloader  # Lightning's type allows nests of loaders
+        paths = loader.dataset.paths
         step = max(1, len(paths) // self.num_images)
         images = PredictionImages(paths[::step][: self.num_images], self.transform)
         rows = []
@@ -265,8 +266,8 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Choose the names of all files before the first is written."""
-        paths = trainer.predict_dataloaders.dataset.paths  # type: ignore[union-attr]
-        self._names = output_names(paths, self.root)
+        loader: Any = trainer.predict_dataloaders  # Lightning's type allows nests of loaders
+        self._names = output_names(loader.dataset.paths, self.root)
 
     def write_on_batch_end(
         self,

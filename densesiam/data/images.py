@@ -164,7 +164,8 @@ def sample_paths() -> list[Path]:
     paths = []
     for package, name in _SAMPLES:
         spec = importlib.util.find_spec(package)
-        path = Path(spec.submodule_search_locations[0], name) if spec else None  # type: ignore[index]
+        folders = spec.submodule_search_locations if spec else None
+        path = Path(folders[0], name) if folders else None
         if path is None or not path.is_file():
             raise FileNotFoundError(
                 f"the sample photographs need {name} inside the package {package}: "

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DistributedSampler
@@ -42,7 +43,8 @@ class TrainingSampler(DistributedSampler[Draw]):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        super().__init__(range(num_images), num_replicas, rank, seed=seed)  # type: ignore[arg-type]
+        images: Any = range(num_images)  # the base class asks for no more than a length
+        super().__init__(images, num_replicas, rank, seed=seed)
         self.num_images = num_images
         self.samples = num_images if samples is None else samples
         if self.samples < num_replicas:
@@ -80,7 +82,8 @@ class EvaluationSampler(DistributedSampler[Draw]):
     """
 
     def __init__(self, num_images: int, num_replicas: int = 1, rank: int = 0) -> None:
-        super().__init__(range(num_images), num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
+        images: Any = range(num_images)  # the base class asks for no more than a length
+        super().__init__(images, num_replicas, rank, shuffle=False)
         self.num_images = num_images
 
     def __iter__(self) -> Iterator[Draw]:
