@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import timm
 import torch.nn.functional as F
@@ -80,6 +80,9 @@ class Encoder(nn.Module):
         backbone_lr_factor: learning rate of the backbone relative to that of everything else.
             0 freezes it: no gradient, nothing stored for one, and batch normalisation
             stays in evaluation mode.
+        output_stride: 16 or 8 make the last stages of a ResNet dilated rather than coarser, as
+            semantic segmentation has them; the weights stay the same. Stages that share a stride
+            count as one, the deepest.
 
     Raises:
         ValueError: an unknown backbone or stride, a file of another architecture, or
@@ -101,6 +104,7 @@ class Encoder(nn.Module):
         fpn: bool = True,
         normalize_stages: bool = False,
         backbone_lr_factor: float = 1.0,
+        output_stride: Literal[8, 16, 32] = 32,
     ) -> None:
         super().__init__()
         if not strides or list(strides) != sorted(set(strides)):
@@ -117,7 +121,7 @@ class Encoder(nn.Module):
                 f"backbone_lr_factor must not be negative, got {backbone_lr_factor}; 0 freezes the "
                 "backbone"
             )
-        self.backbone = _backbone(backbone, weights, strides)
+        self.backbone = _backbone(backbone, weights, strides, output_stride)
         config: Any = self.backbone.pretrained_cfg
         # From ImageNet's range to the weights' own. It travels with them, in the state dict.
         for name, value in input_range(config["mean"], config["std"]).items():
@@ -229,13 +233,24 @@ class Encoder(nn.Module):
         return report
 
 
-def _backbone(name: str, weights: str | None, strides: Sequence[int]) -> nn.Module:
+def _backbone(
+    name: str, weights: str | None, strides: Sequence[int], output_stride: int
+) -> nn.Module:
     """Build timm's feature extractor for the stages with these strides."""
     if not timm.is_model(name):
         close = suggest_backbones(name)
         hint = f"did you mean {', '.join(close)}? " if close else ""
         raise ValueError(f"unknown backbone {name!r}: {hint}timm.list_models() has all the names")
-    probe: Any = timm.create_model(name, features_only=True)
+    dilation = {} if output_stride == 32 else {"output_stride": output_stride}
+    try:
+        probe: Any = timm.create_model(name, features_only=True, **dilation)
+    except (TypeError, NotImplementedError, AssertionError) as error:  # as timm refuses
+        if not dilation:
+            raise
+        raise ValueError(
+            f"timm's {name} cannot be dilated to output_stride={output_stride}: leave it at 32, or "
+            "choose a ResNet"
+        ) from error
     # The last stage of a stride is the deepest: a transformer's blocks all share one.
     stage_of = {info["reduction"]: i for i, info in enumerate(probe.feature_info.info)}
     if unknown := [s for s in strides if s not in stage_of]:
@@ -243,7 +258,11 @@ def _backbone(name: str, weights: str | None, strides: Sequence[int]) -> nn.Modu
     stages = tuple(stage_of[stride] for stride in strides)
     try:
         return timm.create_model(
-            name, features_only=True, out_indices=stages, pretrained=weights == "timm"
+            name,
+            features_only=True,
+            out_indices=stages,
+            pretrained=weights == "timm",
+            **dilation,
         )
     except Exception as error:  # whatever the download meets
         raise RuntimeError(

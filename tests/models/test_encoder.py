@@ -194,6 +194,23 @@ def test_feature_offset_of_an_unknown_stem_is_refused():
         _ = encoder.feature_offset
 
 
+def test_dilation_keeps_the_weights_and_refines_the_last_stage():
+    torch.manual_seed(0)
+    coarse = Encoder(TINY, strides=(32,), fpn=False).eval()
+    fine = Encoder(TINY, strides=(16,), fpn=False, output_stride=16).eval()
+    fine.load_state_dict(coarse.state_dict())
+    assert fine.stride == 16
+    assert fine.out_channels == coarse.out_channels
+    image = torch.randn(1, 3, 64, 96)
+    assert coarse(image).shape[-2:] == (2, 3)
+    assert fine(image).shape[-2:] == (4, 6)
+
+
+def test_a_backbone_that_cannot_be_dilated_is_named():
+    with pytest.raises(ValueError, match="vit_tiny_patch16_224 cannot be dilated"):
+        Encoder("vit_tiny_patch16_224", strides=(16,), fpn=False, output_stride=16)
+
+
 def test_unknown_backbone_suggests_names():
     with pytest.raises(ValueError, match=r"unknown backbone 'resnet_18': did you mean .*resnet18"):
         Encoder("resnet_18")
