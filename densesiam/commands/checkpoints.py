@@ -9,6 +9,9 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from densesiam.callbacks import CheckpointConfig
+from densesiam.methods import METHODS, Method
+
+_WRITTEN_BY = {"segmentation": "`fit`", "pre-training": "`pretrain`"}
 
 
 def keep_checkpoint(folder: Path, name: str = "last", **criterion: Any) -> ModelCheckpoint:
@@ -45,32 +48,33 @@ def resolve_checkpoint(name: str, output: str | None) -> Path:
     return Path(output, "checkpoints", f"{name}.ckpt")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of `fit`, without ever running code from it.
+def read_checkpoint(path: Path, kind: str = "segmentation") -> dict[str, Any]:
+    """Read a checkpoint of a training, without ever running code from it.
 
     Args:
         path: the file.
+        kind: what its method must be for, see `Method`.
 
     Returns:
         Its content, tensors on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint of a segmentation model.
+        ValueError: it is no checkpoint of such a method.
     """
+    expected = f"expected a .ckpt file that {_WRITTEN_BY[kind]} wrote"
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}: expected a .ckpt file that `fit` wrote")
+        raise FileNotFoundError(f"no checkpoint {path}: {expected}")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickles and archives fail in every way
+        raise ValueError(f"{path} is not a checkpoint, or is damaged: {expected}") from error
+    method = METHODS.get(content.get(Method.KEY, "")) if isinstance(content, dict) else None
+    if method is None or method.kind != kind:
+        is_of = f", but a {method.kind} model's" if method else ""
         raise ValueError(
-            f"{path} is not a checkpoint, or is damaged: expected a .ckpt file that `fit` wrote"
-        ) from error
-    hyperparameters = content.get("hyper_parameters") if isinstance(content, dict) else None
-    if not hyperparameters or "num_classes" not in hyperparameters or "state_dict" not in content:
-        raise ValueError(
-            f"{path} is not a segmentation model's checkpoint: expected a .ckpt file that "
-            "`fit` wrote; weights of a backbone alone belong in model.weights"
+            f"{path} is not a {kind} model's checkpoint{is_of}: {expected}; weights of a backbone "
+            "alone belong in model.weights"
         )
     return content
 

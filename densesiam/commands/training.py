@@ -1,19 +1,34 @@
 """What the commands that build a model and its data from a config file share."""
 
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 
-from densesiam.commands.checkpoints import check_resumable, read_checkpoint, resolve_checkpoint
+from densesiam.callbacks import CheckpointConfig, ProgressBar, RunReport
+from densesiam.commands.checkpoints import (
+    check_resumable,
+    keep_checkpoint,
+    read_checkpoint,
+    resolve_checkpoint,
+)
+from densesiam.commands.console import first_process, interactive, say
 from densesiam.commands.folders import check_writable, claim_folder
-from densesiam.commands.trainer import TrainerOptions
+from densesiam.commands.trainer import TrainerOptions, build_trainer, interruptible
 
 
 def add_config_arguments(
-    parser: ArgumentParser, model: type, data: type, checkpoint_help: str
+    parser: ArgumentParser,
+    model: type,
+    data: type,
+    checkpoint_help: str,
+    unused: Collection[str] = (),
 ) -> None:
     """Add the arguments of a command that a config file describes.
 
@@ -22,6 +37,7 @@ def add_config_arguments(
         model: class of the setting ``model``.
         data: class of the setting ``data``.
         checkpoint_help: what ``--ckpt_path`` is for.
+        unused: options of the trainer that the command has no use for.
     """
     parser.add_argument(
         "--config",
@@ -38,7 +54,7 @@ def add_config_arguments(
     parser.add_argument("--seed", type=int, default=0, help="All randomness follows from it.")
     parser.add_class_arguments(model, "model")
     parser.add_class_arguments(data, "data", skip={"predict", "seed"})
-    parser.add_class_arguments(TrainerOptions, "trainer")
+    parser.add_class_arguments(TrainerOptions, "trainer", skip=set(unused))
 
 
 @dataclass(frozen=True)
@@ -78,13 +94,16 @@ def build(parser: ArgumentParser, config: Namespace, ckpt_path: Path | None = No
     return Built(built.model, built.data, built.trainer, text, ckpt_path)
 
 
-def start_run(parser: ArgumentParser, config: Namespace, command: str) -> tuple[Built, Path]:
+def start_run(
+    parser: ArgumentParser, config: Namespace, command: str, kind: str = "segmentation"
+) -> tuple[Built, Path]:
     """Make the model, the data and the folder of a training run, new or gone on with.
 
     Args:
         parser: of the command.
         config: its settings.
         command: its name, for the folder of a run without a config file.
+        kind: what its method is for, see `Method`.
 
     Raises:
         ValueError: settings or a checkpoint that do not go together.
@@ -93,7 +112,7 @@ def start_run(parser: ArgumentParser, config: Namespace, command: str) -> tuple[
     ckpt_path = None
     if config.ckpt_path is not None:
         ckpt_path = resolve_checkpoint(config.ckpt_path, config.output)
-        check_resumable(ckpt_path, read_checkpoint(ckpt_path), config)
+        check_resumable(ckpt_path, read_checkpoint(ckpt_path, kind), config)
     if config.ckpt_path == "last":
         folder = Path(config.output)
         check_writable(folder)
@@ -102,3 +121,62 @@ def start_run(parser: ArgumentParser, config: Namespace, command: str) -> tuple[
         folder = claim_folder(config.output, f"outputs/{name}")
     config.output = str(folder)
     return build(parser, config, ckpt_path), folder
+
+
+@contextmanager
+def training_run(
+    command: str,
+    built: Built,
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    **trainer: Any,
+) -> Iterator[L.Trainer]:
+    """All of a training run but the training: its trainer, its files, its end.
+
+    The folder gets ``config.yaml``, ``summary.json``, ``logs/`` (TensorBoard), and
+    ``checkpoints/last.ckpt`` after every epoch.
+
+    Args:
+        command: that goes on with such a run.
+        built: what to train.
+        folder: the run's folder, which exists.
+        callbacks: more than every run has.
+        **trainer: more settings of the trainer.
+
+    Yields:
+        The trainer.
+
+    Raises:
+        Interrupted: Ctrl-C in the block; the last checkpoint is kept.
+        ValueError: a batch of one image, or data that there are not; nothing is written then.
+        OSError: images that are not there.
+    """
+    report = RunReport(folder / "summary.json")
+    together: list[Callback] = [
+        report,
+        *callbacks,
+        CheckpointConfig(built.config),
+        keep_checkpoint(folder),
+    ]
+    if interactive():
+        together.append(ProgressBar(report))
+    logger = TensorBoardLogger(folder, name="", version="logs", default_hp_metric=False)
+    runner = build_trainer(built.options, together, logger, **trainer)
+    _check_batch(built, runner)
+    built.data.train_dataloader()  # missing images should stop the run before it leaves any trace
+    if first_process():
+        (folder / "config.yaml").write_text(built.config)
+    with interruptible(runner, folder, command):
+        yield runner
+    say(f"finished: {folder / 'checkpoints'} has the checkpoints, {folder} all of the run")
+
+
+def _check_batch(built: Built, trainer: L.Trainer) -> None:
+    """Refuse batches of one image, whose normalisation would hide a wrong result."""
+    together = built.data.batch_size * (trainer.world_size if built.options.sync_batchnorm else 1)
+    if together < 2:
+        raise ValueError(
+            "data.batch_size is 1: batch normalisation needs at least 2 images, since over one "
+            "alone it makes all look alike; raise data.batch_size (and data.samples_per_epoch "
+            "where there are few images)"
+        )

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import lightning as L
 import torch
@@ -18,7 +18,12 @@ from densesiam.models.weights import explain_mismatch
 class Method(L.LightningModule):
     """A method that trains an encoder by SGD.
 
-    All arguments, a subclass's too, become hyperparameters and lie in every checkpoint.
+    All arguments, a subclass's too, become hyperparameters and lie in every checkpoint, with the
+    subclass's name under `KEY`.
+
+    Attributes:
+        encoder: what is trained; every method's lies here.
+        kind: what the method is for: ``"segmentation"`` or ``"pre-training"``.
 
     Args:
         base_lr: learning rate for 256 images a step. It is scaled by the images that a step really
@@ -34,6 +39,9 @@ class Method(L.LightningModule):
     Raises:
         ValueError: an argument out of its range.
     """
+
+    KEY: ClassVar = "densesiam_method"
+    kind: ClassVar[str]
 
     def __init__(
         self,
@@ -149,6 +157,10 @@ class Method(L.LightningModule):
                 f"({type(loader).__name__}) does not state; give lr instead"
             )
         return batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the checkpoint say which method's it is."""
+        checkpoint[self.KEY] = type(self).__name__
 
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False

@@ -73,6 +73,8 @@ class DenseSiamPretraining(Method):
         ValueError: an argument out of its range.
     """
 
+    kind = "pre-training"
+
     def __init__(
         self,
         lambda1: float = 1.0,

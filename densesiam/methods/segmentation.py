@@ -73,6 +73,8 @@ class DenseSiamSegmentation(Method):
         ValueError: an argument out of its range, or no loss at all.
     """
 
+    kind = "segmentation"
+
     def __init__(
         self,
         num_classes: int = 27,
