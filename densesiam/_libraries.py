@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ _BUILD_HINT = (
     "Build it with `pip install --no-build-isolation -e .` in the source tree "
     "(`python -m densesiam.collect_env` shows what was found)"
 )
+_CAPABILITIES = ("baseline", "avx2", "avx512")
 
 
 def build_info() -> dict[str, Any] | None:
@@ -22,13 +25,26 @@ def build_info() -> dict[str, Any] | None:
         return None
 
 
+def find(library: str) -> Path | None:
+    """``densesiam/<library>.abi3.so``, if it was built."""
+    return next(Path(__file__).parent.glob(f"{library}*.so"), None)
+
+
 def load(library: str) -> str | None:
-    """Load ``densesiam/<library>.abi3.so`` into the dispatcher.
+    """Load a compiled library into the dispatcher.
 
     Returns:
         None when it is loaded, else why it is not and what to do.
+
+    Raises:
+        ValueError: the environment variable DENSESIAM_CPU_CAPABILITY names no instruction set.
     """
-    path = next(Path(__file__).parent.glob(f"{library}*.so"), None)
+    given = os.environ.get("DENSESIAM_CPU_CAPABILITY")
+    if given and given not in _CAPABILITIES:
+        raise ValueError(
+            f"DENSESIAM_CPU_CAPABILITY must be one of {', '.join(_CAPABILITIES)}, got {given!r}"
+        )
+    path = find(library)
     if path is None:
         return f"it was not built. {_BUILD_HINT}"
     try:
@@ -41,3 +57,18 @@ def load(library: str) -> str | None:
             f"{_BUILD_HINT}"
         )
     return None
+
+
+def cpu_capability() -> str | None:
+    """Which instruction set the CPU kernels use here.
+
+    Returns:
+        ``"avx512"``, ``"avx2"`` or ``"baseline"`` on x86-64, ``"portable"`` elsewhere; None where
+        they were not built.
+    """
+    path = find("_cpu")
+    if path is None:
+        return None
+    capability = ctypes.CDLL(str(path)).densesiam_cpu_capability
+    capability.restype = ctypes.c_char_p
+    return capability().decode()

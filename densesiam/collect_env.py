@@ -11,7 +11,7 @@ import platform
 import torch
 
 import densesiam
-from densesiam._libraries import build_info
+from densesiam._libraries import build_info, cpu_capability
 from densesiam.ops._backends import BACKENDS, kernels, missing
 
 
@@ -28,6 +28,7 @@ def collect_env() -> str:
     lines.append(
         f"CPU: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     )
+    lines.append(f"CPU kernels: {cpu_capability() or 'not built'}")
     lines += ["", *_build_lines(), "", "backends:"]
     for name in BACKENDS:
         reason = missing(name)

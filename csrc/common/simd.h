@@ -7,9 +7,14 @@
 //   vectorised([&](auto width) DENSESIAM_INLINE { kernel<width()>(...); });
 //
 // `width` is the bytes of a vector register of that instruction set, as a compile-time constant.
-// Elsewhere than on x86-64 it is 16, and the call a plain one.
+// Elsewhere than on x86-64 it is 16, and the call a plain one; DENSESIAM_PORTABLE builds that here.
+//
+// DENSESIAM_CPU_CAPABILITY (baseline, avx2 or avx512), read when the library is loaded, is the best
+// that may be used: the others can then be tested on any machine.
 #pragma once
 
+#include <cstdlib>
+#include <cstring>
 #include <type_traits>
 
 #define DENSESIAM_INLINE __attribute__((always_inline))
@@ -19,21 +24,24 @@ namespace densesiam {
 template <int Bytes>
 using Width = std::integral_constant<int, Bytes>;
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && !defined(DENSESIAM_PORTABLE)
 enum class InstructionSet { baseline, avx2, avx512 };
 
-inline InstructionSet detect_instruction_set() {
+inline InstructionSet choose_instruction_set() {
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
+  const char* given = std::getenv("DENSESIAM_CPU_CAPABILITY");
+  const auto allows = [&](const char* worse) { return !given || std::strcmp(given, worse) != 0; };
+  const bool avx2 = allows("baseline") && __builtin_cpu_supports("avx2") &&
+                    __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = allows("avx2") && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   return !avx2 ? InstructionSet::baseline : avx512 ? InstructionSet::avx512 : InstructionSet::avx2;
 }
 
 // A function-local static would cost a guard in every call.
-inline const InstructionSet instruction_set = detect_instruction_set();
+inline const InstructionSet instruction_set = choose_instruction_set();
 
 template <class Body>
 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512"), noinline)) void run_avx512(
