@@ -36,6 +36,7 @@ class TrainerOptions:
         validate_every_n_epochs: how often to score the validation set, where there is one.
         picture_every_n_epochs: how often to picture photographs beside their segmentation.
         log_every_n_steps: how often to write the losses to TensorBoard.
+        monitor_every_n_steps: how often to look for signs of collapse (docs/collapse.md).
         deterministic: refuse operations whose result may differ between two equal runs.
     """
 
@@ -52,10 +53,16 @@ class TrainerOptions:
     validate_every_n_epochs: int = 1
     picture_every_n_epochs: int = 5
     log_every_n_steps: int = 10
+    monitor_every_n_steps: int = 50
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "validate_every_n_epochs", "picture_every_n_epochs"):
+        for name in (
+            "max_epochs",
+            "validate_every_n_epochs",
+            "picture_every_n_epochs",
+            "monitor_every_n_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
 
@@ -78,7 +85,8 @@ def build_trainer(
         **more,
     }
     settings["check_val_every_n_epoch"] = settings.pop("validate_every_n_epochs")
-    settings.pop("picture_every_n_epochs")
+    for of_callbacks in ("picture_every_n_epochs", "monitor_every_n_steps"):
+        settings.pop(of_callbacks)
     if options.accelerator == "auto":  # Lightning's own would take other kinds of devices too
         settings["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     if options.strategy == "auto":

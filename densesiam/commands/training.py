@@ -21,6 +21,7 @@ from densesiam.commands.checkpoints import (
 from densesiam.commands.console import first_process, interactive, say
 from densesiam.commands.folders import check_writable, claim_folder
 from densesiam.commands.trainer import TrainerOptions, build_trainer, interruptible
+from densesiam.monitor import CollapseMonitor, Kind
 
 
 def add_config_arguments(
@@ -154,6 +155,7 @@ def training_run(
     report = RunReport(folder / "summary.json")
     together: list[Callback] = [
         report,
+        _monitor(built),
         *callbacks,
         CheckpointConfig(built.config),
         keep_checkpoint(folder),
@@ -169,6 +171,12 @@ def training_run(
     with interruptible(runner, folder, command):
         yield runner
     say(f"finished: {folder / 'checkpoints'} has the checkpoints, {folder} all of the run")
+
+
+def _monitor(built: Built) -> CollapseMonitor:
+    """The collapse monitor; only where categories are learned, z are their logits."""
+    kind: Kind = "cross_entropy" if built.model.kind == "segmentation" else "cosine"
+    return CollapseMonitor(kind=kind, every_n_steps=built.options.monitor_every_n_steps)
 
 
 def _check_batch(built: Built, trainer: L.Trainer) -> None:
