@@ -90,7 +90,14 @@ def build(parser: ArgumentParser, config: Namespace, ckpt_path: Path | None = No
     if ckpt_path is not None:
         config.model.weights = None
     L.seed_everything(config.seed, workers=True, verbose=False)
-    built = parser.instantiate(config)
+    try:
+        built = parser.instantiate(config)
+    except ValueError as error:
+        if not str(error).startswith("Does not validate against any of the Union subtypes"):
+            raise
+        # A setting of several types: the parser tells of each why it is not that one, and the cause
+        # is what went wrong with the object that was asked for.
+        raise (error.__cause__ or error) from None
     built.data.seed = config.seed
     return Built(built.model, built.data, built.trainer, text, ckpt_path)
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 
 import numpy as np
+import yaml
 
 _NUM_VALUES = 1 << 16  # label files hold 8 or 16 bits
 _UNKNOWN = np.iinfo(np.int64).min  # no class number and no ignore_index
@@ -101,6 +103,16 @@ class ClassTable:
             if self.things is None
             else [group for group, members in groups.items() if members[0] in self.things],
         )
+
+
+def known_table(name: str) -> ClassTable:
+    """The table of a data set that the package knows.
+
+    Args:
+        name: of a file in ``densesiam/data/tables``, without extension.
+    """
+    text = (files("densesiam.data") / "tables" / f"{name}.yaml").read_text(encoding="utf-8")
+    return ClassTable(**yaml.safe_load(text))
 
 
 class LabelDecoder:

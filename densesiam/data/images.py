@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from densesiam.data.draws import Draw, seeded_generator
 from densesiam.data.evaluation import NATIVE, Evaluation
-from densesiam.data.files import ImageReadError, find_images, read_image
+from densesiam.data.files import ImageReadError, read_image
+from densesiam.data.unlabelled import FolderImages
 from densesiam.data.views import Views
 
 
@@ -96,10 +97,12 @@ class Images(ImageFiles):
         transform: makes the views.
         seed: the experiment's seed.
         errors: what to do about a file that cannot be read.
+        names: text file that names the images to take; see `FolderImages`. None takes all.
 
     Raises:
-        FileNotFoundError: the folder does not exist, or holds no image.
+        FileNotFoundError: the folder or the list does not exist, or the folder holds no image.
         NotADirectoryError: the path is a file.
+        ValueError: the list is empty, or names images that the folder does not have.
     """
 
     def __init__(
@@ -108,8 +111,9 @@ class Images(ImageFiles):
         transform: Views,
         seed: int = 0,
         errors: Literal["skip", "raise"] = "skip",
+        names: str | Path | None = None,
     ) -> None:
-        super().__init__(find_images(root), transform, seed, errors)
+        super().__init__(FolderImages(root, names).paths, transform, seed, errors)
 
 
 class SamplePhotos(ImageFiles):

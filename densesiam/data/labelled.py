@@ -12,56 +12,51 @@ from densesiam.data.classes import ClassTable, LabelDecoder
 from densesiam.data.draws import Draw
 from densesiam.data.evaluation import NATIVE, Evaluation
 from densesiam.data.files import find_images, read_image, read_label
+from densesiam.data.layout import listing
 
 
-class LabelledImages(Dataset[dict[str, Tensor]]):
-    """A folder of images and a folder of label images, matched by their path within it.
+class LabelledFiles(Dataset[dict[str, Tensor]]):
+    """Pairs of an image file and its label file.
 
-    ``a/b.jpg`` and ``a/b.png`` match; see the suffixes for names that differ in their ends. Label
-    images have one channel: grey values or palette indices, whose meaning the class table gives.
+    Label images have one channel: grey values or palette indices, whose meaning the class table
+    gives.
 
     An item is what `Evaluation` returns for image and label, and ``index``, () int64. An item that
     `EvaluationSampler` repeats to fill up a process's share is void all over.
 
     Args:
-        images: folder of images.
-        labels: folder of label images.
+        paths: of each image and its label.
         classes: what the label values mean.
         ignore_index: the class number of void, and a label value that always means void.
         groups: names of the classes that make each group, by the group's name; the groups then are
             the classes, and a class in no group is void. See `ClassTable.grouped`.
         transform: applied to image and label.
-        image_suffix: what to strip from the end of image names (before the extension) to match.
-        label_suffix: the same for labels; label files without it are passed over.
+        description: data set and split in words, for reports of results.
 
     Attributes:
         classes: the table of the classes in the items: the groups, where there are any.
 
     Raises:
-        FileNotFoundError: a folder is missing or holds no image.
-        NotADirectoryError: a file was given for a folder.
-        ValueError: files that do not match, or a class table that does not fit together; when
-            asked for an item, a label of another size than its image's, or with values outside the
-            class table.
+        ValueError: a class table that does not fit together; when asked for an item, a label of
+            another size than its image's, or with values outside the class table.
         ImageReadError: (when asked for an item) an unreadable file.
     """
 
     def __init__(
         self,
-        images: str | Path,
-        labels: str | Path,
+        paths: Sequence[tuple[Path, Path]],
         classes: ClassTable,
         ignore_index: int = 255,
         groups: Mapping[str, Sequence[str]] | None = None,
         transform: Evaluation = NATIVE,
-        image_suffix: str = "",
-        label_suffix: str = "",
+        description: str = "",
     ) -> None:
+        self.paths = list(paths)
         self.classes = classes if groups is None else classes.grouped(groups)
         self.ignore_index = ignore_index
         self.transform = transform
+        self.description = description or f"{len(self.paths):,} images"
         self._decode = LabelDecoder(self.classes, ignore_index)
-        self.paths = _match(_by_name(images, image_suffix), _by_name(labels, label_suffix))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -86,6 +81,45 @@ class LabelledImages(Dataset[dict[str, Tensor]]):
         return {**sample, "index": torch.tensor(draw.index)}
 
 
+class LabelledImages(LabelledFiles):
+    """A folder of images and a folder of label images, matched by their path within it.
+
+    ``a/b.jpg`` and ``a/b.png`` match; see the suffixes for names that differ in their ends. For the
+    rest, see `LabelledFiles`.
+
+    Args:
+        images: folder of images.
+        labels: folder of label images.
+        classes: what the label values mean.
+        ignore_index: the class number of void, and a label value that always means void.
+        groups: names of the classes that make each group, by the group's name; the groups then are
+            the classes, and a class in no group is void. See `ClassTable.grouped`.
+        transform: applied to image and label.
+        image_suffix: what to strip from the end of image names (before the extension) to match.
+        label_suffix: the same for labels; label files without it are passed over.
+
+    Raises:
+        FileNotFoundError: a folder is missing or holds no image.
+        NotADirectoryError: a file was given for a folder.
+        ValueError: files that do not match, or a class table that does not fit together.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        labels: str | Path,
+        classes: ClassTable,
+        ignore_index: int = 255,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        transform: Evaluation = NATIVE,
+        image_suffix: str = "",
+        label_suffix: str = "",
+    ) -> None:
+        pairs = _match(_by_name(images, image_suffix), _by_name(labels, label_suffix))
+        description = f"{len(pairs):,} images of {images}, labels of {labels}"
+        super().__init__(pairs, classes, ignore_index, groups, transform, description)
+
+
 def _by_name(root: str | Path, suffix: str) -> dict[str, Path]:
     """The image files under a folder, by their path in it less suffix and extension."""
     found: dict[str, Path] = {}
@@ -105,12 +139,7 @@ def _by_name(root: str | Path, suffix: str) -> dict[str, Path]:
 def _match(images: dict[str, Path], labels: dict[str, Path]) -> list[tuple[Path, Path]]:
     """Pairs of image and label; an image without a label is an error, the reverse a warning."""
     if unlabelled := [path for name, path in images.items() if name not in labels]:
-        raise ValueError(f"images without a label: {_listing(unlabelled)}")
+        raise ValueError(f"images without a label: {listing(unlabelled)}")
     if unused := [path for name, path in labels.items() if name not in images]:
-        warnings.warn(f"labels without an image, not used: {_listing(unused)}", stacklevel=3)
+        warnings.warn(f"labels without an image, not used: {listing(unused)}", stacklevel=3)
     return [(path, labels[name]) for name, path in images.items()]
-
-
-def _listing(paths: list[Path], most: int = 5) -> str:
-    rest = f" and {len(paths) - most} more" if len(paths) > most else ""
-    return ", ".join(str(path) for path in paths[:most]) + rest

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, default_collate
 from densesiam.data.evaluation import NATIVE, Evaluation
 from densesiam.data.files import find_images
 from densesiam.data.images import ImageFiles, Images, PredictionImages, SamplePhotos, sample_paths
-from densesiam.data.labelled import LabelledImages
+from densesiam.data.labelled import LabelledFiles
 from densesiam.data.sampler import EvaluationSampler, TrainingSampler
+from densesiam.data.unlabelled import ImageList
 from densesiam.data.views import SegmentationViews, Views
 
 
@@ -25,7 +26,8 @@ class SegmentationData(LightningDataModule):
     With `TwoCrops` as views, this is the data of pre-training.
 
     Args:
-        train: folder of images, or "samples" for `SamplePhotos`.
+        train: folder of images, "samples" for `SamplePhotos`, or an `ImageList`, such as the split
+            of a data set.
         val: labelled images to evaluate on.
         predict: folder of images, one image file, or "samples".
         views: what to train on; None for `SegmentationViews` with its defaults.
@@ -45,8 +47,8 @@ class SegmentationData(LightningDataModule):
 
     def __init__(
         self,
-        train: str | None = None,
-        val: LabelledImages | None = None,
+        train: ImageList | str | None = None,
+        val: LabelledFiles | None = None,
         predict: str | None = None,
         views: Views | None = None,
         predict_transform: Evaluation = NATIVE,
@@ -93,6 +95,8 @@ class SegmentationData(LightningDataModule):
         dataset: ImageFiles
         if self.train == "samples":
             dataset = SamplePhotos(self.views, self.seed)
+        elif isinstance(self.train, ImageList):
+            dataset = ImageFiles(self.train.paths, self.views, self.seed, self.errors)
         else:
             dataset = Images(self.train, self.views, self.seed, self.errors)
         num_replicas, rank = self._place()
