@@ -10,6 +10,7 @@ from densesiam.data.draws import Draw
 from densesiam.data.evaluation import Evaluation, to_source
 from densesiam.data.files import ImageReadError, find_images, read_image, read_label
 from densesiam.data.frame import IMAGENET_MEAN, IMAGENET_STD
+from densesiam.data.imagenet import ImageNetImages
 from densesiam.data.images import ImageFiles, Images, PredictionImages, SamplePhotos, sample_paths
 from densesiam.data.labelled import LabelledFiles, LabelledImages
 from densesiam.data.official import OfficialSegmentationViews
@@ -34,6 +35,7 @@ __all__ = [
     "FolderImages",
     "ImageFiles",
     "ImageList",
+    "ImageNetImages",
     "ImageReadError",
     "Images",
     "LabelledFiles",

@@ -16,30 +16,21 @@ from densesiam.data.unlabelled import ImageList
 from densesiam.data.views import SegmentationViews, Views
 
 
-class SegmentationData(LightningDataModule):
-    """Views of unlabelled images to train on, labelled images to evaluate, images to predict.
+class TwoViewData(LightningDataModule):
+    """Two views of unlabelled images to train on.
 
-    - Training batches: `Views` with ``index``; every one full, the rest of an epoch left out.
-    - Validation batches: `Evaluation` of image and label with ``index``.
-    - Prediction batches: one image, `Evaluation` with ``index`` and ``path`` (a list of one).
-
-    With `TwoCrops` as views, this is the data of pre-training.
+    Batches are `Views` with ``index``; every one is full, the rest of an epoch is left out.
 
     Args:
         train: folder of images, "samples" for `SamplePhotos`, or an `ImageList`, such as the split
             of a data set.
-        val: labelled images to evaluate on.
-        predict: folder of images, one image file, or "samples".
-        views: what to train on; None for `SegmentationViews` with its defaults.
-        predict_transform: resizing of the images to predict.
-        batch_size: images in a training batch, on each process.
-        val_batch_size: images in a validation batch, on each process; images that are neither
-            cropped nor of one size need 1.
-        samples_per_epoch: draws in a training epoch, over all processes. More than there are
-            images repeats them with fresh draws; fewer is a random part. None: each image once.
+        views: what to train on.
+        batch_size: images in a batch, on each process.
+        samples_per_epoch: draws in an epoch, over all processes. More than there are images
+            repeats them with fresh draws; fewer is a random part. None: each image once.
         num_workers: processes that load data, for each loader; 0 loads in the main process.
         seed: all draws and orders follow from it.
-        errors: what to do about training images that cannot be read; see `ImageFiles`.
+        errors: what to do about images that cannot be read; see `ImageFiles`.
 
     Raises:
         ValueError: a size below 1, a negative number of workers or seed.
@@ -47,38 +38,27 @@ class SegmentationData(LightningDataModule):
 
     def __init__(
         self,
-        train: ImageList | str | None = None,
-        val: LabelledFiles | None = None,
-        predict: str | None = None,
-        views: Views | None = None,
-        predict_transform: Evaluation = NATIVE,
-        batch_size: int = 32,
-        val_batch_size: int = 1,
-        samples_per_epoch: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        errors: Literal["skip", "raise"] = "skip",
+        train: ImageList | str | None,
+        views: Views,
+        batch_size: int,
+        samples_per_epoch: int | None,
+        num_workers: int,
+        seed: int,
+        errors: Literal["skip", "raise"],
     ) -> None:
         super().__init__()
-        if (
-            min(batch_size, val_batch_size, 1 if samples_per_epoch is None else samples_per_epoch)
-            < 1
-        ):
+        if min(batch_size, 1 if samples_per_epoch is None else samples_per_epoch) < 1:
             raise ValueError(
-                "batch_size, val_batch_size and samples_per_epoch must be at least 1, "
-                f"got {batch_size}, {val_batch_size}, {samples_per_epoch}"
+                "batch_size and samples_per_epoch must be at least 1, got "
+                f"{batch_size}, {samples_per_epoch}"
             )
         if min(num_workers, seed) < 0:
             raise ValueError(
                 f"num_workers and seed must not be negative, got {num_workers}, {seed}"
             )
         self.train = train
-        self.val = val
-        self.predict = predict
-        self.views = SegmentationViews() if views is None else views
-        self.predict_transform = predict_transform
+        self.views = views
         self.batch_size = batch_size
-        self.val_batch_size = val_batch_size
         self.samples_per_epoch = samples_per_epoch
         self.num_workers = num_workers
         self.seed = seed
@@ -118,6 +98,70 @@ class SegmentationData(LightningDataModule):
             dataset, self.batch_size, sampler=sampler, drop_last=True, **self._loading()
         )
 
+    def _place(self) -> tuple[int, int]:
+        """Number of processes, and which one this is."""
+        if self.trainer is None:
+            return 1, 0
+        return self.trainer.world_size, self.trainer.global_rank
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+
+class SegmentationData(TwoViewData):
+    """Views of unlabelled images to train on, labelled images to evaluate, images to predict.
+
+    - Training batches: those of `TwoViewData`.
+    - Validation batches: `Evaluation` of image and label with ``index``.
+    - Prediction batches: one image, `Evaluation` with ``index`` and ``path`` (a list of one).
+
+    Args:
+        train: folder of images, "samples" for `SamplePhotos`, or an `ImageList`, such as the split
+            of a data set.
+        val: labelled images to evaluate on.
+        predict: folder of images, one image file, or "samples".
+        views: what to train on; None for `SegmentationViews` with its defaults.
+        predict_transform: resizing of the images to predict.
+        batch_size: images in a training batch, on each process.
+        val_batch_size: images in a validation batch, on each process; images that are neither
+            cropped nor of one size need 1.
+        samples_per_epoch: draws in a training epoch, over all processes. More than there are
+            images repeats them with fresh draws; fewer is a random part. None: each image once.
+        num_workers: processes that load data, for each loader; 0 loads in the main process.
+        seed: all draws and orders follow from it.
+        errors: what to do about training images that cannot be read; see `ImageFiles`.
+
+    Raises:
+        ValueError: a size below 1, a negative number of workers or seed.
+    """
+
+    def __init__(
+        self,
+        train: ImageList | str | None = None,
+        val: LabelledFiles | None = None,
+        predict: str | None = None,
+        views: Views | None = None,
+        predict_transform: Evaluation = NATIVE,
+        batch_size: int = 32,
+        val_batch_size: int = 1,
+        samples_per_epoch: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        errors: Literal["skip", "raise"] = "skip",
+    ) -> None:
+        views = SegmentationViews() if views is None else views
+        super().__init__(train, views, batch_size, samples_per_epoch, num_workers, seed, errors)
+        if val_batch_size < 1:
+            raise ValueError(f"val_batch_size must be at least 1, got {val_batch_size}")
+        self.val = val
+        self.predict = predict
+        self.predict_transform = predict_transform
+        self.val_batch_size = val_batch_size
+
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Loader of the labelled images; no loader where none were given."""
         if self.val is None:
@@ -143,19 +187,6 @@ class SegmentationData(LightningDataModule):
             paths = find_images(self.predict)
         dataset = PredictionImages(paths, self.predict_transform)
         return DataLoader(dataset, batch_size=1, **self._loading())
-
-    def _place(self) -> tuple[int, int]:
-        """Number of processes, and which one this is."""
-        if self.trainer is None:
-            return 1, 0
-        return self.trainer.world_size, self.trainer.global_rank
-
-    def _loading(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -183,8 +183,9 @@ def test_prediction(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "must be at least 1, got 0, 1, None"),
-        ({"samples_per_epoch": 0}, "must be at least 1, got 32, 1, 0"),
+        ({"batch_size": 0}, "must be at least 1, got 0, None"),
+        ({"val_batch_size": 0}, "val_batch_size must be at least 1, got 0"),
+        ({"samples_per_epoch": 0}, "must be at least 1, got 32, 0"),
         ({"num_workers": -1}, "must not be negative, got -1, 0"),
     ],
 )
