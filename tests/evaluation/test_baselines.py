@@ -137,6 +137,9 @@ def test_settled_statistics_are_those_of_the_images():
 
 def test_settling_spares_a_frozen_backbone_and_all_weights():
     encoder = Encoder("test_resnet", strides=[4, 8], normalize_stages=True, backbone_lr_factor=0)
+    for layer in encoder.backbone.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.fill_(0.5)  # as if it had been trained
     before = {name: t.clone() for name, t in encoder.state_dict().items()}
     settle_statistics(encoder, [noise(4, 3, 32, 48)])
     after = encoder.state_dict()
