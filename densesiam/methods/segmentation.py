@@ -6,21 +6,16 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchmetrics import Metric
 
 from densesiam import ops
-from densesiam.geometry import frame_boxes
 from densesiam.methods.assignment import assignment_statistics, label_counts
 from densesiam.methods.averages import weighted_mean
-from densesiam.methods.method import Method
 from densesiam.methods.region import RegionSim, RegionStart
+from densesiam.methods.segmenter import Segmenter
 from densesiam.models import Predictor, Projector
 
-# How far a view may reach beyond the other, as a share of its side: rounding, not area.
-_TOLERANCE = 1e-3
 
-
-class DenseSiamSegmentation(Method):
+class DenseSiamSegmentation(Segmenter):
     r"""Learn to segment images without labels, after Zhang et al. (ECCV 2022).
 
     Two views of an image pass through the encoder. View 2's features are brought to view 1's frame
@@ -73,8 +68,6 @@ class DenseSiamSegmentation(Method):
         ValueError: an argument out of its range, or no loss at all.
     """
 
-    kind = "segmentation"
-
     def __init__(
         self,
         num_classes: int = 27,
@@ -93,19 +86,17 @@ class DenseSiamSegmentation(Method):
         normalize_z: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(num_classes, **options)
         self.weights = _loss_weights(
             num_classes, aux_classes, sim_weight, aux_weight, pseudo_label_weight, region_weight
         )
         _check_choice("rebalance", rebalance, ("none", "frequency", "inverse"))
         _check_choice("pseudo_label_view", pseudo_label_view, ("same", "cross"))
         only_region = not any(self.weights[name] for name in ("sim", "aux", "pseudo_label"))
-        self.num_classes = num_classes
         self.region_start = RegionStart(region_start, alone=only_region)
         self.rebalance = rebalance
         self.pseudo_label_view = pseudo_label_view
         self.stop_gradient = stop_gradient
-        self.evaluator: Metric | None = None
 
         channels = self.encoder.out_channels
         self.projector = Projector(
@@ -136,32 +127,6 @@ class DenseSiamSegmentation(Method):
         """
         return self.projector(self.encoder(images))
 
-    @torch.no_grad()
-    def segment(self, images: Tensor) -> Tensor:
-        """Compute z as `forward` does, in evaluation mode whatever the model's mode."""
-        training = self.training
-        self.eval()
-        try:
-            return self(images)
-        finally:
-            self.train(training)
-
-    def predict_step(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """Label every pixel.
-
-        Args:
-            batch: ``image`` (B, 3, h, w); ``box`` (B, 4), the left, top, right and bottom of what
-                each image shows, in pixels of its source.
-
-        Returns:
-            For each image the categories (H, W), int64, at the source's resolution.
-        """
-        logits = self.segment(batch["image"])
-        return [
-            ops.label_map(z[None], (round(bottom - top), round(right - left)))[0]
-            for z, (left, top, right, bottom) in zip(logits, batch["box"].tolist(), strict=True)
-        ]
-
     # Training
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
@@ -188,25 +153,6 @@ class DenseSiamSegmentation(Method):
             batch_size=weight.shape[0],
         )
         return total
-
-    def aligned_features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode both views, and bring view 2's features to view 1's frame.
-
-        Args:
-            batch: as for `training_step`.
-
-        Returns:
-            features1: (B, C, H, W) of view 1.
-            features2: (B, C, H, W) of view 2, cropped, mirrored and resized as view 1 is.
-            weight: (B,) bool, whether view 1 lies within view 2, so that every pixel has its pair.
-        """
-        features1, features2 = self.encoder(batch["view1"]), self.encoder(batch["view2"])
-        boxes = frame_boxes(batch["crop1"], batch["crop2"], batch["flip1"], batch["flip2"])
-        within = ((boxes > -_TOLERANCE) & (boxes < 1 + _TOLERANCE)).all(dim=1)
-        # The others count nowhere, but pass the batch normalisation: keep them finite.
-        boxes = torch.where(within[:, None], boxes, 0.5)
-        size = (features1.shape[2], features1.shape[3])
-        return features1, ops.overlap_sample(features2, boxes, size), within
 
     def losses(
         self, features1: Tensor, features2: Tensor, z1: Tensor, z2: Tensor, weight: Tensor
@@ -270,29 +216,6 @@ class DenseSiamSegmentation(Method):
         """Refuse a training that would be over before RegionSim starts."""
         if self.weights["region"]:
             self.region_start.check_reachable(self.trainer)
-
-    # Validation
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last validation's scores."""
-        self._required_evaluator().reset()
-
-    def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Score a batch: ``image`` (B, 3, H, W), ``label`` (B, H, W) int64."""
-        self._required_evaluator().update(self.segment(batch["image"]), batch["label"])
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the evaluator's scalars."""
-        scores = self._required_evaluator().compute()
-        self.log_dict({f"val/{name}": s.float() for name, s in scores.items() if s.ndim == 0})
-
-    def _required_evaluator(self) -> Metric:
-        if self.evaluator is None:
-            raise ValueError(
-                "validation needs something to score by: set the model's evaluator, such as to "
-                f"densesiam.evaluation.ClusterMetrics(num_clusters={self.num_classes}, ...)"
-            )
-        return self.evaluator
 
 
 def _unstopped_cross_entropy(p: Tensor, z: Tensor, weight: Tensor) -> Tensor:
