@@ -5,52 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchmetrics import Metric
 
 from densesiam import ops
-
-
-def match_clusters(confusion: np.ndarray) -> np.ndarray:
-    """Give each cluster at most one class, so that as many pixels as possible agree.
-
-    The Hungarian method on pixel counts: the one-to-one assignment ``a`` that maximises
-    ``sum_k confusion[a[k], k]``.
-
-    Args:
-        confusion: pixel counts (num_classes, num_clusters); rows are true classes.
-
-    Returns:
-        Class of each cluster (num_clusters,), int64; -1 for the clusters left over when there
-        are more clusters than classes.
-    """
-    classes, clusters = linear_sum_assignment(confusion, maximize=True)
-    assignment = np.full(confusion.shape[1], -1, dtype=np.int64)
-    assignment[clusters] = classes
-    return assignment
-
-
-def reorder_clusters(confusion: np.ndarray, assignment: np.ndarray) -> np.ndarray:
-    """Turn a class-by-cluster table into a class-by-predicted-class table.
-
-    Anything that takes a block of the table (things alone, stuff alone) has to come after this:
-    before it, the columns stand in the clusters' arbitrary order.
-
-    Args:
-        confusion: pixel counts (num_classes, num_clusters).
-        assignment: class of each cluster, -1 for none, as from `match_clusters`.
-
-    Returns:
-        Pixel counts (num_classes, num_classes + 1). Column c holds the pixels predicted as class
-        c (zeros if no cluster was matched to it); the last column holds the pixels of all
-        clusters that were matched to nothing.
-    """
-    num_classes = confusion.shape[0]
-    matched = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
-    matched[:, assignment[assignment >= 0]] = confusion[:, assignment >= 0]
-    matched[:, -1] = confusion[:, assignment < 0].sum(axis=1)
-    return matched
+from densesiam.evaluation.matching import (
+    Matching,
+    check_matching,
+    clusters_in_release_order,
+    match_clusters,
+    reorder_clusters,
+)
 
 
 @dataclass(frozen=True)
@@ -107,22 +72,34 @@ class ClusterMetrics(Metric):
     batches and over processes; so the order and the size of batches change nothing. It costs no
     more than the table: logits are enlarged and compared pixel by pixel without being kept.
 
-    `compute` matches clusters to classes by the Hungarian method on pixel counts (over the whole
-    set, once), then gives
+    `compute` matches clusters to classes (over the whole set, once; see `match_clusters`), then
+    gives
 
     - ``miou``, ``accuracy``: mean IoU over the classes present in truth or prediction, and the
       share of labelled pixels that are right;
     - ``iou``, ``class_accuracy``: the same per class (num_classes,), nan for absent classes;
     - ``pixels``: labelled pixels of each class (num_classes,), int64;
     - ``assignment``: class of each cluster (num_clusters,), -1 for unmatched clusters;
+    - ``confusion``: pixel counts (num_classes, num_clusters) that all of this follows from;
     - with `things`: ``things_miou``, ``things_accuracy``, ``stuff_miou``, ``stuff_accuracy``.
       Each is scored on its own block of the matched table, as the field's partitioned evaluation
       does: pixels of things that were predicted as things, and likewise for stuff. Confusions
       between the two groups count in ``miou`` and ``accuracy`` only, and so do pixels of
-      unmatched clusters.
+      unmatched clusters;
+    - with `legacy`: ``legacy_things_miou`` and so on, which are the last four as the authors'
+      release computes them: from blocks in the clusters' order (`clusters_in_release_order`). They
+      are wrong, by up to 20 points, and serve to compare with figures computed in that way. The
+      release's overall scores are right.
 
-    With more clusters than classes, the pixels of unmatched clusters count as wrong. With fewer,
-    the classes without a cluster are never predicted, and score 0 where the truth has them.
+    With more clusters than classes, the pixels of unmatched clusters count as wrong: Hungarian
+    matching punishes over-clustering, majority does not. With fewer, the classes without a cluster
+    are never predicted, and score 0 where the truth has them.
+
+    A matching learned from the labels it is scored on has seen the answers, if only through a few
+    numbers. `assignment` takes one that was learned elsewhere.
+
+    Attributes:
+        image_counts: (B, num_classes, num_clusters) int64, counts of each image in the last batch.
 
     Args:
         num_clusters: channels K of the logits.
@@ -130,6 +107,13 @@ class ClusterMetrics(Metric):
         ignore_index: label of pixels that count nowhere.
         class_names: names for `table`; by default the class numbers.
         things: classes that are things; the others are stuff. None: no partitioned scores.
+        matching: how clusters and classes are matched.
+        assignment: class of each cluster, -1 for none: a matching learned elsewhere, to be taken
+            as it is.
+        legacy: give the release's scores of things and stuff too.
+
+    Raises:
+        ValueError: arguments that do not fit together.
     """
 
     is_differentiable = False
@@ -145,6 +129,9 @@ class ClusterMetrics(Metric):
         ignore_index: int = 255,
         class_names: Sequence[str] | None = None,
         things: Sequence[int] | None = None,
+        matching: Matching = "hungarian",
+        assignment: Sequence[int] | None = None,
+        legacy: bool = False,
     ) -> None:
         super().__init__()
         if num_clusters < 1 or num_classes < 1:
@@ -162,6 +149,31 @@ class ClusterMetrics(Metric):
                 f"ClusterMetrics: things {list(things)} must be class numbers from 0 to "
                 f"{num_classes - 1}."
             )
+        if assignment is not None and not (
+            len(assignment) == num_clusters and set(assignment) <= set(range(-1, num_classes))
+        ):
+            raise ValueError(
+                f"ClusterMetrics: assignment must give each of the {num_clusters} clusters a class "
+                f"from 0 to {num_classes - 1}, or -1; got {list(assignment)}."
+            )
+        if legacy and not (
+            num_clusters == num_classes
+            and things is not None
+            and set(things) == set(range(len(things)))
+            and matching == "hungarian"
+            and assignment is None
+        ):
+            raise ValueError(
+                "ClusterMetrics: the release's scores of things and stuff (legacy) exist only for "
+                "as many clusters as classes, matched one to one on the same labels, and for "
+                f"tables whose things come first; got {num_clusters} clusters, {num_classes} "
+                f"classes, things {things}, matching {matching}."
+            )
+        check_matching(matching)
+        self.matching = matching
+        self.assignment = None if assignment is None else np.asarray(assignment, dtype=np.int64)
+        self.legacy = legacy
+        self.image_counts = torch.zeros(0, num_classes, num_clusters, dtype=torch.int64)
         self.num_clusters = num_clusters
         self.num_classes = num_classes
         self.ignore_index = ignore_index
@@ -194,14 +206,22 @@ class ClusterMetrics(Metric):
                 f"got {tuple(labels.shape)}."
             )
         prediction = ops.label_map(logits, (labels.shape[1], labels.shape[2]))
-        self.confusion += ops.confusion_matrix(
-            prediction, labels.long(), self.num_clusters, self.num_classes, self.ignore_index
+        self.image_counts = torch.stack(
+            [
+                ops.confusion_matrix(
+                    image, label, self.num_clusters, self.num_classes, self.ignore_index
+                )
+                for image, label in zip(prediction, labels.long(), strict=True)
+            ]
         )
+        self.confusion += self.image_counts.sum(dim=0)
 
     def compute(self) -> dict[str, Tensor]:
         """Match clusters to classes and score; the class docstring names the entries."""
         confusion = self.confusion.cpu().numpy()
-        assignment = match_clusters(confusion)
+        assignment = self.assignment
+        if assignment is None:
+            assignment = match_clusters(confusion, self.matching)
         matched = reorder_clusters(confusion, assignment)
         overall = score(matched)
         result: dict[str, Tensor] = {
@@ -211,6 +231,7 @@ class ClusterMetrics(Metric):
             "class_accuracy": torch.from_numpy(overall.class_accuracy),
             "pixels": torch.from_numpy(confusion.sum(axis=1)),
             "assignment": torch.from_numpy(assignment),
+            "confusion": self.confusion.cpu().clone(),
         }
         if self.things is not None:
             stuff = [c for c in range(self.num_classes) if c not in self.things]
@@ -218,30 +239,58 @@ class ClusterMetrics(Metric):
                 part = score(matched[np.ix_(group, group)], confusion[group].sum(axis=1) > 0)
                 result[f"{name}_miou"] = torch.tensor(part.miou)
                 result[f"{name}_accuracy"] = torch.tensor(part.accuracy)
+        if self.legacy:
+            assert self.things is not None
+            first = len(self.things)
+            ordered = clusters_in_release_order(confusion, assignment)
+            for name, block in (
+                ("things", ordered[:first, :first]),
+                ("stuff", ordered[first:, first:]),
+            ):
+                part = score(block)
+                result[f"legacy_{name}_miou"] = torch.tensor(part.miou)
+                result[f"legacy_{name}_accuracy"] = torch.tensor(part.accuracy)
         return result
 
     def table(self) -> str:
         """Describe the scores as text: one line per class, then the means; percentages."""
         # torchmetrics squeezes tensors of one entry, as a single class or cluster gives.
         result = {name: value.reshape(-1) for name, value in self.compute().items()}
-        clusters = {int(c): k for k, c in enumerate(result["assignment"]) if c >= 0}
         share = result["pixels"] / result["pixels"].sum()
-        width = max(5, *(len(name) for name in self.class_names))
-        lines = [f"{'class':<{width}}  cluster  pixels    IoU  accuracy"]
-        for c, name in enumerate(self.class_names):
-            lines.append(
-                f"{name:<{width}}  {clusters.get(c, '-'):>7}  {_percent(share[c]):>6}  "
-                f"{_percent(result['iou'][c]):>5}  {_percent(result['class_accuracy'][c]):>8}"
-            )
+        clusters = clusters_by_class(result["assignment"].tolist(), self.num_classes)
         groups = [("all", "")]
         if self.things is not None:
             groups += [("things", "things_"), ("stuff", "stuff_")]
+        if self.legacy:
+            groups += [(f"{name} (legacy)", f"legacy_{name}_") for name in ("things", "stuff")]
+        width = max(5, *(len(name) for name in (*self.class_names, *dict(groups))))
+        lines = [f"{'class':<{width}}  cluster  pixels    IoU  accuracy"]
+        for c, name in enumerate(self.class_names):
+            lines.append(
+                f"{name:<{width}}  {_few(clusters[c]):>7}  {_percent(share[c]):>6}  "
+                f"{_percent(result['iou'][c]):>5}  {_percent(result['class_accuracy'][c]):>8}"
+            )
         for title, prefix in groups:
             lines.append(
                 f"{title:<{width}}  {'':>7}  {'':>6}  {_percent(result[prefix + 'miou']):>5}  "
                 f"{_percent(result[prefix + 'accuracy']):>8}"
             )
         return "\n".join(lines)
+
+
+def clusters_by_class(assignment: Sequence[int], num_classes: int) -> list[list[int]]:
+    """The clusters of each class, from the class of each cluster."""
+    return [[k for k, c in enumerate(assignment) if c == number] for number in range(num_classes)]
+
+
+def _few(clusters: Sequence[int], most: int = 7) -> str:
+    """Numbers in as many characters as there is room for."""
+    text = ",".join(map(str, clusters)) or "-"
+    shown = len(clusters)
+    while len(text) > most and shown > 0:
+        shown -= 1
+        text = ",".join([*map(str, clusters[:shown]), f"+{len(clusters) - shown}"])
+    return text
 
 
 def _percent(value: Tensor) -> str:

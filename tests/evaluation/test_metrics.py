@@ -3,9 +3,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from sklearn.metrics import accuracy_score, jaccard_score
 
+from densesiam.data import ClassTable, EvaluationSampler, LabelledFiles
 from densesiam.evaluation import ClusterMetrics, match_clusters, reorder_clusters
+from tests.data.support import noise
 
 
 def metrics_of(confusion, **kwargs):
@@ -170,6 +174,9 @@ def test_table_has_a_line_for_each_class_and_mean():
         ({"num_clusters": 0}, "at least one cluster"),
         ({"class_names": ["a"]}, "1 names for 3 classes"),
         ({"things": [3]}, "from 0 to 2"),
+        ({"matching": "greedy"}, "hungarian, majority, got 'greedy'"),
+        ({"assignment": [0, 1]}, "each of the 3 clusters a class from 0 to 2, or -1"),
+        ({"assignment": [0, 1, 3]}, "each of the 3 clusters a class from 0 to 2, or -1"),
     ],
 )
 def test_impossible_settings(kwargs, message):
@@ -185,3 +192,179 @@ def test_wrong_shapes_and_labels():
         metrics.update(torch.zeros(1, 3, 2, 2), torch.zeros(2, 4, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="7"):
         metrics.update(torch.zeros(1, 3, 2, 2), torch.full((1, 4, 4), 7))
+
+
+# Many clusters for one class
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_majority_is_the_best_of_all_many_to_one_matchings(seed):
+    confusion = np.random.default_rng(seed).integers(0, 50, (3, 5))
+    assignment = match_clusters(confusion, "majority")
+    agreed = confusion[assignment, range(5)].sum()
+    every = itertools.product(range(3), repeat=5)
+    assert agreed == max(confusion[list(choice), range(5)].sum() for choice in every)
+
+
+def test_ties_and_empty_clusters_by_majority():
+    assert match_clusters(np.array([[3, 0, 1], [3, 0, 2]]), "majority").tolist() == [0, -1, 1]
+
+
+def test_over_clustering_is_scored_many_to_one():
+    confusion = [[40, 30, 20, 0, 5], [0, 0, 10, 60, 35]]
+    result = metrics_of(confusion, matching="majority").compute()
+    assert result["assignment"].tolist() == [0, 0, 0, 1, 1]
+    assert result["iou"].tolist() == [90 / 105, 95 / 110]
+    assert float(result["accuracy"]) == pytest.approx(185 / 200)
+    # One to one, three of the five clusters stand for nothing.
+    result = metrics_of(confusion).compute()
+    assert float(result["accuracy"]) == pytest.approx(100 / 200)
+    matched = reorder_clusters(np.array(confusion), np.array([0, 0, -1, 1, -1]))
+    assert matched.tolist() == [[70, 0, 25], [0, 60, 45]]
+
+
+def test_table_lists_the_clusters_of_each_class():
+    confusion = np.zeros((3, 30), dtype=int)
+    confusion[0, :2] = confusion[1, 10:] = 5
+    lines = metrics_of(confusion, matching="majority").table().splitlines()
+    assert [line.split()[1] for line in lines[1:4]] == ["0,1", "10,+19", "-"]
+
+
+# A matching from elsewhere
+
+
+def test_a_matching_learned_elsewhere_is_taken_as_it_is():
+    confusion = [[1, 9], [8, 2]]
+    result = metrics_of(confusion, assignment=[0, 1]).compute()
+    assert result["assignment"].tolist() == [0, 1]
+    assert float(result["accuracy"]) == pytest.approx(3 / 20)
+    assert float(metrics_of(confusion).compute()["accuracy"]) == pytest.approx(17 / 20)
+    result = metrics_of(confusion, assignment=[0, -1]).compute()
+    assert float(result["accuracy"]) == pytest.approx(1 / 20)
+
+
+# The release's own scores
+
+
+def as_released(confusion, num_things):
+    """Scores of things and of stuff, step by step as the authors' release comes to them."""
+    size = len(confusion)
+    best = max(
+        itertools.permutations(range(size)),
+        key=lambda columns: sum(confusion[c][k] for c, k in enumerate(columns)),
+    )
+    table = np.zeros((size, size))
+    for true_class, cluster in enumerate(best):
+        table[cluster] = confusion[true_class]
+    scores = []
+    for part in (slice(num_things), slice(num_things, None)):
+        block = table[part, part]
+        hits = np.diag(block)
+        scores.append(np.nanmean(hits / (block.sum(0) + block.sum(1) - hits)))
+        scores.append(hits.sum() / block.sum())
+    return scores
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_legacy_scores_are_the_releases(seed):
+    confusion = np.random.default_rng(seed).integers(1, 1000, (5, 5))
+    result = metrics_of(confusion, things=[0, 1], legacy=True).compute()
+    ours = [
+        float(result[f"legacy_{group}_{name}"])
+        for group in ("things", "stuff")
+        for name in ("miou", "accuracy")
+    ]
+    assert ours == pytest.approx(as_released(confusion, 2))
+
+
+def test_legacy_scores_are_right_only_where_clusters_come_in_class_order():
+    confusion = np.diag([50, 40, 30, 20]) + 1
+    result = metrics_of(confusion, things=[0, 1], legacy=True).compute()
+    assert float(result["legacy_things_miou"]) == pytest.approx(float(result["things_miou"]))
+    result = metrics_of(confusion[:, ::-1].copy(), things=[0, 1], legacy=True).compute()
+    assert float(result["legacy_things_miou"]) == pytest.approx(float(result["stuff_miou"]))
+
+
+def test_legacy_scores_are_marked_in_the_table():
+    metrics = metrics_of(np.diag([5, 5, 5]) + 1, things=[0], legacy=True)
+    assert [line.split()[:2] for line in metrics.table().splitlines()[-2:]] == [
+        ["things", "(legacy)"],
+        ["stuff", "(legacy)"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"things": [1]},
+        {"things": None},
+        {"things": [0], "num_clusters": 4},
+        {"things": [0], "matching": "majority"},
+        {"things": [0], "assignment": [0, 1, 2]},
+    ],
+)
+def test_legacy_scores_that_do_not_exist(kwargs):
+    with pytest.raises(ValueError, match="legacy"):
+        ClusterMetrics(**{"num_clusters": 3, "num_classes": 3, "legacy": True, **kwargs})
+
+
+# Image by image, and over several processes
+
+
+def test_counts_of_each_image_of_the_last_batch():
+    generator = torch.Generator().manual_seed(0)
+    metrics = ClusterMetrics(3, 4)
+    for size in (2, 3):
+        logits = torch.randn(size, 3, 4, 4, generator=generator)
+        labels = torch.randint(4, (size, 9, 7), generator=generator)
+        metrics.update(logits, labels)
+    alone = ClusterMetrics(3, 4)
+    alone.update(logits[1:2], labels[1:2])
+    assert torch.equal(metrics.image_counts[1], alone.confusion)
+    assert metrics.image_counts.shape == (3, 4, 3)
+
+
+def labelled_files(folder, count):
+    """Images, and labels whose class counts differ from image to image."""
+    paths = []
+    for i in range(count):
+        image, label = folder / f"{i}.png", folder / f"{i}-label.png"
+        noise(8, 6, seed=i).save(image)
+        noise(8, 6, seed=50 + i).getchannel(0).point(lambda v: v % 3).save(label)
+        paths.append((image, label))
+    return LabelledFiles(paths, ClassTable(["a", "b", "c"]))
+
+
+def evaluate_part(data, rank, world_size):
+    metrics = ClusterMetrics(3, 3)
+    for draw in EvaluationSampler(len(data), world_size, rank):
+        item = data[draw]
+        metrics.update(item["image"][None], item["label"][None])
+    return metrics
+
+
+def evaluate_in_two(rank, data, folder):
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    torch.save(evaluate_part(data, rank, 2).compute(), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def other_process(_, data, folder):
+    evaluate_in_two(1, data, folder)
+
+
+def test_two_processes_count_every_image_once(tmp_path):
+    data = labelled_files(tmp_path, 5)  # does not divide by two: one image comes twice
+    other = mp.start_processes(
+        other_process, (data, tmp_path), nprocs=1, join=False, start_method="spawn"
+    )
+    evaluate_in_two(0, data, tmp_path)
+    while not other.join():
+        pass
+    whole = evaluate_part(data, 0, 1).compute()
+    assert int(whole["confusion"].sum()) == 5 * 48
+    for rank in range(2):
+        result = torch.load(tmp_path / f"{rank}.pt")
+        assert result.keys() == whole.keys()
+        assert all(torch.equal(result[name], whole[name]) for name in whole)
