@@ -7,7 +7,7 @@
 - neither: no library. The package then runs on its PyTorch references.
 
 Environment: CUDA_HOME, TORCH_CUDA_ARCH_LIST, FORCE_CUDA=1 (fail without nvcc), FORCE_CPU=1 (no CUDA
-kernels), MAX_JOBS, CXX, and DENSESIAM_SANITIZE (for example "address,undefined").
+kernels), MAX_JOBS, CC and CXX, and DENSESIAM_SANITIZE (for example "address,undefined").
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from setuptools import setup
@@ -80,6 +80,27 @@ def nvcc_version(cuda_home: Path) -> str:
     return re.search(r"release (\d+\.\d+)", text)[1]
 
 
+def host_compiler_refusal(cuda_home: Path) -> str | None:
+    """Why nvcc does not take the host compiler (CC, else the gcc on the path); None if it does.
+
+    Each toolkit names the compilers it knows in a header that every compilation begins with.
+    """
+    chosen = ["-ccbin", os.environ["CC"]] if os.environ.get("CC") else []
+    command = [cuda_home / "bin" / "nvcc", *chosen, "-x", "cu", "-E", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    lines = [line for line in done.stderr.splitlines() if "error" in line or "fatal" in line]
+    return (lines or done.stderr.splitlines() or ["no reason given"])[0].strip()
+
+
+def without_cuda(reason: str, required: bool) -> None:
+    """Say what keeps the CUDA kernels from being built; fail where they are required."""
+    if required:
+        fail(f"{reason}.")
+    say(f"{reason}; until then: no CUDA kernels")
+
+
 def choose_cuda() -> tuple[Path, str] | None:
     """The toolkit to build the CUDA kernels with and its version, or None with the reason said."""
     required = flag("FORCE_CUDA")
@@ -105,10 +126,14 @@ def choose_cuda() -> tuple[Path, str] | None:
             f"CUDA {torch.version.cuda}: their major versions must match. Point CUDA_HOME at a "
             f"CUDA {torch.version.cuda.split('.')[0]} toolkit"
         )
-        if required:
-            fail(f"{reason}.")
-        say(f"{reason}; until then: no CUDA kernels")
-        return None
+        return without_cuda(reason, required)
+    if refusal := host_compiler_refusal(cuda_home):
+        reason = (
+            f"nvcc of CUDA {version} does not take {os.environ.get('CC') or 'the gcc on the path'} "
+            f"as its host compiler ({refusal}). Install an older one and name it for both "
+            "languages, such as CC=gcc-13 CXX=g++-13"
+        )
+        return without_cuda(reason, required)
     say(f"CUDA {version} in {cuda_home}")
     return cuda_home, version
 
@@ -143,7 +168,15 @@ def gencode(architectures: str) -> list[str]:
     return [f"-gencode=arch=compute_{numbers[0]},code=[{','.join(codes)}]"]
 
 
-def extensions() -> tuple[list, dict]:
+def remove_stale_libraries(folder: Path, built: list[str]) -> None:
+    """Remove what an earlier build left and this one does not make: it would still be loaded."""
+    for library in sorted(folder.glob("*.so")):
+        if f"densesiam.{library.name.split('.')[0]}" not in built:
+            library.unlink()
+            say(f"removed {library}: an earlier build made it, and this one does not")
+
+
+def extensions() -> tuple[list, dict[str, Any]]:
     """The extension modules to build, and the command that builds them."""
     compiler = find_compiler()
     if compiler is None:
@@ -223,7 +256,14 @@ def extensions() -> tuple[list, dict]:
         )
     )
     say(f"building with {compiler}: {', '.join(m.name for m in modules)}")
-    return modules, {"build_ext": BuildExtension.with_options(use_ninja=True)}
+
+    class Build(BuildExtension.with_options(use_ninja=True)):
+        def run(self) -> None:
+            super().run()
+            folder = Path(self.get_ext_fullpath("densesiam._info")).parent
+            remove_stale_libraries(folder, [module.name for module in modules])
+
+    return modules, {"build_ext": Build}
 
 
 def main() -> None:
@@ -231,15 +271,16 @@ def main() -> None:
     ext_modules, commands = extensions()
     setup(
         version=VERSION,
-        # The Triton kernels live in kernels/ and are imported as densesiam.kernels.
+        # kernels/, the Triton kernels, is imported as densesiam.kernels; configs/ goes along.
         packages=[
             str(p.parent.relative_to(ROOT)).replace("/", ".")
             for p in sorted(ROOT.glob("densesiam/**/__init__.py"))
         ]
-        + ["densesiam.kernels"],
-        package_dir={"densesiam.kernels": "kernels"},
+        + ["densesiam.kernels", "densesiam.configs"],
+        package_dir={"densesiam.kernels": "kernels", "densesiam.configs": "configs"},
         package_data={
             "densesiam": ["py.typed", "assets/*"],
+            "densesiam.configs": ["**/*.yaml"],
             "densesiam.data": ["tables/*.yaml"],
         },
         ext_modules=ext_modules,

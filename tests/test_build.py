@@ -1,6 +1,7 @@
 """What setup.py finds, chooses and says, without building anything."""
 
 import importlib.util
+import shutil
 import stat
 from pathlib import Path
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def build(monkeypatch):
     """setup.py as a module, in a clean environment."""
-    for name in ("CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "FORCE_CUDA", "FORCE_CPU", "CXX"):
+    for name in ("CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "FORCE_CUDA", "FORCE_CPU", "CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
     spec = importlib.util.spec_from_file_location("densesiam_setup", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
@@ -23,14 +24,15 @@ def build(monkeypatch):
     return module
 
 
-def make_nvcc(folder: Path, version: str) -> Path:
-    """A toolkit whose nvcc only knows its version and its place."""
+def make_nvcc(folder: Path, version: str, preprocess: str = "exit 0") -> Path:
+    """A toolkit whose nvcc only knows its version, its place and how to (not) preprocess."""
     nvcc = folder / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text(
         "#!/bin/sh\n"
         f'[ "$1" = --dryrun ] && echo "#$ TOP={folder}" >&2\n'
         f'[ "$1" = --version ] && echo "Cuda compilation tools, release {version}, V{version}.1"\n'
+        f'case " $* " in *" -E "*) {preprocess};; esac\n'
         "exit 0\n"
     )
     nvcc.chmod(nvcc.stat().st_mode | stat.S_IEXEC)
@@ -63,6 +65,42 @@ def test_another_cuda_major_is_said_and_not_built(build, monkeypatch, tmp_path, 
     monkeypatch.setenv("FORCE_CUDA", "1")
     with pytest.raises(SystemExit, match="major versions must match"):
         build.choose_cuda()
+
+
+def test_a_host_compiler_that_nvcc_refuses(build, monkeypatch, tmp_path, capsys):
+    message = "host_config.h:143:2: error: #error -- unsupported GNU version! gcc versions later"
+    refuse = f"echo \"$*\" >&2; echo '{message}' >&2; exit 1"
+    toolkit = make_nvcc(tmp_path / "toolkit", f"{torch_major()}.0", refuse)
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    monkeypatch.setattr(torch.version, "cuda", f"{torch_major()}.2")
+    assert build.choose_cuda() is None
+    said = capsys.readouterr().err
+    assert f"does not take the gcc on the path as its host compiler ({message})" in said
+    assert "such as CC=gcc-13 CXX=g++-13; until then: no CUDA kernels" in said
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    monkeypatch.setenv("CC", "gcc-99")
+    with pytest.raises(SystemExit, match="does not take gcc-99 as its host compiler"):
+        build.choose_cuda()
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+def test_the_real_nvcc_refuses_a_compiler_newer_than_itself(build, monkeypatch, tmp_path):
+    cuda_home = build.find_cuda_home()
+    assert build.host_compiler_refusal(cuda_home) is None
+    future = tmp_path / "gcc"
+    future.write_text('#!/bin/sh\nexec gcc -U__GNUC__ -D__GNUC__=99 "$@"\n')
+    future.chmod(0o755)
+    monkeypatch.setenv("CC", str(future))
+    assert "unsupported GNU version" in build.host_compiler_refusal(cuda_home)
+
+
+def test_libraries_of_an_earlier_build_are_removed(build, tmp_path, capsys):
+    for name in ("_cpu.abi3.so", "_cuda.abi3.so", "_info.cpython-311-x86_64-linux-gnu.so"):
+        (tmp_path / name).touch()
+    build.remove_stale_libraries(tmp_path, ["densesiam._cpu", "densesiam._info"])
+    assert {path.name.split(".")[0] for path in tmp_path.iterdir()} == {"_cpu", "_info"}
+    assert "removed" in (said := capsys.readouterr().err)
+    assert "_cuda.abi3.so: an earlier build made it" in said
 
 
 def test_a_wrong_cuda_home_is_an_error(build, monkeypatch, tmp_path):

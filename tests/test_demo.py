@@ -45,7 +45,7 @@ def test_demo_trains_segments_and_says_where(tiny, tmp_path, capsys):
         assert np.asarray(label).max() < 12
 
 
-def test_demo_needs_the_repository(monkeypatch, tmp_path, capsys):
+def test_demo_says_what_it_lacks(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(demo, "CONFIG", tmp_path / "demo.yaml")
     assert cli.main(["demo", "--output", str(tmp_path / "out")]) == 1
-    assert "run it in a clone of the repository" in capsys.readouterr().err
+    assert "which this installation lacks: install again" in capsys.readouterr().err

@@ -61,7 +61,7 @@ def test_kernels_import(install: str, tmp_path: Path) -> None:
 def _copy_of_source(folder: Path) -> Path:
     """What a build reads, without what earlier builds have left."""
     clutter = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in ("densesiam", "kernels", "csrc"):
+    for name in ("densesiam", "kernels", "csrc", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=clutter)
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, folder)

@@ -14,7 +14,8 @@ from densesiam.commands.folders import claim_folder
 
 SUMMARY = "Train on nine photographs and segment them, in about two minutes."
 USAGE = "[--output FOLDER]"
-CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
+_INSTALLED, _CLONED = (folder / "configs" for folder in Path(__file__).parents[1:3])
+CONFIG = (_INSTALLED if _INSTALLED.is_dir() else _CLONED) / "demo.yaml"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -41,13 +42,15 @@ def demo(output: str | None = None) -> Path:
         categories, seconds.
 
     Raises:
-        FileNotFoundError: the config file is not there: only the repository has it.
+        FileNotFoundError: the config file is not there.
         FileExistsError: the folder holds something.
     """
     from densesiam import cli  # whose table of commands names this module
 
     if not CONFIG.is_file():
-        raise FileNotFoundError(f"the demo needs {CONFIG}: run it in a clone of the repository")
+        raise FileNotFoundError(
+            f"the demo needs {CONFIG}, which this installation lacks: install again"
+        )
     folder = claim_folder(output, "outputs/demo")
     training, predictions = folder / "training", folder / "predictions"
     cli.run(["fit", "--config", str(CONFIG), "--output", str(training)])
