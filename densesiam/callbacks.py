@@ -24,7 +24,7 @@ from densesiam.data import (
     PredictionImages,
     read_image,
 )
-from densesiam.methods import DenseSiamSegmentation
+from densesiam.methods import Segmenter
 from densesiam.visualize import colorize, contact_sheet, legend, overlay
 
 _MOST_LABELS_OF_A_BYTE = 256
@@ -175,7 +175,7 @@ class SegmentationGrid(Callback):
         due = epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
         if not due or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, DenseSiamSegmentation)
+        assert isinstance(pl_module, Segmenter)
         grid = self._draw(trainer, pl_module)
         if grid is None:
             return
@@ -187,7 +187,7 @@ class SegmentationGrid(Callback):
                 "segmentation", np.asarray(grid), trainer.global_step, dataformats="HWC"
             )
 
-    def _draw(self, trainer: L.Trainer, model: DenseSiamSegmentation) -> Image.Image | None:
+    def _draw(self, trainer: L.Trainer, model: Segmenter) -> Image.Image | None:
         loader: Any = trainer.train_dataloader  # Lightning's type allows nests of loaders
         paths = loader.dataset.paths
         step = max(1, len(paths) // self.num_images)

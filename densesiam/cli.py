@@ -20,7 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from densesiam import __version__
-from densesiam.commands import demo, fit, predict, pretrain, validate
+from densesiam.commands import demo, fit, picie, predict, pretrain, validate
 from densesiam.commands.console import UsageError
 
 # Each subcommand and its module; `densesiam.commands` says what such a module has.
@@ -29,6 +29,7 @@ COMMANDS: dict[str, ModuleType] = {
     "validate": validate,
     "predict": predict,
     "pretrain": pretrain,
+    "picie": picie,
     "demo": demo,
 }
 

@@ -14,7 +14,7 @@ from densesiam.commands.folders import claim_folder
 from densesiam.commands.trainer import TrainerOptions, build_trainer, interruptible
 from densesiam.data import Evaluation, SamplePhotos
 from densesiam.data.module import SegmentationData
-from densesiam.methods import DenseSiamSegmentation
+from densesiam.methods import METHODS, Method, Segmenter
 
 SUMMARY = "Segment photographs with a trained model."
 USAGE = "CHECKPOINT IMAGES [--output FOLDER] [--resize PIXELS]"
@@ -71,9 +71,9 @@ def predict(
         OSError: there are no images, or one cannot be read.
     """
     checkpoint = read_checkpoint(ckpt_path)
-    model = DenseSiamSegmentation.load_from_checkpoint(
-        ckpt_path, map_location="cpu", weights_only=True
-    )
+    method = METHODS[checkpoint[Method.KEY]]
+    model = method.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
+    assert isinstance(model, Segmenter)
     if resize is None:
         trained = yaml.safe_load(checkpoint.get(CheckpointConfig.KEY, "{}"))
         resize = trained.get("data", {}).get("predict_transform", {}).get("resize")

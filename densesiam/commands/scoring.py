@@ -2,10 +2,10 @@
 
 from densesiam.data.module import SegmentationData
 from densesiam.evaluation import ClusterMetrics
-from densesiam.methods import DenseSiamSegmentation
+from densesiam.methods import Segmenter
 
 
-def set_evaluator(model: DenseSiamSegmentation, data: SegmentationData) -> None:
+def set_evaluator(model: Segmenter, data: SegmentationData) -> None:
     """Let a model count its clusters against the classes of the validation set."""
     assert data.val is not None
     classes = data.val.classes
@@ -18,7 +18,7 @@ def set_evaluator(model: DenseSiamSegmentation, data: SegmentationData) -> None:
     )
 
 
-def score_table(model: DenseSiamSegmentation) -> str:
+def score_table(model: Segmenter) -> str:
     """The scores of the latest validation, as text."""
     assert isinstance(model.evaluator, ClusterMetrics)
     return model.evaluator.table()

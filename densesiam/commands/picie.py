@@ -1,0 +1,26 @@
+"""``densesiam picie``: segment by clustering, the baseline, through all that `fit` uses."""
+
+from jsonargparse import ArgumentParser, Namespace
+
+from densesiam.commands.fit import fit
+from densesiam.commands.training import add_config_arguments, start_run
+from densesiam.data.module import SegmentationData
+from densesiam.methods import PiCIE
+
+SUMMARY = "Train PiCIE, which DenseSiam is measured against."
+USAGE = "--config FILE [--data.train FOLDER] [--output FOLDER] [other settings]"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    add_config_arguments(
+        parser,
+        PiCIE,
+        SegmentationData,
+        'Checkpoint to go on from: "last" in the --output folder, or a path.',
+    )
+
+
+def run(parser: ArgumentParser, config: Namespace) -> None:
+    """Run the command."""
+    fit("picie", *start_run(parser, config, "picie"))
