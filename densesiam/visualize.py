@@ -95,13 +95,19 @@ def palette(count: int) -> np.ndarray:
     return _greedy_palette(count).copy()
 
 
-def colorize(labels: np.ndarray, num_clusters: int, ignore_index: int = 255) -> Image.Image:
+def colorize(
+    labels: np.ndarray,
+    num_clusters: int,
+    ignore_index: int = 255,
+    colours: np.ndarray | None = None,
+) -> Image.Image:
     """Paint a map of cluster numbers.
 
     Args:
         labels: cluster numbers (H, W), integer, 0 .. num_clusters - 1 or `ignore_index`.
         num_clusters: number of colours to choose from.
         ignore_index: label painted grey.
+        colours: sRGB (num_clusters, 3), uint8; the `palette` by default.
 
     Returns:
         RGB picture (W x H).
@@ -118,8 +124,9 @@ def colorize(labels: np.ndarray, num_clusters: int, ignore_index: int = 255) -> 
             f"colorize: label {labels[wrong][0]} is not in 0 .. {num_clusters - 1}, "
             f"nor the ignored {ignore_index}."
         )
-    colours = np.concatenate([palette(num_clusters), [_VOID]]).astype(np.uint8)
-    return Image.fromarray(colours[np.where(void, num_clusters, labels)])
+    colours = palette(num_clusters) if colours is None else colours
+    with_void = np.concatenate([colours, [_VOID]]).astype(np.uint8)
+    return Image.fromarray(with_void[np.where(void, num_clusters, labels)])
 
 
 def overlay(
@@ -128,6 +135,7 @@ def overlay(
     num_clusters: int,
     opacity: float = 0.6,
     ignore_index: int = 255,
+    colours: np.ndarray | None = None,
 ) -> Image.Image:
     """Lay the colours of a segmentation over its photograph.
 
@@ -137,6 +145,7 @@ def overlay(
         num_clusters: number of colours to choose from.
         opacity: 0 shows the photograph alone, 1 the colours alone.
         ignore_index: label of pixels left bare.
+        colours: sRGB (num_clusters, 3), uint8; the `palette` by default.
 
     Returns:
         RGB picture (W x H).
@@ -150,7 +159,7 @@ def overlay(
             f"the labels {labels.shape[1]} x {labels.shape[0]}; they must be of one size."
         )
     photo = image.convert("RGB")
-    painted = Image.blend(photo, colorize(labels, num_clusters, ignore_index), opacity)
+    painted = Image.blend(photo, colorize(labels, num_clusters, ignore_index, colours), opacity)
     painted.paste(photo, mask=Image.fromarray(labels == ignore_index))
     return painted
 
@@ -180,6 +189,70 @@ def legend(names: Sequence[str], colours: np.ndarray | None = None) -> Image.Ima
         )
         draw.text((2 * _MARGIN + line, top + line / 2), name, "black", font, anchor="lm")
     return sheet
+
+
+def heat_map(
+    shares: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    row_title: str = "",
+    column_title: str = "",
+) -> Image.Image:
+    """Draw a table of shares as cells from white (0) to blue (1), with whole percentages in them.
+
+    Args:
+        shares: values from 0 to 1, (R, C); a row of nan is left blank, as what it shares out is
+            nothing.
+        rows: names of the R rows.
+        columns: names of the C columns, written upright above them.
+        row_title: what the rows are.
+        column_title: what the columns are.
+
+    Returns:
+        RGB picture, white behind.
+    """
+    cell = 34 if max(shares.shape) <= 16 else 26
+    font, small = ImageFont.load_default(size=13), ImageFont.load_default(size=cell * 3 // 8)
+    left = 3 * _MARGIN + max(int(font.getlength(name)) for name in rows) + 16
+    top = 3 * _MARGIN + max(int(font.getlength(name)) for name in columns) + 16
+    width = left + cell * len(columns) + _MARGIN
+    sheet = Image.new("RGB", (width, top + cell * len(rows) + _MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((left, _MARGIN), column_title, "grey", font)
+    for j, name in enumerate(columns):
+        _draw_upright(sheet, name, (left + j * cell + cell // 2, top - _MARGIN // 2), font)
+    turned = Image.new("RGB", (cell * len(rows), 20), "white")
+    ImageDraw.Draw(turned).text((turned.width, 0), row_title, "grey", font, anchor="ra")
+    sheet.paste(turned.rotate(90, expand=True), (_MARGIN, top))
+    for i, name in enumerate(rows):
+        y = top + i * cell
+        draw.text((left - _MARGIN, y + cell / 2), name, "black", font, anchor="rm")
+        for j in range(len(columns)):
+            x, share = left + j * cell, shares[i, j]
+            blank = np.isnan(share)
+            draw.rectangle((x, y, x + cell, y + cell), _heat(0 if blank else share), "#e4e8ec")
+            if not blank and share >= 0.005:
+                ink = "white" if share > 0.55 else "#1c2430"
+                middle = (x + cell / 2, y + cell / 2)
+                draw.text(middle, f"{100 * share:.0f}", ink, small, anchor="mm")
+    return sheet
+
+
+def _heat(share: float) -> tuple[int, int, int]:
+    """A colour between white and blue."""
+    white, blue = np.array([255, 255, 255]), np.array([11, 91, 165])
+    red, green, blue_ = np.round(white + share**0.7 * (blue - white)).astype(int).tolist()
+    return red, green, blue_
+
+
+def _draw_upright(
+    sheet: Image.Image, text: str, foot: tuple[int, int], font: ImageFont.FreeTypeFont
+) -> None:
+    """Write text from bottom to top, its start at the foot."""
+    strip = Image.new("RGB", (int(font.getlength(text)) + 2, 18), "white")
+    ImageDraw.Draw(strip).text((0, strip.height / 2), text, "black", font, anchor="lm")
+    strip = strip.rotate(90, expand=True)
+    sheet.paste(strip, (foot[0] - strip.width // 2, foot[1] - strip.height))
 
 
 def contact_sheet(

@@ -47,6 +47,14 @@ class Evaluation:
     def __post_init__(self) -> None:
         check_frame(self.resize, self.crop)
 
+    @property
+    def description(self) -> str:
+        """What it does to image and label, in words."""
+        size = "source's size" if self.resize is None else f"shorter side {self.resize} pixels"
+        crop = "no crop" if self.crop is None else f"centre crop {self.crop} x {self.crop}"
+        labels = "labels at the source's size" if self.full_size_labels else "labels likewise"
+        return f"images: {size}, {crop}; {labels}, nearest pixel"
+
     def __call__(self, image: Image.Image, label: np.ndarray | None = None) -> dict[str, Tensor]:
         """Transform an 8-bit RGB image and, where there is one, its (H, W) label."""
         frame = Frame.of(image.size, self.resize, self.crop)
