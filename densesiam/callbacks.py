@@ -1,10 +1,11 @@
 """What a run shows while it trains, and what it leaves behind."""
 
+import csv
 import json
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from torch import Tensor
 
 from densesiam import ops
 from densesiam.data import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Evaluation,
     ImageReadError,
     PredictionImages,
     read_image,
+    to_image,
 )
+from densesiam.evaluation.report import write_prediction_page
 from densesiam.methods import Segmenter
 from densesiam.visualize import colorize, contact_sheet, legend, overlay
 
@@ -200,7 +201,7 @@ class SegmentationGrid(Callback):
                 continue  # training has told of it
             logits = model.segment(image[None].to(model.device))
             labels = ops.label_map(logits, (image.shape[1], image.shape[2]))[0].cpu().numpy()
-            rows.append([_photo(image), colorize(labels, model.num_classes)])
+            rows.append([to_image(image), colorize(labels, model.num_classes)])
         return contact_sheet(rows, rows_across=2) if rows else None
 
 
@@ -233,7 +234,8 @@ class PredictionWriter(BasePredictionWriter):
     - ``labels/<image>.png``: category numbers, 8 bits (16 where there are more than 256);
     - ``overlays/<image>.jpg``: the photograph below the categories' colours;
     - ``legend.png``, ``contact_sheet.jpg``: the colours' numbers; the first images side by side;
-    - ``summary.json``: the images, and the share of pixels of each category.
+    - ``summary.json``, ``categories.csv``: the images, and each category's share of the pixels;
+    - ``report.html``: the same as a page, which needs no other file and no network.
 
     ``<image>`` is the image's path within `root` without extension; images that differ in their
     extension only keep it.
@@ -242,8 +244,9 @@ class PredictionWriter(BasePredictionWriter):
         folder: where all of it goes.
         root: folder that the images' names are relative to; None takes their bare names.
         num_categories: K.
+        protocol: how it is made, in words, for the page.
         titles: a name for each image on the contact sheet; by default the file names.
-        most_on_sheet: how many images the contact sheet shows.
+        most_on_sheet: how many images the contact sheet and the page show.
     """
 
     def __init__(
@@ -251,6 +254,7 @@ class PredictionWriter(BasePredictionWriter):
         folder: Path,
         root: Path | None,
         num_categories: int,
+        protocol: Mapping[str, str],
         titles: Sequence[str] | None = None,
         most_on_sheet: int = 24,
     ) -> None:
@@ -258,6 +262,7 @@ class PredictionWriter(BasePredictionWriter):
         self.folder = folder
         self.root = root
         self.num_categories = num_categories
+        self.protocol = protocol
         self.titles = titles
         self.most_on_sheet = most_on_sheet
         self._names: list[Path] = []
@@ -299,22 +304,36 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write what describes all images together."""
-        titles = self.titles or [name.as_posix() for name in self._names]
-        sheet = contact_sheet(self._rows, titles[: len(self._rows)], rows_across=2)
+        titles = list(self.titles or [name.as_posix() for name in self._names])[: len(self._rows)]
+        sheet = contact_sheet(self._rows, titles, rows_across=2)
         _save(sheet, self.folder / "contact_sheet.jpg", quality=88)
         _save(
             legend([f"category {k}" for k in range(self.num_categories)]),
             self.folder / "legend.png",
         )
         shares = self._usage / self._usage.sum()
+        with (self.folder / "categories.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["category", "pixel_share"], *enumerate(shares.tolist())])
+        protocol = {"images": self._extent(), **self.protocol}
+        write_prediction_page(
+            self.folder / "report.html", titles, self._rows, shares.tolist(), protocol
+        )
         write_json(
             self.folder / "summary.json",
             {
+                "protocol": protocol,
                 "images": [name.as_posix() for name in self._names],
                 "category_shares": shares.tolist(),
                 "categories_used": int((self._usage > 0).sum()),
                 "usage_perplexity": float(torch.special.entr(shares).sum().exp()),
             },
+        )
+
+    def _extent(self) -> str:
+        """How many images there are, and how many of them the page shows."""
+        count, shown = len(self._names), len(self._rows)
+        return (
+            f"{count:,}" if count == shown else f"{count:,}, of which the first {shown} are shown"
         )
 
 
@@ -358,13 +377,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(plain(content), indent=2) + "\n")
     temporary.replace(path)
-
-
-def _photo(image: Tensor) -> Image.Image:
-    """The photograph behind a normalised image (3, H, W)."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    levels = ((image * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).numpy())
 
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> None:

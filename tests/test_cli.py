@@ -262,9 +262,62 @@ def test_labels_are_scored_before_training_and_after_every_epoch(tmp_path, photo
     assert cli.main(args) == 0
     table = capsys.readouterr().out
     assert table.split("wrote")[0].strip() in after
-    saved = json.loads((run / "validation.json").read_text())
+    saved = json.loads((run / "validation" / "scores.json").read_text())
     assert saved["miou"] == scores[-1]
     assert saved["classes"] == ["left", "right", "corner"]
+    assert saved["protocol"]["checkpoint"] == str(run / "checkpoints" / "last.ckpt")
+    assert sorted(p.name for p in (run / "validation" / "images").iterdir()) == [
+        f"{kind}-1-{i}.jpg" for kind, i in zip(("best", "worst"), _extremes(run), strict=True)
+    ]
+
+
+def _extremes(run):
+    """Names of the images that the report shows as best and as worst."""
+    text = (run / "validation" / "report.html").read_text()
+    return re.findall(r"<figcaption>(\d)\.png: mIoU", text)
+
+
+def test_a_matching_learned_on_one_split_scores_another(tmp_path, photos, capsys):
+    config = write_config(tmp_path / "tiny.yaml", photos, val=labelled(tmp_path / "train"))
+    assert cli.main(["fit", "--config", str(config), "--trainer.max_epochs", "2"]) == 0
+    run = tmp_path / "run"
+    base = ["validate", "--config", str(config), "--ckpt_path", "last"]
+    assert cli.main(base) == 0
+    learned = run / "validation" / "scores.json"
+
+    other = labelled(tmp_path / "val")["init_args"]
+    val = [f"--data.val.init_args.{key}={other[key]}" for key in ("images", "labels")]
+    capsys.readouterr()
+    assert cli.main([*base, *val, "--matching", str(learned)]) == 0
+    scores = json.loads((run / "validation-2" / "scores.json").read_text())
+    assert scores["assignment"] == json.loads(learned.read_text())["assignment"]
+    assert scores["protocol"]["matching"].startswith(f"taken from {learned} (Hungarian")
+    assert str(tmp_path / "train" / "images") in scores["protocol"]["matching"]
+    assert scores["protocol"]["data"].startswith(f"3 images of {tmp_path / 'val' / 'images'}")
+    said = (run / "validation-2" / "scores.txt").read_text()
+    assert f"taken from {learned}" in said
+    assert "enlarged bilinearly to the label's size" in said
+
+    wrong = [*base, "--matching", "greedy"]
+    assert 'no matching greedy: expected "hungarian", "majority"' in error(capsys, *wrong)
+
+
+def test_over_clustering_and_legacy_scores(tmp_path, photos, capsys):
+    config = write_config(tmp_path / "tiny.yaml", photos, val=labelled(tmp_path / "val"))
+    base = ["validate", "--config", str(config)]
+    assert cli.main([*base, "--head", "aux", "--matching", "majority"]) == 0
+    scores = json.loads((tmp_path / "run" / "validation" / "scores.json").read_text())
+    assert len(scores["assignment"]) == MODEL["aux_classes"]
+    assert "majority of pixels" in scores["protocol"]["matching"]
+    assert scores["protocol"]["clusters"] == "6, of the over-clustering head; 3 classes"
+    assert scores["protocol"]["checkpoint"] == "none: the model as training starts"
+    said = error(capsys, *base, "--head", "aux", "--model.aux_classes", "null")
+    assert "--head aux: the model has no over-clustering head" in said
+
+    assert "legacy" in error(capsys, *base, "--legacy")  # the only thing is not the first class
+    things = ["--data.val.init_args.classes.things", "[left]"]
+    assert cli.main([*base, "--legacy", *things]) == 0
+    assert "things (legacy)" in capsys.readouterr().out
 
 
 def test_rare_validation_still_scores_the_trained_model(tmp_path, photos, capsys):
@@ -314,6 +367,9 @@ def test_predictions_have_the_sources_names_and_sizes(trained, tmp_path, capsys)
     np.testing.assert_allclose(summary["category_shares"], counts / counts.sum(), rtol=1e-6)
     assert (out / "contact_sheet.jpg").is_file()
     assert (out / "legend.png").is_file()
+    assert len((out / "categories.csv").read_text().splitlines()) == 1 + 3
+    assert "3" in summary["protocol"]["images"]
+    assert (out / "report.html").read_text().count("<figcaption>") == 3
 
 
 def test_prediction_sees_images_as_training_did_unless_told(trained, tmp_path):

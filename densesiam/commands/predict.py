@@ -7,6 +7,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 
+from densesiam import __version__
 from densesiam.callbacks import CheckpointConfig, PredictionWriter, ProgressBar, RunReport
 from densesiam.commands.checkpoints import read_checkpoint
 from densesiam.commands.console import interactive, say
@@ -80,8 +81,16 @@ def predict(
     data = SegmentationData(predict=images, predict_transform=Evaluation(resize=resize))
     samples = images == "samples"
     root = None if samples or not Path(images).is_dir() else Path(images)
+    protocol = {
+        "from": images,
+        "checkpoint": str(ckpt_path),
+        "categories": f"{model.num_classes}, learned without labels",
+        "resizing": f"{data.predict_transform.description}; logits enlarged bilinearly to the "
+        "source's size, the greatest of a pixel decides",
+        "software": f"densesiam {__version__}",
+    }
     writer = PredictionWriter(
-        folder, root, model.num_classes, SamplePhotos.names if samples else None
+        folder, root, model.num_classes, protocol, SamplePhotos.names if samples else None
     )
     callbacks: list[Callback] = [writer]
     if interactive():
@@ -91,4 +100,7 @@ def predict(
     trainer = build_trainer(options, callbacks, logger=False)
     with interruptible(trainer):
         trainer.predict(model, data, return_predictions=False)
-    say(f"wrote {folder}: labels/, overlays/, contact_sheet.jpg, legend.png, summary.json")
+    say(
+        f"wrote {folder}: report.html, labels/, overlays/, contact_sheet.jpg, legend.png, "
+        "categories.csv, summary.json"
+    )

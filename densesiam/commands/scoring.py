@@ -1,12 +1,29 @@
 """Scores of a segmentation model on a labelled set, for the commands that give them."""
 
+from collections.abc import Sequence
+
 from densesiam.data.module import SegmentationData
 from densesiam.evaluation import ClusterMetrics
+from densesiam.evaluation.matching import Matching
 from densesiam.methods import Segmenter
 
 
-def set_evaluator(model: Segmenter, data: SegmentationData) -> None:
-    """Let a model count its clusters against the classes of the validation set."""
+def set_evaluator(
+    model: Segmenter,
+    data: SegmentationData,
+    matching: Matching = "hungarian",
+    assignment: Sequence[int] | None = None,
+    legacy: bool = False,
+) -> None:
+    """Let a model count its clusters against the classes of the validation set.
+
+    Args:
+        model: the model.
+        data: with a validation set.
+        matching: of clusters and classes; see `ClusterMetrics`.
+        assignment: a matching learned elsewhere.
+        legacy: give the release's scores of things and stuff too.
+    """
     assert data.val is not None
     classes = data.val.classes
     model.evaluator = ClusterMetrics(
@@ -15,6 +32,9 @@ def set_evaluator(model: Segmenter, data: SegmentationData) -> None:
         data.val.ignore_index,
         classes.names,
         classes.thing_classes,
+        matching,
+        assignment,
+        legacy,
     )
 
 

@@ -9,7 +9,7 @@ from densesiam.data.coco import CocoImages, CocoStuff27
 from densesiam.data.draws import Draw
 from densesiam.data.evaluation import Evaluation, to_source
 from densesiam.data.files import ImageReadError, find_images, read_image, read_label
-from densesiam.data.frame import IMAGENET_MEAN, IMAGENET_STD
+from densesiam.data.frame import IMAGENET_MEAN, IMAGENET_STD, to_image
 from densesiam.data.imagenet import ImageNetImages
 from densesiam.data.images import ImageFiles, Images, PredictionImages, SamplePhotos, sample_paths
 from densesiam.data.labelled import LabelledFiles, LabelledImages
@@ -54,5 +54,6 @@ __all__ = [
     "read_image",
     "read_label",
     "sample_paths",
+    "to_image",
     "to_source",
 ]

@@ -49,11 +49,10 @@ class Evaluation:
 
     @property
     def description(self) -> str:
-        """What it does to image and label, in words."""
+        """What becomes of an image, in words."""
         size = "source's size" if self.resize is None else f"shorter side {self.resize} pixels"
         crop = "no crop" if self.crop is None else f"centre crop {self.crop} x {self.crop}"
-        labels = "labels at the source's size" if self.full_size_labels else "labels likewise"
-        return f"images: {size}, {crop}; {labels}, nearest pixel"
+        return f"{size}, {crop}"
 
     def __call__(self, image: Image.Image, label: np.ndarray | None = None) -> dict[str, Tensor]:
         """Transform an 8-bit RGB image and, where there is one, its (H, W) label."""

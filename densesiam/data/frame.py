@@ -109,6 +109,13 @@ def to_normalised(image: Image.Image) -> Tensor:
     return TF.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD), inplace=True)
 
 
+def to_image(normalised: Tensor) -> Image.Image:
+    """The 8-bit RGB image behind a normalised one (3, H, W), as `to_normalised` makes it."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    levels = ((normalised.cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).numpy())
+
+
 def nearest(length: int, low: float, high: float) -> np.ndarray:
     """Pixels that hold the centres of `length` equal cells between two edges, (length,) int64."""
     return np.floor(low + (np.arange(length) + 0.5) * ((high - low) / length)).astype(np.int64)
