@@ -20,7 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from densesiam import __version__
-from densesiam.commands import demo, fit, picie, predict, pretrain, validate
+from densesiam.commands import demo, fit, picie, predict, pretrain, probe, transfer, validate
 from densesiam.commands.console import UsageError
 
 # Each subcommand and its module; `densesiam.commands` says what such a module has.
@@ -30,6 +30,8 @@ COMMANDS: dict[str, ModuleType] = {
     "predict": predict,
     "pretrain": pretrain,
     "picie": picie,
+    "transfer": transfer,
+    "probe": probe,
     "demo": demo,
 }
 
@@ -64,8 +66,8 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
             description=command.SUMMARY,
             usage=f"densesiam {name} {command.USAGE}",
         )
-        command.add_arguments(parsers[name])
         subcommands.add_subcommand(name, parsers[name], help=command.SUMMARY)
+        command.add_arguments(parsers[name])  # after that: it may have subcommands of its own
     return parser, parsers
 
 

@@ -140,6 +140,18 @@ class LabelledData(SupervisedData):
             )
         return list(tables[0])
 
+    @property
+    def ignore_index(self) -> int:
+        """Label of void.
+
+        Raises:
+            ValueError: two sets with different ones.
+        """
+        found = {data.ignore_index for data in (self.train, self.val) if data is not None}
+        if len(found) > 1:
+            raise ValueError(f"data.train and data.val differ in ignore_index: {sorted(found)}")
+        return found.pop() if found else 255
+
     def training_set(self) -> LabelledCrops:
         """The crops."""
         if self.train is None:

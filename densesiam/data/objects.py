@@ -21,10 +21,7 @@ from densesiam.data.frame import to_normalised
 from densesiam.data.layout import listing, misplaced, read_names
 from densesiam.data.supervised import SupervisedData
 
-VOC_CLASSES = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
-    "person pottedplant sheep sofa train tvmonitor"
-).split()
+VOC_CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
 
 
 @dataclass(frozen=True)

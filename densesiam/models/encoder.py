@@ -241,7 +241,7 @@ def _backbone(
         close = suggest_backbones(name)
         hint = f"did you mean {', '.join(close)}? " if close else ""
         raise ValueError(f"unknown backbone {name!r}: {hint}timm.list_models() has all the names")
-    dilation = {} if output_stride == 32 else {"output_stride": output_stride}
+    dilation: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
     try:
         probe: Any = timm.create_model(name, features_only=True, **dilation)
     except (TypeError, NotImplementedError, AssertionError) as error:  # as timm refuses
