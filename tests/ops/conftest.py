@@ -10,7 +10,8 @@ from tests.ops.suite import DTYPES, LAYOUTS, OpSuite
 BACKENDS = [
     "reference",
     "cpu",
-    "triton",
+    # Interpreted where there is no GPU; else it runs on the GPU, and `-m gpu` is to include it.
+    pytest.param("triton", marks=[pytest.mark.gpu] if torch.cuda.is_available() else []),
     "emulator",  # the CUDA kernels' own source, run on the CPU
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
