@@ -48,15 +48,16 @@ inline void check_launch(const char* op) {
   }
 }
 
-// Kernels index with 64-bit offsets to a plane or a pixel and 32-bit ones within (64-bit division
-// is an order of magnitude slower), so no axis may have 2^31 elements.
-inline void check_axes(const char* op, const Tensor& tensor) {
-  std::int64_t pixels = 1;
-  for (std::int64_t dim = 2; dim < tensor.dim(); ++dim) pixels *= tensor.size(dim);
+// Kernels index images with 64-bit offsets and what is in an image with 32-bit ones (64-bit
+// division is an order of magnitude slower), so no (B, ...) tensor may have 2^31 elements an image.
+inline void check_images(const char* op, const Tensor& tensor) {
+  std::int64_t elements = 1;
+  for (std::int64_t dim = 1; dim < tensor.dim(); ++dim) elements *= tensor.size(dim);
   const std::int64_t most = (std::int64_t(1) << 31) - 1;
-  check(tensor.size(0) <= most && tensor.size(1) <= most && pixels <= most, op,
-        ": images, channels and pixels of an image must each be fewer than 2^31, got shape ",
-        shape_of(tensor));
+  check(
+      tensor.size(0) <= most && elements <= most, op,
+      ": the CUDA kernels take fewer than 2^31 images of fewer than 2^31 elements each, got shape ",
+      shape_of(tensor), "; use_backend('triton') or 'reference' takes more");
 }
 
 }  // namespace densesiam

@@ -16,7 +16,8 @@ Tensor label_map(const Tensor& logits, std::vector<std::int64_t> size) {
       torch::stable::new_empty(logits, {logits.size(0), size[0], size[1]}, ScalarType::Long);
   if (out.numel() == 0) return out;
   check(logits.numel() > 0, op, ": logits have no values, got shape ", shape_of(logits));
-  check_axes(op, source);
+  check_images(op, source);
+  check_images(op, out);
   const LabelMapShape shape{unsigned(source.size(0)),
                             unsigned(source.size(1)),
                             int(source.size(2)),

@@ -16,8 +16,8 @@ Tensor overlap_sample(const Tensor& features, const Tensor& boxes, std::vector<s
   Tensor out = empty_in_layout({features.size(0), features.size(1), size[0], size[1]}, layout,
                                features.scalar_type(), features);
   if (out.numel() == 0) return out;
-  check_axes("overlap_sample", source);
-  check_axes("overlap_sample", out);
+  check_images("overlap_sample", source);
+  check_images("overlap_sample", out);
   const OverlapSampleShape shape{unsigned(source.size(0)),
                                  unsigned(source.size(1)),
                                  int(source.size(2)),
@@ -42,8 +42,8 @@ Tensor overlap_sample_backward(const Tensor& grad, const Tensor& boxes,
   Tensor out = empty_in_layout({grad.size(0), grad.size(1), size[0], size[1]}, layout,
                                grad.scalar_type(), grad);
   if (out.numel() == 0) return out;
-  check_axes("overlap_sample_backward", source);
-  check_axes("overlap_sample_backward", out);
+  check_images("overlap_sample_backward", source);
+  check_images("overlap_sample_backward", out);
   const OverlapSampleShape shape{
       unsigned(source.size(0)), unsigned(source.size(1)), int(size[0]), int(size[1]),
       int(source.size(2)),      int(source.size(3))};

@@ -35,7 +35,7 @@ Sampled sample(const char* op, const Tensor& features, const std::optional<Tenso
   Sampled result;
   result.boxes = boxes_or_whole(boxes, features);
   check_overlap_sample(features, result.boxes, size);
-  check_axes(op, features);
+  check_images(op, features);
   result.map = in_layout(features, layout);
   result.shape = {unsigned(features.size(0)),
                   unsigned(features.size(1)),
@@ -95,6 +95,7 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
       torch::stable::new_zeros(p, mean ? Sizes{} : Sizes{p.size(0), size[0], size[1]}, dtype);
   Tensor statistics = torch::stable::new_empty(p, {p.size(0), 2, size[0] * size[1]}, dtype);
   if (p.numel() == 0) return {loss, statistics};
+  check_images(op, statistics);
   const Layout layout = layout_of(p);
   const bool channels_last = layout == Layout::pixels;
   const Sampled p_samples = sample(op, p, boxes_p, layout, size, device.stream());
@@ -139,7 +140,7 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
   // Only its memory is used: in p's layout, (B, C, Kh Kw).
   const Tensor gradients =
       torch::stable::new_empty(p, {p.size(0), p.size(1), size[0], size[1]}, p.scalar_type());
-  check_axes(op, gradients);
+  check_images(op, gradients);
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;

@@ -7,7 +7,7 @@
 namespace densesiam {
 
 inline PixelShape pixel_shape(const char* op, const Tensor& tensor) {
-  check_axes(op, tensor);
+  check_images(op, tensor);
   return {unsigned(tensor.size(0)), unsigned(tensor.size(1)), unsigned(tensor.size(2))};
 }
 

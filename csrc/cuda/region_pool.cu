@@ -12,8 +12,8 @@ RegionShape region_shape(const char* op, const Tensor& features, const Tensor& l
             features.scalar_type() == logits.scalar_type(),
         op, ": features (B, C, P) and logits (B, N, P) must agree in B, P and type, got shapes ",
         shape_of(features), " and ", shape_of(logits));
-  check_axes(op, features);
-  check_axes(op, logits);
+  check_images(op, features);
+  check_images(op, logits);
   return {unsigned(features.size(0)), unsigned(features.size(1)), unsigned(logits.size(1)),
           unsigned(features.size(2))};
 }
@@ -64,6 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> region_pool(const Tensor& features, const Ten
   const ScalarType dtype = accumulate_type(features.scalar_type());
   const std::int64_t B = shape.batch, N = shape.regions, C = shape.channels, P = shape.pixels;
   Tensor regions = torch::stable::new_zeros(features, {B, N, C}, dtype);
+  check_images(op, regions);
   Tensor mass = torch::stable::new_zeros(features, {B, N}, dtype);
   Tensor log_sum = torch::stable::new_empty(features, {B, P}, dtype);
   if (B == 0 || P == 0) return {regions, mass, log_sum};
