@@ -28,7 +28,7 @@ bench: $(VENV)/built
 
 # Without build isolation the build uses the torch of $(VENV), so what it needs is installed first.
 $(VENV)/built: $(VENV)/requirements $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo,test,dev]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,demo,test,dev]"
 	touch $@
 
 $(VENV)/requirements: pyproject.toml

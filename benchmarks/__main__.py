@@ -1,200 +1,138 @@
-"""The command: ``python -m benchmarks [--quick] [--ops NAME ...] [--json FILE]``.
+"""Every operation side by side with its peers and its ceiling, forward and backward, in one run.
 
-Each row is one operation at one shape, forward and backward. Per backend: milliseconds (median and
-quartiles), how many times faster than the library composition run eagerly and compiled, the share
-of the ceiling (torch.clone of the bytes that the operation cannot avoid), and the extra memory held
-beyond inputs, outputs and gradients. Everything in a row is measured interleaved, in one run.
+    python -m benchmarks            the method's own shapes, both layouts, compiled peers
+    python -m benchmarks --quick    the same at a small batch, nothing compiled; under two minutes
+    python -m benchmarks --full     also other shapes, types, scaling, whole training steps
+    python -m benchmarks compare A B      what became slower from one result to the other
+    python -m benchmarks report RESULT    tables and a page from a result
+    python -m benchmarks predict          what GPUs cannot be faster than
+
+docs/benchmarks.md explains what is measured, and how to read it.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
-import platform
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.measure import (
-    INPUT_SETS,
-    Timing,
-    clone_of,
-    extra_memory,
-    forward_backward,
-    time_side_by_side,
-)
-from benchmarks.ops import MODULES
+from benchmarks import compare, predict, report, suite, training_step
+from benchmarks.machine import describe_machine
 from benchmarks.ops.inputs import DEVICE
-from benchmarks.problem import Problem
-from densesiam import __version__, ops
-from densesiam._libraries import build_info
-from densesiam.ops._backends import kernels, missing
+from benchmarks.results import Results, Row
+from benchmarks.run import BACKENDS, measure
+from benchmarks.terminal import header, render
 
-BACKENDS = ("cuda", "triton") if DEVICE.type == "cuda" else ("cpu",)
+COMMANDS = {"compare": compare.main, "report": report.main, "predict": predict.main}
 
 
-def main() -> None:
-    """Parse the command line, measure, print the table, write the file."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small batch, no torch.compile")
-    parser.add_argument("--ops", nargs="+", choices=MODULES, default=list(MODULES), metavar="OP")
-    parser.add_argument("--batch", type=int, help="images a batch (default 8, quick 2, GPU 64)")
-    parser.add_argument("--rounds", type=int, help="measured rounds (default 20, quick 7)")
-    parser.add_argument("--json", type=Path, help="write machine, versions and all numbers there")
-    args = parser.parse_args()
-    batch = args.batch or (64 if DEVICE.type == "cuda" else 2 if args.quick else 8)
-    rounds = args.rounds or (7 if args.quick else 20)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, by default the measurement.
+
+    Returns:
+        0; 1 where one of our results is wrong, or something became slower.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
+    return run(arguments)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Measure, print a table, write the files."""
+    options = _parser().parse_args(arguments)
+    groups = options.groups or (list(suite.GROUPS) if options.full else ["own"])
+    batch = options.batch or (64 if DEVICE.type == "cuda" else 2 if options.quick else 8)
+    rounds = options.rounds or (5 if options.quick else 9)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(0)
-    machine = describe_machine()
-    print("\n".join(f"{key}: {value}" for key, value in machine.items()))
+    results = Results(describe_machine(), " ".join(["python -m benchmarks", *arguments]), [])
+    print("\n".join(f"{key}: {value}" for key, value in results.machine.items()))
     print("\n" + header())
-    rows = []
-    for name in args.ops:
-        for channels_last in (False, True):
-            for problem in MODULES[name].problems(batch, channels_last):
-                row = run(problem, channels_last, rounds, compiled=not args.quick)
-                rows.append(row)
-                print(render(row), flush=True)
-                if args.json:  # after each row: a long run that is cut short loses nothing
-                    report = {"machine": machine, "command": " ".join(sys.argv[1:]), "rows": rows}
-                    args.json.write_text(json.dumps(report, indent=1) + "\n")
-    if args.json:
-        print(f"\nwritten to {args.json}")
+    for case in suite.cases(options.ops, groups, batch, options.quick, options.shapes):
+        row = measure(case, rounds, options.backends)
+        results.rows.append(row)
+        print(render(row), flush=True)
+        _save(results, options)  # after each row: a long run that is cut short loses nothing
+    if options.full and not options.groups:
+        results.steps.update(training_step.measure(rounds=min(rounds, 5)))
+        print("\n" + training_step.render(results.steps))
+        _save(results, options)
+    if options.output:
+        results.write_csv(options.output / "results.csv")
+        report.write_report(results, options.output / "index.html")
+        print(f"\nwritten to {options.output}: results.json, results.csv, index.html")
+    elif options.json:
+        print(f"\nwritten to {options.json}")
+    return _verdict(results.rows)
 
 
-def describe_machine() -> dict[str, Any]:
-    """What the numbers belong to."""
-    info = build_info() or {}
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
+def _verdict(rows: Sequence[Row]) -> int:
+    refused = [(row, name, error) for row in rows for name, error in row.refused.items()]
+    for row, name, error in refused:
+        print(f"{name} is {error} in {row.op} ({row.shape}), so it was not timed", file=sys.stderr)
+    return 1 if refused else 0
+
+
+def _save(results: Results, options: argparse.Namespace) -> None:
+    if options.output:
+        results.write(options.output / "results.json")
+    if options.json:
+        results.write(options.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--quick", action="store_true", help="small batch, no torch.compile")
+    modes.add_argument("--full", action="store_true", help="every part of the suite")
+    every = list(suite.MODULES)
+    parser.add_argument(
+        "--ops",
+        nargs="+",
+        choices=every,
+        default=every,
+        metavar="OP",
+        help=f"operations and composites to measure: {', '.join(every)}",
     )
-    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else cpu
-    return {
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "densesiam": f"{__version__} ({commit.stdout.strip() or 'no commit'})",
-        "torch": torch.__version__,
-        "compiler": info.get("compiler", "none"),
-        "flags": info.get("cxx_flags", "none"),
-    }
-
-
-def run(problem: Problem, channels_last: bool, rounds: int, compiled: bool) -> dict[str, Any]:
-    """Measure one problem; refuses an operation whose result is wrong."""
-    inputs = [problem.make() for _ in range(INPUT_SETS)]
-    functions: dict[str, Any] = {"eager": problem.eager}
-    if compiled:
-        torch._dynamo.reset()
-        functions["compile"] = torch.compile(problem.eager)
-    for backend in BACKENDS:
-        if missing(backend) is None and problem.op in kernels(backend):
-            functions[backend] = on_backend(problem.ours, backend)
-
-    # One cotangent, for each in the layout of its own result. Not ones: they make the gradient of a
-    # softmax's sum vanish, and rounding errors would be compared with rounding errors.
-    results = {name: f(*inputs[0]) for name, f in functions.items()}
-    values = torch.randn(results["eager"].shape, device=DEVICE)
-    cotangents = {name: torch.empty_like(r).copy_(values) for name, r in results.items()}
-
-    def call(name: str, i: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return forward_backward(
-            functions[name], inputs[i], problem.differentiable, cotangents[name]
-        )
-
-    expected = call("eager", 0)
-    wrong = {name: error_of(problem, call(name, 0), expected) for name in functions}
-    for name, error in wrong.items():
-        if error is not None and name in BACKENDS:
-            raise SystemExit(
-                f"{problem.op} ({problem.shape}): {name} is wrong by {error:.2e}; not timed"
-            )
-        if error is not None:  # a peer's fault is not ours: it has no time
-            del functions[name]
-    candidates: dict[str, Any] = {name: functools.partial(call, name) for name in functions}
-    candidates["clone"] = clone_of(problem.mandatory_bytes, DEVICE)
-    timings = time_side_by_side(candidates, rounds)
-    memory = {name: extra_memory(functools.partial(call, name, 0)) for name in functions}
-    return {
-        "op": problem.op,
-        "shape": problem.shape,
-        "layout": "channels_last" if channels_last else "contiguous",
-        "mandatory_bytes": problem.mandatory_bytes,
-        "milliseconds": {name: vars(timing) for name, timing in timings.items()},
-        "extra_bytes": memory,
-        "wrong_peers": {name: e for name, e in wrong.items() if e is not None},
-    }
-
-
-def on_backend(function: Any, backend: str) -> Any:
-    """The function with every operation on that backend."""
-
-    def call(*args: Tensor) -> Tensor:
-        with ops.use_backend(backend):
-            return function(*args)
-
-    return call
-
-
-def error_of(problem: Problem, actual: Any, expected: Any) -> float | None:
-    """How far a candidate's result and gradients are from the eager ones; None if they agree."""
-    for a, b in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
-        if a.is_floating_point():
-            # Two float32 results, each with its own order of summation.
-            error = (a - b).abs().max().item() / max(b.abs().max().item(), 1e-30)
-            wrong = not error <= 1e-4
-        else:
-            error = (a != b).float().mean().item()
-            wrong = error > problem.ties
-        if wrong:
-            return error
-    return None
-
-
-def header() -> str:
-    """The table's head."""
-    return (
-        f"{'operation':19}{'shape':34}{'layout':15}{'backend':9}{'ms (quartiles)':24}"
-        f"{'eager':>8}{'compile':>9}{'clone':>7}{'extra MB':>10}{'eager MB':>10}"
+    parser.add_argument(
+        "--groups",
+        nargs="+",
+        choices=suite.GROUPS,
+        metavar="GROUP",
+        help="parts of the suite: "
+        + "; ".join(f"{name}, {what}" for name, what in suite.GROUPS.items()),
     )
+    names = suite.shape_names()
+    parser.add_argument(
+        "--shapes", nargs="+", choices=names, metavar="NAME", help="only shapes of these names"
+    )
+    parser.add_argument(
+        "--backends", nargs="+", choices=(*BACKENDS, "reference"), default=list(BACKENDS)
+    )
+    parser.add_argument("--batch", type=_positive, help="images (default 8, quick 2, GPU 64)")
+    parser.add_argument("--rounds", type=_positive, help="measured rounds (default 9, quick 5)")
+    parser.add_argument("--json", type=Path, help="write machine, versions and all numbers there")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="write JSON, CSV and a page there"
+    )
+    return parser
 
 
-def render(row: dict[str, Any]) -> str:
-    """A table line for each backend."""
-    ms = {name: Timing(**t) for name, t in row["milliseconds"].items()}
-    backends = [name for name in ms if name not in ("eager", "compile", "clone")] or ["eager"]
-    lines = []
-    for name in backends:
-        own = ms[name]
-        compiled = (
-            f"{ms['compile'].median / own.median:.1f}x"
-            if "compile" in ms
-            else "wrong"
-            if "compile" in row["wrong_peers"]
-            else "-"
-        )
-        lines.append(
-            f"{row['op']:19}{row['shape']:34}{row['layout']:15}{name:9}"
-            f"{f'{own.median:.2f} ({own.low:.2f}-{own.high:.2f})':24}"
-            f"{ms['eager'].median / own.median:>7.1f}x{compiled:>9}"
-            f"{ms['clone'].median / own.median:>7.0%}"
-            f"{row['extra_bytes'][name] / 1e6:>10.1f}{row['extra_bytes']['eager'] / 1e6:>10.1f}"
-        )
-    return "\n".join(lines)
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

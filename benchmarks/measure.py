@@ -3,90 +3,191 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-INPUT_SETS = 3  # rotated, so that one call's inputs are not still cached from the last
+WARM_UP = 2  # rounds
+FEWEST_INPUTS = 3  # sets of inputs, rotated so that one call's are not still cached from the last
+MOST_INPUTS = 24
+HOST_CACHE = 32 << 20  # bytes: what a core's own caches and its share of the last level may hold
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one candidate."""
+    """Milliseconds of one candidate: the median and the quartiles of its rounds."""
 
     median: float
     low: float
     high: float
 
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        """Summarise the rounds."""
+        return cls(*(float(q) for q in np.percentile(samples, [50, 25, 75])))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One candidate, on the i-th set of inputs.
+
+    Attributes:
+        forward: what is computed.
+        backward: from the result to the gradients; None where there are none.
+        again: whether `backward` computes the result anew, as a captured graph of both does.
+    """
+
+    forward: Callable[[int], Any]
+    backward: Callable[[int, Any], Any] | None = None
+    again: bool = False
+
+    def once(self) -> list[Tensor]:
+        """Everything that one call returns."""
+        result = self.forward(0)
+        return [result, *(self.backward(0, result) if self.backward else ())]
+
 
 def time_side_by_side(
-    candidates: Mapping[str, Callable[[int], object]], rounds: int
-) -> dict[str, Timing]:
-    """Median and quartiles of each candidate; every round runs each of them once.
+    calls: Mapping[str, Call], rounds: int, inputs: int = FEWEST_INPUTS
+) -> dict[str, tuple[Timing, Timing]]:
+    """Time of each candidate; every round runs each of them once.
+
+    Host time on a CPU, events on the current stream on a GPU.
 
     Args:
-        candidates: by name, a function of the round's number (to choose its inputs).
-        rounds: measured rounds, after two of warm-up.
+        calls: the candidates by name.
+        rounds: measured rounds, after `WARM_UP` others.
+        inputs: sets of inputs to rotate through.
+
+    Returns:
+        By name, forward alone, and forward with backward (the same where there is no backward).
     """
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for round_number in range(-2, rounds):
-        for name, candidate in candidates.items():
+    forward: dict[str, list[float]] = {name: [] for name in calls}
+    total: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(-WARM_UP, rounds):
+        for name, call in calls.items():
+            i = number % inputs
             _synchronise()
-            start = time.perf_counter()
-            candidate(round_number % INPUT_SETS)
+            start = _now()
+            result = call.forward(i)
+            middle = _now()
+            gradients = call.backward(i, result) if call.backward else None
+            end = _now()
             _synchronise()
-            if round_number >= 0:
-                samples[name].append(1e3 * (time.perf_counter() - start))
-    return {
-        name: Timing(*(float(q) for q in np.percentile(values, [50, 25, 75])))
-        for name, values in samples.items()
-    }
+            del result, gradients  # to free them is not part of it
+            if number >= 0:
+                forward[name].append(_between(start, middle))
+                total[name].append(_between(middle if call.again else start, end))
+    return {name: (Timing.of(forward[name]), Timing.of(total[name])) for name in calls}
 
 
-def forward_backward(
-    function: Callable[..., Tensor],
-    args: list[Tensor],
-    differentiable: tuple[int, ...],
-    cotangent: Tensor | None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Result and gradients toward the differentiable arguments."""
-    result = function(*args)
-    if not differentiable:
-        return result, ()
-    leaves = [args[i] for i in differentiable]
-    return result, torch.autograd.grad(result, leaves, cotangent)
-
-
-def extra_memory(run: Callable[[], tuple[Tensor, tuple[Tensor, ...]]]) -> int:
-    """Peak bytes held during a call beyond outputs and gradients, from the allocator's events."""
+def inputs_for_cold_caches(size: int) -> int:
+    """How many sets of inputs of that many bytes it takes to overflow the caches."""
+    cache = HOST_CACHE
     if torch.cuda.is_available():
+        cache = 2 * torch.cuda.get_device_properties().L2_cache_size
+    return min(max(FEWEST_INPUTS, -(-cache // max(size, 1))), MOST_INPUTS)
+
+
+def captured(call: Call, inputs: int) -> Call | None:
+    """The candidate as CUDA graphs, one for each set of inputs, which are replayed.
+
+    A replay shows what the device takes, without Python and launches. Graphs keep their memory, so
+    that of one candidate is shared by all of its graphs.
+
+    Returns:
+        None where it cannot be captured, because it waits for the device.
+    """
+    try:
+        forward = _capture(lambda i: call.forward(i), inputs)
+        both = None
+        if (backward := call.backward) is not None:
+            both = _capture(lambda i: backward(i, call.forward(i)), inputs)
+    except RuntimeError:
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        result, grads = run()
-        peak = torch.cuda.max_memory_allocated() - before
-    else:
-        with torch.profiler.profile(profile_memory=True) as profile:
-            result, grads = run()
-        held = peak = 0
-        events = profile.profiler.kineto_results.events()
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            if event.name() == "[memory]":
-                held += event.nbytes()
-                peak = max(peak, held)
-    outputs = sum(t.numel() * t.element_size() for t in (result, *grads))
-    return max(0, peak - outputs)
+        return None
+    if both is None:
+        return Call(lambda i: forward[i].replay())
+    return Call(lambda i: forward[i].replay(), lambda i, _: both[i].replay(), again=True)
 
 
-def clone_of(size: int, device: torch.device) -> Callable[[int], object]:
+def _capture(function: Callable[[int], Any], inputs: int) -> list[Any]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # lazy initialisation and autotuning come before
+            function(0)
+    torch.cuda.current_stream().wait_stream(stream)
+    graphs, pool = [], None
+    for i in range(inputs):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            function(i)
+        pool = graph.pool()
+        graphs.append(graph)
+    return graphs
+
+
+def extra_memory(run: Callable[[], Sequence[Tensor]]) -> int:
+    """Peak of the bytes held during a call, beyond its inputs and beyond what it returns.
+
+    Read from the allocator's events. What kernels keep on their stacks is not in it.
+
+    Args:
+        run: the call; returns its results and gradients.
+    """
+    run()  # what is allocated once and for all
+    with torch.profiler.profile(profile_memory=True) as profile:
+        returned = run()
+        _synchronise()
+    events = sorted(_allocations(profile))
+    own = {t.untyped_storage().data_ptr() for t in returned}
+    last = {address: time for time, address, size in events if size > 0 and address in own}
+    held = peak = 0
+    for moment, address, size in events:
+        if last.get(address) == moment:
+            continue  # it is one of the results
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+def clone_of(size: int, device: torch.device) -> Call:
     """The ceiling: torch.clone moving that many bytes, half of them read and half written."""
-    sources = [torch.empty(size // 2, dtype=torch.uint8, device=device) for _ in range(INPUT_SETS)]
-    for source in sources:
-        source.fill_(1)
-    return lambda i: sources[i].clone()
+    inputs = inputs_for_cold_caches(size // 2)
+    sources = [torch.ones(size // 2, dtype=torch.uint8, device=device) for _ in range(inputs)]
+    return Call(lambda i: sources[i % inputs].clone())
+
+
+def _allocations(profile: Any) -> list[tuple[int, int, int]]:
+    """(nanoseconds, address, bytes), negative where memory is freed."""
+    kind = torch._C._profiler._EventType.Allocation
+    found = []
+    stack = list(profile.profiler.kineto_results.experimental_event_tree())
+    while stack:
+        event = stack.pop()
+        stack.extend(event.children)
+        if event.typed[0] == kind:
+            fields = event.typed[1]
+            found.append((event.start_time_ns, fields.ptr, fields.alloc_size))
+    return found
+
+
+def _now() -> Any:
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(start: Any, end: Any) -> float:
+    """Milliseconds."""
+    return start.elapsed_time(end) if torch.cuda.is_available() else 1e3 * (end - start)
 
 
 def _synchronise() -> None:

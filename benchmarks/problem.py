@@ -5,7 +5,69 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A named shape, without the batch. Which fields matter differs from operation to operation.
+
+    Attributes:
+        name: what it is called in tables and on the command line.
+        channels: C, or the number of classes where channels are classes.
+        height: of the map.
+        width: of the map.
+        size: side of the sampled grid or of the resized map.
+        classes: regions that features are pooled into.
+        variant: kind of loss, or how it is balanced.
+        batch: images at the most, for shapes so large that fewer must do.
+        own: whether the method itself has this shape.
+    """
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    size: int = 0
+    classes: int = 0
+    variant: str = ""
+    batch: int | None = None
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What can be varied at every shape."""
+
+    batch: int
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
+
+    @property
+    def layout(self) -> str:
+        """Name of the layout."""
+        return "channels_last" if self.channels_last else "contiguous"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A single library call that does a part of the work, or all of it in another way.
+
+    Attributes:
+        prepare: from the problem's inputs to the call's, outside the timing.
+        call: the call.
+        differentiable: which of its inputs receive gradients.
+    """
+
+    prepare: Callable[..., list[Tensor]]
+    call: Callable[..., Tensor]
+    differentiable: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -18,13 +80,18 @@ class Problem:
         make: new inputs; called several times, so that caches are cold.
         ours: the operation on those inputs, on whichever backend is active.
         eager: the best library composition of the same result, run eagerly and compiled.
+        forward_bytes: what forward must read and write.
+        backward_bytes: what backward must read and write.
         differentiable: which inputs receive gradients; none means forward only.
-        read: elements that forward must read.
-        written: elements that forward must write.
-        read_backward: elements that backward must read.
-        written_backward: elements that backward must write.
-        itemsize: bytes of an element.
-        exact: integer results must agree but for this share of ties.
+        release: the same in the arrangement of the authors' release, where that differs.
+        comparable: from the inputs to some on which the release's arrangement gives the same
+            result: it rounds crops to whole pixels. None if it always does.
+        peers: other whole compositions by name, checked as the eager one is.
+        parts: single library calls by name.
+        products: multiplications and additions of matrix products, forward and backward.
+        exponentials: how many of them, forward and backward.
+        tolerance: of the result and the gradients, relative to the largest element in float32.
+        ties: integer results must agree but for this share.
     """
 
     op: str
@@ -32,16 +99,19 @@ class Problem:
     make: Callable[[], list[Tensor]]
     ours: Callable[..., Tensor]
     eager: Callable[..., Tensor]
-    read: int
-    written: int
+    forward_bytes: int
+    backward_bytes: int = 0
     differentiable: tuple[int, ...] = (0,)
-    read_backward: int = 0
-    written_backward: int = 0
-    itemsize: int = 4
+    release: Callable[..., Tensor] | None = None
+    comparable: Callable[[list[Tensor]], list[Tensor]] | None = None
+    peers: dict[str, Callable[..., Tensor]] | None = None
+    parts: dict[str, Part] | None = None
+    products: int = 0
+    exponentials: int = 0
+    tolerance: float = 1e-4
     ties: float = 0.0
 
     @property
     def mandatory_bytes(self) -> int:
         """Forward and backward, inputs read once and outputs written once."""
-        elements = self.read + self.written + self.read_backward + self.written_backward
-        return elements * self.itemsize
+        return self.forward_bytes + self.backward_bytes

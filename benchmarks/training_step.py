@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.__main__ import describe_machine
-from benchmarks.measure import time_side_by_side
+from benchmarks.machine import describe_machine
+from benchmarks.measure import Call, time_side_by_side
 from benchmarks.ops.inputs import DEVICE
 from densesiam import ops
 from densesiam.methods import DenseSiamSegmentation
@@ -92,6 +92,39 @@ def profile(model: DenseSiamSegmentation, batch: dict[str, torch.Tensor], backen
     return {e.key: round(e.self_cpu_time_total / 1e3, 3) for e in events[:12]}
 
 
+def measure(rounds: int) -> dict[str, dict[str, Any]]:
+    """Time the steps on every backend that has all operations.
+
+    Returns:
+        By step and backend: ``ms`` (median and quartiles) and ``operators``, the milliseconds of
+        the most expensive ones.
+    """
+    every_op = kernels("reference")
+    backends = [b for b in BACKENDS if missing(b) is None and kernels(b) == every_op]
+    results: dict[str, dict[str, Any]] = {}
+    for name, (build, *shape) in STEPS.items():
+        model = build().to(DEVICE)
+        batch = make_batch(*shape)
+        runs = {b: Call(functools.partial(_round, model, batch, b)) for b in backends}
+        timings = time_side_by_side(runs, rounds)
+        results[name] = {
+            b: {"ms": vars(timings[b][1]), "operators": profile(model, batch, b)} for b in backends
+        }
+    return results
+
+
+def render(results: dict[str, dict[str, Any]]) -> str:
+    """The steps as text."""
+    lines = []
+    for name, backends in results.items():
+        lines.append(name)
+        for backend, step in backends.items():
+            ms = step["ms"]
+            lines.append(f"  {backend}: {ms['median']:.0f} ms ({ms['low']:.0f}-{ms['high']:.0f})")
+            lines += [f"    {value:8.1f}  {name}" for name, value in step["operators"].items()]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step", description=__doc__)
@@ -99,25 +132,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write machine, versions and all numbers there")
     args = parser.parse_args()
     torch.manual_seed(0)
-    every_op = kernels("reference")
-    backends = [b for b in BACKENDS if missing(b) is None and kernels(b) == every_op]
-    report: dict[str, Any] = {"machine": describe_machine(), "command": " ".join(sys.argv[1:])}
-    for name, (build, *shape) in STEPS.items():
-        model = build().to(DEVICE)
-        batch = make_batch(*shape)
-        runs = {b: functools.partial(_round, model, batch, b) for b in backends}
-        timings = time_side_by_side(runs, args.rounds)
-        rows = {
-            b: {"ms": vars(timings[b]), "operators": profile(model, batch, b)} for b in backends
-        }
-        report[name] = rows
-        print(name)
-        for backend, row in rows.items():
-            timing = timings[backend]
-            print(f"  {backend}: {timing.median:.0f} ms ({timing.low:.0f}-{timing.high:.0f})")
-            for operator, milliseconds in row["operators"].items():
-                print(f"    {milliseconds:8.1f}  {operator}")
+    results = measure(args.rounds)
+    print(render(results))
     if args.json:
+        report = {"machine": describe_machine(), "command": " ".join(sys.argv[1:]), **results}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -6,35 +6,48 @@ import torch
 from torch import Tensor
 
 from benchmarks.ops.inputs import DEVICE
-from benchmarks.problem import Problem
+from benchmarks.problem import Part, Problem, Setting, Shape
 from densesiam import ops
 
+SHAPES = (
+    Shape("27 x 27", 27, 320, 320, own=True),
+    Shape("128 x 128", 128, 320, 320),
+    Shape("512 x 512", 512, 320, 320),
+    Shape("small", 27, 40, 40),
+    Shape("large", 27, 1024, 1024, batch=4),
+    Shape("odd", 29, 317, 331),
+)
+SCALED = SHAPES[0]
 
-def problems(batch: int, channels_last: bool) -> list[Problem]:
-    """27 clusters against 27 classes at label size, some pixels void."""
-    if channels_last:  # integers have no channels
-        return []
+
+def problem(shape: Shape, setting: Setting) -> Problem:
+    """As many clusters as classes, at label size, some pixels void; all integers int64."""
+    K = shape.channels
+    size = (setting.batch, shape.height, shape.width)
+    ignore = K + 1
 
     def make() -> list[Tensor]:
-        shape = (batch, 320, 320)
-        label = torch.randint(28, shape, device=DEVICE)
-        return [torch.randint(27, shape, device=DEVICE), label.masked_fill(label == 27, 255)]
+        label = torch.randint(K + 1, size, device=DEVICE)
+        return [torch.randint(K, size, device=DEVICE), label.masked_fill(label == K, ignore)]
 
-    def eager(prediction: Tensor, label: Tensor) -> Tensor:
-        counted = label != 255
-        cell = 27 * label[counted] + prediction[counted]
-        return torch.bincount(cell, minlength=27 * 27).view(27, 27)
+    def cells(prediction: Tensor, label: Tensor) -> Tensor:
+        counted = label != ignore
+        return K * label[counted] + prediction[counted]
 
-    return [
-        Problem(
-            op="confusion_matrix",
-            shape=f"{batch}x320x320, 27 x 27",
-            make=make,
-            ours=lambda prediction, label: ops.confusion_matrix(prediction, label, 27, 27, 255),
-            eager=eager,
-            differentiable=(),
-            read=2 * batch * 320 * 320,
-            written=27 * 27,
-            itemsize=8,
-        )
-    ]
+    def count(cell: Tensor) -> Tensor:
+        return torch.bincount(cell, minlength=K * K).view(K, K)
+
+    return Problem(
+        op="confusion_matrix",
+        shape=f"{setting.batch}x{shape.height}x{shape.width}, {K} x {K}",
+        make=make,
+        ours=lambda prediction, label: ops.confusion_matrix(prediction, label, K, K, ignore),
+        eager=lambda prediction, label: count(cells(prediction, label)),
+        parts={
+            "bincount": Part(
+                lambda prediction, label: [cells(prediction, label)], count, differentiable=()
+            )
+        },
+        differentiable=(),
+        forward_bytes=(2 * setting.batch * shape.height * shape.width + K * K) * 8,
+    )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from benchmarks.problem import Setting
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def features(*shape: int, channels_last: bool = False) -> Tensor:
+def features(setting: Setting, channels: int, height: int, width: int) -> Tensor:
     """Normal numbers (B, C, H, W) that receive a gradient where the op gives one."""
-    values = torch.randn(shape, device=DEVICE)
-    if channels_last:
+    values = torch.randn((setting.batch, channels, height, width), device=DEVICE)
+    values = values.to(setting.dtype)
+    if setting.channels_last:
         values = values.contiguous(memory_format=torch.channels_last)
     return values.requires_grad_()
 
@@ -20,7 +23,15 @@ def crop_boxes(batch: int) -> Tensor:
     """Square crops of side U(0.5, 1) of the map, every second one mirrored."""
     side = 0.5 + 0.5 * torch.rand(batch)
     left, top = torch.rand(batch) * (1 - side), torch.rand(batch) * (1 - side)
-    boxes = torch.stack([left, top, left + side, top + side], dim=1)
+    return _mirror_every_second(torch.stack([left, top, left + side, top + side], dim=1))
+
+
+def whole_boxes(batch: int) -> Tensor:
+    """The whole map, every second one mirrored: crops that need no rounding."""
+    return _mirror_every_second(torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(batch, 1))
+
+
+def _mirror_every_second(boxes: Tensor) -> Tensor:
     boxes[::2] = boxes[::2][:, [2, 1, 0, 3]]
     return boxes.to(DEVICE)
 
@@ -36,7 +47,19 @@ def cell_grid(boxes: Tensor, size: int) -> Tensor:
     return 2 * torch.stack([x, y], dim=-1) - 1
 
 
+def sample_grid(values: Tensor, grid: Tensor) -> Tensor:
+    """PyTorch's own bilinear sampling.
+
+    It wants grid and features in one type. Coordinates in a half type would be off by whole pixels,
+    so half features go up to float32 and their samples come down again.
+    """
+    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+    samples = torch.nn.functional.grid_sample(
+        values.to(dtype), grid.to(dtype), padding_mode="border", align_corners=False
+    )
+    return samples.to(values.dtype)
+
+
 def grid_sample(values: Tensor, boxes: Tensor, size: int) -> Tensor:
     """overlap_sample by PyTorch's own function."""
-    grid = cell_grid(boxes, size)
-    return torch.nn.functional.grid_sample(values, grid, padding_mode="border", align_corners=False)
+    return sample_grid(values, cell_grid(boxes, size))

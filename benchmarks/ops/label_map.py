@@ -6,26 +6,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.ops.inputs import features
-from benchmarks.problem import Problem
+from benchmarks.problem import Part, Problem, Setting, Shape
 from densesiam import ops
 
+SHAPES = (
+    Shape("evaluation", 27, 80, 80, size=320, own=True),
+    Shape("128 classes", 128, 80, 80, size=320, batch=4),
+    Shape("512 classes", 512, 20, 20, size=80),
+    Shape("small", 27, 14, 14, size=56),
+    Shape("large", 27, 160, 160, size=640, batch=2),
+    Shape("odd", 29, 79, 83, size=317),
+    Shape("shrinking", 27, 80, 80, size=33),
+)
+SCALED = SHAPES[0]
 
-def problems(batch: int, channels_last: bool) -> list[Problem]:
-    """The evaluation protocol: 27 classes, 80 x 80 to 320 x 320."""
 
-    def eager(logits: Tensor) -> Tensor:
-        return F.interpolate(logits, (320, 320), mode="bilinear").argmax(1)
+def problem(shape: Shape, setting: Setting) -> Problem:
+    """Reads the logits, writes int64 labels."""
+    batch, size = setting.batch, shape.size
 
-    return [
-        Problem(
-            op="label_map",
-            shape=f"{batch}x27x80x80 -> 320x320",
-            make=lambda: [features(batch, 27, 80, 80, channels_last=channels_last).detach()],
-            ours=lambda logits: ops.label_map(logits, 320),
-            eager=eager,
-            differentiable=(),
-            read=batch * 27 * 80 * 80,
-            written=2 * batch * 320 * 320,  # int64
-            ties=1e-3,  # interpolation rounds differently: near ties may fall either way
-        )
-    ]
+    def resized(logits: Tensor) -> Tensor:
+        return F.interpolate(logits, (size, size), mode="bilinear")
+
+    return Problem(
+        op="label_map",
+        shape=f"{batch}x{shape.channels}x{shape.height}x{shape.width} -> {size}x{size}",
+        make=lambda: [features(setting, shape.channels, shape.height, shape.width).detach()],
+        ours=lambda logits: ops.label_map(logits, size),
+        eager=lambda logits: resized(logits).argmax(1),
+        parts={
+            "interpolate": Part(lambda logits: [logits], resized, differentiable=()),
+            "argmax": Part(
+                lambda logits: [resized(logits)], lambda maps: maps.argmax(1), differentiable=()
+            ),
+        },
+        differentiable=(),
+        forward_bytes=batch * shape.channels * shape.height * shape.width * setting.itemsize
+        + batch * size * size * 8,
+        ties=1e-3,  # interpolation rounds differently: near ties may fall either way
+    )

@@ -2,34 +2,72 @@
 
 from __future__ import annotations
 
-from benchmarks.ops.inputs import crop_boxes, features, grid_sample
-from benchmarks.problem import Problem
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from benchmarks import release
+from benchmarks.ops.inputs import (
+    cell_grid,
+    crop_boxes,
+    features,
+    grid_sample,
+    sample_grid,
+    whole_boxes,
+)
+from benchmarks.problem import Part, Problem, Setting, Shape
 from densesiam import ops
 
+SHAPES = (
+    Shape("segmentation", 128, 80, 80, size=80, own=True),  # crop, flip and resize
+    Shape("C2, K = 7", 256, 56, 56, size=7, own=True),  # GridSample of pre-training
+    Shape("C5, K = 7", 2048, 7, 7, size=7, own=True),
+    Shape("K = 3", 256, 56, 56, size=3),
+    Shape("K = 14", 256, 56, 56, size=14),
+    Shape("small", 16, 14, 14, size=7),
+    Shape("large", 128, 160, 160, size=160, batch=4),
+    Shape("odd", 129, 79, 83, size=77),
+    Shape("C = 16", 16, 80, 80, size=80),
+    Shape("C = 2048", 2048, 20, 20, size=20, batch=4),
+)
+SCALED = SHAPES[0]
 
-def problems(batch: int, channels_last: bool) -> list[Problem]:
-    """Crop, flip and resize of segmentation; GridSample of pre-training."""
-    return [
-        _problem(batch, 128, 80, 80, channels_last),
-        _problem(batch, 256, 56, 7, channels_last),
-        _problem(batch, 2048, 7, 7, channels_last),
-    ]
 
+def problem(shape: Shape, setting: Setting) -> Problem:
+    """Forward reads the map and writes the samples; backward the other way round."""
+    batch, channels, size = setting.batch, shape.channels, shape.size
+    pixels, cells = batch * channels * shape.height * shape.width, batch * channels * size * size
 
-def _problem(batch: int, channels: int, side: int, size: int, channels_last: bool) -> Problem:
-    pixels, cells = batch * channels * side * side, batch * channels * size * size
+    def make() -> list[Tensor]:
+        return [features(setting, channels, shape.height, shape.width), crop_boxes(batch)]
+
+    def corners(values: Tensor, boxes: Tensor) -> list[Tensor]:
+        """Boxes as roi_align wants them: (image, left, top, right, bottom) in pixels."""
+        x1, y1, x2, y2 = boxes.unbind(1)
+        sides = torch.stack([x1.minimum(x2), y1, x1.maximum(x2), y2], dim=1)  # it cannot mirror
+        sides = sides * sides.new_tensor([shape.width, shape.height] * 2)
+        image = torch.arange(batch, device=boxes.device)[:, None]
+        return [values, torch.cat([image, sides], dim=1).to(values.dtype)]
+
     return Problem(
         op="overlap_sample",
-        shape=f"{batch}x{channels}x{side}x{side} -> {size}x{size}",
-        make=lambda: [
-            features(batch, channels, side, side, channels_last=channels_last),
-            crop_boxes(batch),
-        ],
+        shape=f"{batch}x{channels}x{shape.height}x{shape.width} -> {size}x{size}",
+        make=make,
         ours=lambda values, boxes: ops.overlap_sample(values, boxes, size),
         eager=lambda values, boxes: grid_sample(values, boxes, size),
+        release=lambda values, boxes: release.crop_flip_resize(values, boxes, size),
+        comparable=lambda inputs: [inputs[0], whole_boxes(batch)],
+        parts={
+            "grid_sample": Part(
+                lambda values, boxes: [values, cell_grid(boxes, size)],
+                sample_grid,
+            ),
+            "roi_align": Part(
+                corners,
+                lambda values, boxes: roi_align(values, boxes, size, 1.0, 1, aligned=True),
+            ),
+        },
         # At most four pixels are needed for a sample: a coarse grid need not read the map.
-        read=min(pixels, 4 * cells),
-        written=cells,
-        read_backward=cells,
-        written_backward=pixels,
+        forward_bytes=(min(pixels, 4 * cells) + cells) * setting.itemsize,
+        backward_bytes=(cells + pixels) * setting.itemsize,
     )

@@ -1,40 +1,59 @@
-"""overlap_similarity against our own two operations."""
+"""overlap_similarity against the library, and against our own two operations."""
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ops.inputs import crop_boxes, features
-from benchmarks.problem import Problem
+from benchmarks import release
+from benchmarks.ops.inputs import crop_boxes, features, grid_sample, whole_boxes
+from benchmarks.problem import Problem, Setting, Shape
 from densesiam import ops
 
+SHAPES = (
+    # GridSample after the predictor, on the maps of a ResNet's C2 and C5.
+    Shape("C2, K = 7", 256, 56, 56, size=7, own=True),
+    Shape("C5, K = 7", 2048, 7, 7, size=7, own=True),
+    Shape("K = 3", 256, 56, 56, size=3),
+    Shape("K = 14", 256, 56, 56, size=14),
+    Shape("K = 80", 128, 80, 80, size=80),
+    Shape("small", 16, 14, 14, size=7),
+    Shape("odd", 129, 29, 31, size=11),
+)
+SCALED = SHAPES[0]
 
-def problems(batch: int, channels_last: bool) -> list[Problem]:
-    """GridSample after the predictor: K = 7 on the maps of a ResNet's C2 and C5."""
-    return [_problem(batch, 256, 56, 7, channels_last), _problem(batch, 2048, 7, 7, channels_last)]
 
+def problem(shape: Shape, setting: Setting) -> Problem:
+    """Forward reads both maps where they are sampled; backward reads them again and writes one."""
+    batch, channels, size = setting.batch, shape.channels, shape.size
+    pixels, cells = batch * channels * shape.height * shape.width, batch * channels * size * size
+    touched = min(pixels, 4 * cells)
 
-def _problem(batch: int, channels: int, side: int, size: int, channels_last: bool) -> Problem:
-    pixels, cells = batch * channels * side * side, batch * channels * size * size
+    def make() -> list[Tensor]:
+        maps = [features(setting, channels, shape.height, shape.width) for _ in range(2)]
+        return [*maps, crop_boxes(batch), crop_boxes(batch)]
 
     def two_ops(p: Tensor, z: Tensor, boxes_p: Tensor, boxes_z: Tensor) -> Tensor:
         samples = ops.overlap_sample(p, boxes_p, size), ops.overlap_sample(z, boxes_z, size)
         return ops.pixel_similarity(*samples)
 
-    touched = min(pixels, 4 * cells)
+    def library(p: Tensor, z: Tensor, boxes_p: Tensor, boxes_z: Tensor) -> Tensor:
+        samples = grid_sample(p, boxes_p, size), grid_sample(z, boxes_z, size)
+        return -F.cosine_similarity(samples[0], samples[1].detach()).mean()
+
+    def loops(p: Tensor, z: Tensor, boxes_p: Tensor, boxes_z: Tensor) -> Tensor:
+        samples = [release.crop_flip_resize(m, b, size) for m, b in ((p, boxes_p), (z, boxes_z))]
+        return release.cosine(*samples)
+
     return Problem(
         op="overlap_similarity",
-        shape=f"{batch}x{channels}x{side}x{side}, K = {size}",
-        make=lambda: [
-            features(batch, channels, side, side, channels_last=channels_last),
-            features(batch, channels, side, side, channels_last=channels_last),
-            crop_boxes(batch),
-            crop_boxes(batch),
-        ],
+        shape=f"{batch}x{channels}x{shape.height}x{shape.width}, K = {size}",
+        make=make,
         ours=lambda p, z, boxes_p, boxes_z: ops.overlap_similarity(p, z, boxes_p, boxes_z, size),
-        eager=two_ops,
-        read=2 * touched,
-        written=1,
-        read_backward=2 * touched,
-        written_backward=pixels,
+        eager=library,
+        release=loops,
+        comparable=lambda inputs: [*inputs[:2], whole_boxes(batch), whole_boxes(batch)],
+        peers={"two_ops": two_ops},
+        forward_bytes=2 * touched * setting.itemsize + 4,
+        backward_bytes=(2 * touched + pixels) * setting.itemsize,
     )

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Literal, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import release
 from benchmarks.ops.inputs import features
-from benchmarks.problem import Problem
+from benchmarks.problem import Part, Problem, Setting, Shape
 from densesiam import ops
 
-
-def problems(batch: int, channels_last: bool) -> list[Problem]:
-    """Own labels at 27 classes, without weights and with inverse-frequency weights."""
-    return [_problem(batch, 27, False, channels_last), _problem(batch, 27, True, channels_last)]
+SHAPES = (
+    Shape("27 classes", 27, 80, 80, variant="none", own=True),
+    Shape("27 classes, inverse", 27, 80, 80, variant="inverse", own=True),
+    Shape("128 classes", 128, 80, 80, variant="none"),
+    Shape("512 classes", 512, 40, 40, variant="none"),
+    Shape("small", 27, 14, 14, variant="none"),
+    Shape("large", 27, 320, 320, variant="none", batch=4),
+    Shape("odd", 29, 79, 83, variant="inverse"),
+)
+SCALED = SHAPES[0]
 
 
 def _plain(logits: Tensor) -> Tensor:
@@ -24,20 +33,27 @@ def _inverse(logits: Tensor) -> Tensor:
     labels = logits.detach().argmax(1)
     counts = torch.bincount(labels.flatten(), minlength=logits.shape[1]).float()
     weights = torch.where(counts > 0, labels.numel() / ((counts > 0).sum() * counts), 0)
+    weights = weights.to(logits.dtype)
     return F.cross_entropy(logits, labels, weights, reduction="none").mean()
 
 
-def _problem(batch: int, classes: int, inverse: bool, channels_last: bool) -> Problem:
-    elements = batch * classes * 80 * 80
-    rebalance = "inverse" if inverse else "none"
+def problem(shape: Shape, setting: Setting) -> Problem:
+    """Forward reads the logits; backward reads them again and writes their gradient."""
+    rebalance = cast(Literal["none", "inverse"], shape.variant)
+    elements = setting.batch * shape.channels * shape.height * shape.width
     return Problem(
         op="pseudo_label_loss",
-        shape=f"{batch}x{classes}x80x80, {rebalance}",
-        make=lambda: [features(batch, classes, 80, 80, channels_last=channels_last)],
+        shape=(f"{setting.batch}x{shape.channels}x{shape.height}x{shape.width}, {rebalance}"),
+        make=lambda: [features(setting, shape.channels, shape.height, shape.width)],
         ours=lambda logits: ops.pseudo_label_loss(logits, rebalance=rebalance),
-        eager=_inverse if inverse else _plain,
-        read=elements,
-        written=1,
-        read_backward=elements,
-        written_backward=elements,
+        eager=_plain if rebalance == "none" else _inverse,
+        release=release.pseudo_label_loss if rebalance == "none" else None,
+        parts={
+            "cross_entropy": Part(
+                lambda logits: [logits, logits.detach().argmax(1)], F.cross_entropy
+            )
+        },
+        forward_bytes=elements * setting.itemsize + 4,
+        backward_bytes=2 * elements * setting.itemsize,
+        exponentials=2 * elements,
     )

@@ -1,0 +1,244 @@
+"""``python -m benchmarks report RESULT``: a page, or tables for documents, from a result.
+
+``--html PAGE`` writes one self-contained page. ``--markdown`` prints every table. ``--into FILE``
+fills the tables of a document: what stands between ``<!-- table: NAME -->`` and ``<!-- end -->`` is
+replaced by the table of that name, and ``<!-- table: machine -->`` by what the numbers belong to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import tables
+from benchmarks.devices import DEVICES
+from benchmarks.goals import goal, unmet
+from benchmarks.predict import floors
+from benchmarks.results import CEILING, PEER_NAMES, Results
+from benchmarks.suite import GROUPS
+from benchmarks.tables import Table
+from densesiam import page
+from densesiam.page import Html
+
+TITLES = {
+    "own": "The method's own shapes",
+    "goals": "Goals",
+    "composites": "Everything after the encoder",
+    "steps": "A whole training step",
+    "compile": "Compile time of torch.compile",
+    "shapes": "Other shapes",
+    "types": "Number types",
+    "batch": "Over the batch",
+    "side": "Over the size of the map",
+    "threads": "Over threads",
+}
+TEXTS = {
+    "own": "Forward and backward. The ratios say how many times faster ours is; every row was "
+    "measured interleaved, in one run.",
+    "goals": "What the project asks of itself at these shapes.",
+    "composites": "Heads, losses, and backward to features and parameters. The matrix products "
+    "alone bound every arrangement from below.",
+    "steps": "Forward and backward through encoder, heads and losses.",
+    "compile": "The first call, forward and backward, every cache off; not in the times above.",
+}
+PREDICTED = ("A100 80GB SXM", "H100 SXM", "RTX 4090")
+PREDICTED_BATCH = 64
+
+
+def write_report(results: Results, path: Path) -> None:
+    """Write one self-contained page.
+
+    Args:
+        results: what was measured.
+        path: the page.
+    """
+    try:
+        from benchmarks import plots
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"the page needs {error.name} for its plots: pip install 'densesiam[bench]'. The "
+            "numbers are in the JSON file; `python -m benchmarks report` makes the page from it"
+        ) from None
+    every = tables.every(results)
+    own = [row for row in results.rows if row.group == "own" and row.backends]
+    parts: list[Html] = [page.cards(_cards(results))]
+    if own:
+        parts.append(
+            page.section(
+                "At a glance",
+                page.figure(
+                    page.picture(plots.speed_ups(own), "speed-up of each operation"),
+                    "How many times faster, forward and backward, than each way to compute the "
+                    "same.",
+                ),
+                page.figure(
+                    page.picture(plots.ceiling_shares(own), "share of the ceiling"),
+                    "Beyond 100 % the clone pays for fresh memory that ours does not need.",
+                ),
+            )
+        )
+    for name, table in every.items():
+        plot: list[Html] = []
+        rows = [row for row in results.rows if row.group == name]
+        if rows and all(row.x is not None for row in rows):
+            picture = plots.scaling(rows, GROUPS[name])
+            plot = [page.figure(page.picture(picture, TITLES[name]))]
+        content = _html(table)
+        if name not in ("own", "goals", "composites", "steps"):
+            content = page.details(f"{len(table.rows)} rows", content)
+        text = [page.paragraph(TEXTS[name])] if name in TEXTS else []
+        parts.append(page.section(TITLES[name], *text, *plot, content))
+    parts += [_prediction(results), _how(results)]
+    page.write_page(path, "densesiam: benchmarks", parts, results.machine["device"])
+
+
+def fill(text: str, results: Results) -> str:
+    """Fill the tables of a document.
+
+    Args:
+        text: the document.
+        results: where the tables come from.
+
+    Raises:
+        ValueError: the document asks for a table that there is not.
+    """
+    known = {name: table.markdown() for name, table in tables.every(results).items()}
+    known["machine"] = _machine(results).markdown()
+
+    def replace(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in known:
+            raise ValueError(
+                f"there is no table {name!r} in this result; it has {', '.join(known)}. "
+                "Measure it with `python -m benchmarks --full`"
+            )
+        return f"<!-- table: {name} -->\n{known[name]}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL)
+
+
+def _cards(results: Results) -> list[tuple[str, str, str]]:
+    own = [row for row in results.rows if goal(row) and row.backends]
+    judged = [(row, backend) for row in own for backend in row.backends]
+    met = sum(not unmet(row, backend) for row, backend in judged)
+    cards = [(f"{met} of {len(judged)}", "goals met", "rows and backends; see below")]
+    for peer in ("eager", "compile", "release"):
+        ratios = sorted(r for row, b in judged if (r := row.faster(b, peer)) is not None)
+        if ratios:
+            middle = ratios[len(ratios) // 2]
+            reach = f"from {ratios[0]:.1f}x to {ratios[-1]:.1f}x"
+            cards.append((f"{middle:.1f}x", f"against {PEER_NAMES[peer]}", reach))
+    return cards
+
+
+def _html(table: Table) -> Html:
+    columns = [
+        page.Column(title, "text", note)
+        for title, note in zip(table.columns, table.notes, strict=True)
+    ]
+    return page.table(columns, table.rows)
+
+
+def _machine(results: Results) -> Table:
+    lines = [[str(name), str(value)] for name, value in results.machine.items()]
+    return Table(["", ""], ["", ""], [*lines, ["command", f"`{results.command}`"]])
+
+
+def _prediction(results: Results) -> Html:
+    """What GPUs cannot be faster than, marked as what it is."""
+    devices = [DEVICES[name] for name in PREDICTED]
+    shown = floors(devices, PREDICTED_BATCH, results)
+    lines = [
+        [
+            floor.device,
+            floor.op,
+            f"{floor.name} ({floor.shape})",
+            floor.layout,
+            floor.dtype,
+            f"{floor.milliseconds:.3f}",
+            floor.bound,
+            floor.registers,
+            floor.warps,
+            None if floor.in_flight is None else f"{floor.in_flight:.1f}x",
+            ", ".join(f"{name} {ms:.3f}" for name, ms in floor.measured.items()) or None,
+        ]
+        for floor in shown
+    ]
+    columns = [
+        page.Column("device"),
+        page.Column("operation"),
+        page.Column("shape"),
+        page.Column("layout"),
+        page.Column("type"),
+        page.Column("floor, ms", "number", "predicted, forward and backward"),
+        page.Column("bound by"),
+        page.Column("registers", "number", "of the kernel that has the most, from the audit"),
+        page.Column("warps", "number", "resident on a multiprocessor at the least"),
+        page.Column("in flight", "number", "bytes under way, over those that the memory needs"),
+        page.Column("measured, ms"),
+    ]
+    figures = page.table(
+        [page.Column(t) for t in ("device", "GB/s", "SMs", "GHz", "tf32 TFLOP/s", "source")],
+        [
+            [d.name, f"{d.bandwidth:g}", d.multiprocessors, d.clock, f"{d.tensor:g}", d.source]
+            for d in DEVICES.values()
+        ],
+    )
+    return page.section(
+        "GPUs: a prediction, not a measurement",
+        page.paragraph(
+            "The least time that each operation can take: its mandatory bytes at the memory's full "
+            "bandwidth, its matrix products and its exponentials at full rate, whichever is "
+            "longest. Registers and warps come from the static audit of the compiled kernels. "
+            "A run on such a GPU fills the last column."
+        ),
+        page.details(f"{len(lines)} floors", page.table(columns, lines)),
+        page.details("Public figures of the devices", figures),
+    )
+
+
+def _how(results: Results) -> Html:
+    """Machine, command, and how to read it all."""
+    return page.section(
+        "How it was measured",
+        page.facts([(name, str(value)) for name, value in results.machine.items()]),
+        page.paragraph(f"Command: {results.command}"),
+        page.paragraph(
+            "Each round runs every candidate of a row once, on the next of several sets of "
+            "inputs, after two rounds of warm-up; the tables have median and quartiles. "
+            "A candidate whose result or gradients are wrong has no time. The ceiling is "
+            f"torch.{CEILING} of the bytes that the operation must read and write. Extra memory "
+            "is the peak of what is held beyond inputs, outputs and gradients. "
+            "docs/benchmarks.md has the details."
+        ),
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write what is asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("result", type=Path, help="a JSON file")
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page")
+    parser.add_argument("--markdown", action="store_true", help="print every table")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="fill a document's tables")
+    options = parser.parse_args(arguments)
+    if not (options.html or options.markdown or options.into):
+        parser.error("say what to write: --html PAGE, --markdown or --into FILE")
+    try:
+        results = Results.read(options.result)
+        if options.into:
+            options.into.write_text(fill(options.into.read_text(), results))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if options.html:
+        write_report(results, options.html)
+    if options.markdown:
+        for name, table in tables.every(results).items():
+            print(f"## {TITLES[name]}\n\n{table.markdown()}\n")
+    return 0

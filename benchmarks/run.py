@@ -1,0 +1,282 @@
+"""One problem, measured: every candidate checked, then timed side by side."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._inductor.utils import fresh_cache
+
+from benchmarks.measure import (
+    Call,
+    captured,
+    clone_of,
+    extra_memory,
+    inputs_for_cold_caches,
+    time_side_by_side,
+)
+from benchmarks.ops.inputs import DEVICE
+from benchmarks.problem import Part, Problem, Setting
+from benchmarks.results import CEILING, Row
+from densesiam import ops
+from densesiam.ops._backends import kernels, missing
+
+BACKENDS = ("cuda", "triton") if DEVICE.type == "cuda" else ("cpu",)
+"""Ours that can run on this device."""
+
+# Two results in float32, each with its own order of summation, differ by the problem's tolerance.
+# Half types add their rounding: of inputs to products, and of outputs.
+ROUNDING = {
+    torch.float64: 0.0,
+    torch.float32: 0.0,
+    torch.float16: 2**-8,
+    torch.bfloat16: 2**-5,
+}
+
+Outcome = tuple[Tensor, tuple[Tensor, ...]]  # result, gradients
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem and its place in the suite.
+
+    Attributes:
+        problem: what is measured.
+        name: the shape's name.
+        setting: batch, type and layout.
+        group: the part of the suite.
+        x: where it stands on the group's axis.
+        threads: of the host; None for all of them.
+        compiled: whether to compile the library composition too.
+    """
+
+    problem: Problem
+    name: str
+    setting: Setting
+    group: str
+    x: float | None = None
+    threads: int | None = None
+    compiled: bool = False
+
+
+def measure(case: Case, rounds: int, backends: Sequence[str] = BACKENDS) -> Row:
+    """Check every candidate of a case and time those whose results are right."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(case.threads or before)
+    try:
+        return _measure(case, rounds, backends)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(case: Case, rounds: int, backends: Sequence[str]) -> Row:
+    problem = case.problem
+    first = problem.make()
+    maps = [t for t in first if not isinstance(t, torch.nn.Parameter)]
+    count = inputs_for_cold_caches(sum(t.nbytes for t in maps))
+    inputs = [first, *(problem.make() for _ in range(count - 1))]
+
+    functions = _candidates(problem, backends)
+    compile_seconds = None
+    if case.compiled:
+        functions["compile"], compile_seconds = _compiled(problem, inputs[0])
+
+    runner = _Runner(problem, inputs)
+    wrong = {}
+    for name, function in list(functions.items()):
+        if (error := runner.error(function, comparable=name == "release")) is not None:
+            wrong[name] = error
+            del functions[name]
+
+    calls = {name: runner.call(function) for name, function in functions.items()}
+    memory = {name: extra_memory(call.once) for name, call in calls.items()}
+    parts = {}
+    for name, part in (problem.parts or {}).items():
+        try:
+            parts[name] = _part_call(part, inputs)
+        except RuntimeError as error:
+            wrong[name] = _reason(error)
+    calls |= parts
+    clocks = dict.fromkeys(calls, "wall")
+    if DEVICE.type == "cuda":
+        for name, call in calls.items():
+            graph = captured(call, count)
+            calls[name], clocks[name] = (graph, "graph") if graph else (call, "events")
+    ceilings = {CEILING: problem.mandatory_bytes, "forward": problem.forward_bytes}
+    calls |= {name: clone_of(size, DEVICE) for name, size in ceilings.items()}
+    times = time_side_by_side(calls, rounds, count)
+
+    forward = {name: times[name][0] for name in functions} if problem.differentiable else {}
+    total = {name: times[name][1] for name in functions}
+    total[CEILING] = times[CEILING][1]
+    if forward:
+        forward[CEILING] = times["forward"][1]
+    clocks[CEILING] = "events" if DEVICE.type == "cuda" else "wall"
+    return Row(
+        op=problem.op,
+        name=case.name,
+        shape=problem.shape,
+        layout=case.setting.layout,
+        dtype=str(case.setting.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        group=case.group,
+        rounds=rounds,
+        mandatory_bytes=problem.mandatory_bytes,
+        x=case.x,
+        milliseconds=total,
+        forward_milliseconds=forward,
+        clocks=clocks,
+        extra_bytes=memory,
+        parts={name: times[name][1] for name in parts},
+        compile_seconds=compile_seconds,
+        wrong_peers={name: error for name, error in wrong.items() if name not in backends},
+        refused={name: error for name, error in wrong.items() if name in backends},
+    )
+
+
+def _candidates(problem: Problem, backends: Sequence[str]) -> dict[str, Callable[..., Tensor]]:
+    functions: dict[str, Callable[..., Tensor]] = {"eager": problem.eager}
+    if problem.release is not None:
+        functions["release"] = problem.release
+    functions |= problem.peers or {}
+    composite = problem.op not in kernels("reference")
+    for backend in backends:
+        if missing(backend) is None and (composite or problem.op in kernels(backend)):
+            functions[backend] = on_backend(problem.ours, backend)
+    return functions
+
+
+def on_backend(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
+    """The function with every operation on that backend."""
+
+    def call(*args: Tensor) -> Tensor:
+        with ops.use_backend(backend):
+            return function(*args)
+
+    return call
+
+
+def _compiled(problem: Problem, inputs: list[Tensor]) -> tuple[Callable[..., Tensor], float]:
+    """The library composition under torch.compile, and the seconds that its first call takes."""
+    _wake_compiler()
+    torch._dynamo.reset()
+    with fresh_cache():  # earlier runs left theirs
+        function = torch.compile(problem.eager)
+        start = time.perf_counter()
+        result = function(*inputs)
+        if problem.differentiable:
+            leaves = [inputs[i] for i in problem.differentiable]
+            torch.autograd.grad(result, leaves, torch.ones_like(result))
+        return function, time.perf_counter() - start
+
+
+@functools.cache
+def _wake_compiler() -> None:
+    """Let the compiler find its tools: once in a process, in nobody's time."""
+    torch.compile(torch.sin)(torch.zeros(8, device=DEVICE))
+
+
+def _reason(error: Exception) -> str:
+    return f"cannot: {str(error).splitlines()[0]}"
+
+
+class _Runner:
+    """Calls candidates of a problem and compares them."""
+
+    def __init__(self, problem: Problem, inputs: list[list[Tensor]]) -> None:
+        self.problem = problem
+        self.inputs = inputs
+        result = problem.eager(*self._exact(inputs[0]))
+        # Not ones: they make the gradient of a softmax's sum vanish, and rounding errors would be
+        # compared with rounding errors.
+        self.cotangent = torch.randn(result.shape, device=DEVICE)
+        self.expected = self._expected(inputs[0])
+
+    def call(self, function: Callable[..., Tensor]) -> Call:
+        """The candidate, with a cotangent in the type and layout of its own result."""
+        cotangent = self._cotangent(function(*self.inputs[0]))
+        leaves = self.problem.differentiable
+        if not leaves:
+            return Call(lambda i: function(*self.inputs[i]))
+        return Call(
+            lambda i: function(*self.inputs[i]),
+            lambda i, result: torch.autograd.grad(
+                result, [self.inputs[i][leaf] for leaf in leaves], cotangent
+            ),
+        )
+
+    def error(self, function: Callable[..., Tensor], comparable: bool) -> str | None:
+        """What is wrong with a candidate; None if its result and gradients are right."""
+        problem, inputs, expected = self.problem, self.inputs[0], self.expected
+        if comparable and problem.comparable is not None:
+            inputs = problem.comparable(inputs)
+            expected = self._expected(inputs)
+        try:
+            actual = self._run(function, inputs)
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            return _reason(error)
+        far = difference(problem, actual, expected)
+        return None if far is None else f"wrong by {far:.1e}"
+
+    def _run(self, function: Callable[..., Tensor], inputs: list[Tensor]) -> Outcome:
+        result = function(*inputs)
+        if not self.problem.differentiable:
+            return result, ()
+        leaves = [inputs[i] for i in self.problem.differentiable]
+        return result, torch.autograd.grad(result, leaves, self._cotangent(result))
+
+    def _expected(self, inputs: list[Tensor]) -> Outcome:
+        return self._run(self.problem.eager, self._exact(inputs))
+
+    def _exact(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Half types as float32: the library composition is then the measure of all others."""
+        half = (torch.float16, torch.bfloat16)
+        return [
+            t.detach().float().requires_grad_(t.requires_grad) if t.dtype in half else t
+            for t in inputs
+        ]
+
+    def _cotangent(self, result: Tensor) -> Tensor:
+        return torch.empty_like(result).copy_(self.cotangent)
+
+
+def _part_call(part: Part, inputs: list[list[Tensor]]) -> Call:
+    """A single library call; its result is a part of ours, so there is nothing to compare."""
+    prepared = [part.prepare(*each) for each in inputs]
+    if not part.differentiable:
+        return Call(lambda i: part.call(*prepared[i]))
+    cotangent = torch.randn_like(part.call(*prepared[0]))
+    return Call(
+        lambda i: part.call(*prepared[i]),
+        lambda i, result: torch.autograd.grad(
+            result, [prepared[i][leaf] for leaf in part.differentiable], cotangent
+        ),
+    )
+
+
+def difference(problem: Problem, actual: Outcome, expected: Outcome) -> float | None:
+    """How far a candidate's result and gradients are from the right ones; None if near enough.
+
+    Of one operation every element counts, relative to the largest. Of a composite the length of
+    each gradient's error counts, relative to its own length or, where rounding is all that there
+    is (a bias before a normalisation), to a thousandth of the longest gradient.
+    """
+    whole = len(problem.differentiable) > 2
+    longest = max((float(g.norm()) for g in expected[1]), default=0.0)
+    for a, b in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
+        if not a.is_floating_point():
+            error, allowed = float((a != b).float().mean()), problem.ties
+        else:
+            allowed = problem.tolerance + ROUNDING[a.dtype]
+            a, b = a.detach().double(), b.detach().double()
+            if whole:
+                error = float((a - b).norm()) / max(float(b.norm()), 1e-3 * longest)
+            else:
+                error = float((a - b).abs().max()) / max(float(b.abs().max()), 1e-30)
+        if not error <= allowed:
+            return error
+    return None
