@@ -49,6 +49,7 @@ _LMS_TO_OKLAB = np.array(
 )
 
 _MARGIN = 8
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont  # what Pillow loads, by how it was built
 
 
 def _appearance(colours: np.ndarray) -> np.ndarray:
@@ -245,9 +246,7 @@ def _heat(share: float) -> tuple[int, int, int]:
     return red, green, blue_
 
 
-def _draw_upright(
-    sheet: Image.Image, text: str, foot: tuple[int, int], font: ImageFont.FreeTypeFont
-) -> None:
+def _draw_upright(sheet: Image.Image, text: str, foot: tuple[int, int], font: _Font) -> None:
     """Write text from bottom to top, its start at the foot."""
     strip = Image.new("RGB", (int(font.getlength(text)) + 2, 18), "white")
     ImageDraw.Draw(strip).text((0, strip.height / 2), text, "black", font, anchor="lm")

@@ -164,7 +164,7 @@ def _sizes(data: LabelledFiles) -> dict[str, str]:
     labels = "the source's size" if data.transform.full_size_labels else "the image's size"
     return {
         "images": data.transform.description,
-        "labels": f"{labels} and crop, nearest pixel",
+        "labels": f"at {labels}, nearest pixel",
         "logits": "enlarged bilinearly to the label's size; the greatest of a pixel decides",
     }
 

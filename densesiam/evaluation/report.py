@@ -269,7 +269,7 @@ class ValidationReport:
         means: list[list[Cell]] = [
             [
                 f"mean of {title}" if prefix else "mean",
-                *("", "", None),
+                *("", "", ""),
                 float(self.scores[f"{prefix}miou"]),
                 float(self.scores[f"{prefix}accuracy"]),
             ]
