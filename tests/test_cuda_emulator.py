@@ -28,17 +28,31 @@ ERRORS = {
 }
 
 
+# Memory, and what the two threads do in the order in which the emulator runs them.
+RACES = {
+    "missing_barrier": r"shared.* reads at faults.cpp:\d+\n.* writes at faults.cpp:\d+",
+    "missing_second_barrier": r"shared.* writes at .*\n.* reads at",
+    "shuffle_for_syncwarp": r"shared.* writes at .*\n.* reads at",
+    "syncwarp_without_a_lane": r"shared.*thread \(16, .* writes at .*\n.*thread \(0, .* reads at",
+    "syncwarp_for_block": r"shared.* writes at .*\n.* reads at",
+    "blocks_write_one_cell": r"global.*block \(0, .* writes at .*\n.*block \(1, .* writes at",
+    "atomics_before_barrier": r"shared.* writes at .*\n.* adds atomically at faults.cpp",
+    "neighbouring_bytes": r"shared.* writes at .*\n.* writes at",
+}
+
+
 @cache
-def library(sanitize=""):
-    return ctypes.CDLL(str(build_faults(sanitize)))
+def library(variant):
+    return ctypes.CDLL(str(build_faults(variant)))
 
 
-def run(kernel, bug, order=0):
+def run(kernel, bug, order=0, variant="plain"):
     """The 64 results, or the emulator's message."""
-    library().run_fault.restype = ctypes.c_char_p
-    library().emulator_set_order(order, ctypes.c_uint64(1))
+    faults = library(variant)
+    faults.run_fault.restype = ctypes.c_char_p
+    faults.emulator_set_order(order, ctypes.c_uint64(1))
     result = (ctypes.c_float * 64)()
-    error = library().run_fault(kernel.encode(), bug, result)
+    error = faults.run_fault(kernel.encode(), bug, result)
     return error.decode() if error else list(result)
 
 
@@ -64,6 +78,26 @@ def test_orders_disagree_where_order_matters(kernel):
     assert len(set(results(False))) == 1
 
 
+@pytest.mark.parametrize("order", range(3))
+@pytest.mark.parametrize("kernel", RACES)
+def test_race_is_found_and_located(kernel, order):
+    found = run(kernel, True, order, "races")
+    assert isinstance(found, str)
+    if order == 0:  # else the other access may come first
+        assert re.search(RACES[kernel], found, re.DOTALL), found
+    assert found.startswith("data race in ")
+    assert isinstance(run(kernel, False, order, "races"), list)
+
+
+@pytest.mark.slow
+def test_kernels_have_no_races():
+    # Small maps are enough for all kernels: those of many pixels repeat what their blocks do.
+    cases = "emulator and matches_reference and (float32 or float16) and not bfloat16 and not many"
+    done = run_pytest("tests/ops", "-k", cases, DENSESIAM_EMULATOR="races")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 100
+
+
 SANITIZED = """
 import ctypes, sys
 library = ctypes.CDLL(sys.argv[1])
@@ -72,8 +106,24 @@ print(library.run_fault(sys.argv[2].encode(), sys.argv[3] == "bug", (ctypes.c_fl
 """
 
 
-def run_sanitized(*command, sanitize=""):
-    """A Python process with the sanitizers' runtimes, and the kernels built with `sanitize`."""
+def run_python(*command, **environment):
+    """A Python process of its own: a process takes one build of the emulator."""
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def run_pytest(*arguments, **environment):
+    return run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, **environment)
+
+
+@cache
+def sanitizers():
+    """The environment that loads the sanitizers' runtimes first."""
     from torch.utils.cpp_extension import get_cxx_compiler
 
     runtimes = [
@@ -82,32 +132,35 @@ def run_sanitized(*command, sanitize=""):
         ).stdout.strip()
         for name in ("asan", "ubsan")
     ]
-    environment = {
-        **os.environ,
+    return {
         "LD_PRELOAD": " ".join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "DENSESIAM_SANITIZE": sanitize,
-        "PYTHONPATH": str(ROOT),
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "DENSESIAM_EMULATOR": "sanitized",
     }
-    return subprocess.run(
-        [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", ["beyond_shared", "beyond_global"])
-def test_sanitizer_sees_accesses_out_of_bounds(kernel):
-    path = build_faults("address,undefined")
-    wrong = run_sanitized("-c", SANITIZED, path, kernel, "bug")
-    assert "heap-buffer-overflow" in wrong.stderr, wrong.stderr
-    right = run_sanitized("-c", SANITIZED, path, kernel, "no bug")
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("beyond_shared", "heap-buffer-overflow"),
+        ("beyond_global", "heap-buffer-overflow"),
+        ("shift_too_far", "runtime error: shift exponent 32 is too large"),
+        ("signed_overflow", "runtime error: signed integer overflow"),
+    ],
+)
+def test_sanitizer_sees(kernel, message):
+    path = build_faults("sanitized")
+    wrong = run_python("-c", SANITIZED, path, kernel, "bug", **sanitizers())
+    assert message in wrong.stderr, wrong.stderr
+    right = run_python("-c", SANITIZED, path, kernel, "no bug", **sanitizers())
     assert right.stdout.strip() == "None", right.stderr
 
 
 @pytest.mark.slow
-def test_kernels_stay_inside_their_memory():
-    # Vector alignment is the emulator's own check; AddressSanitizer adds the bounds.
-    build_emulator("address")  # here, where the compiler itself runs without the sanitizer
-    tests = [str(ROOT / "tests/test_cuda_kernels.py"), "-k", "order or dropped"]
-    done = run_sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, sanitize="address")
+def test_kernels_stay_inside_their_memory_and_the_language():
+    # Vector alignment is the emulator's own check.
+    build_emulator("sanitized")  # here, where the compiler itself runs without the sanitizer
+    done = run_pytest("tests/test_cuda_kernels.py", "-k", "order or dropped", **sanitizers())
     assert done.returncode == 0, done.stdout + done.stderr

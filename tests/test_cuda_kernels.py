@@ -110,22 +110,93 @@ class TestTraffic:
 
     def test_pseudo_label_loss(self, dtype, layout):
         p, z = self.case(dtype, layout)
-        call = lambda: ops.pseudo_label_loss(p, z)  # noqa: E731
+        call = lambda: ops.pseudo_label_loss(p, z)  # noqa: E731  # short, and used once
         self.check(call, size(p, z), size(p), p)
 
-    def test_region_pool(self, dtype, layout):
+    @pytest.mark.parametrize("classes", [27, 128])
+    def test_rebalanced_pseudo_label_loss(self, dtype, layout, classes):
+        p, z = self.case(dtype, layout, channels=classes)
+        # A class's weight depends on all labels, so the pass that finds losses cannot weigh them.
+        # It writes each pixel's label, loss and log sum exp; labels are read twice more (to count,
+        # to weigh), losses once. Backward reads label and log sum exp. Of 128 float32 logits and
+        # targets all this is 2 %, of 27 bfloat16 ones 22 %.
+        pixels = 4 * p[:, 0].numel()
+        self.check(
+            lambda: ops.pseudo_label_loss(p, z, rebalance="inverse"),
+            size(p, z) + (3 + 3) * pixels,
+            size(p) + 2 * pixels,
+            p,
+        )
+
+    @pytest.mark.parametrize("kind", ["cosine", "cross_entropy"])
+    def test_overlap_similarity(self, kind, dtype, layout):
+        p, z = self.case(dtype, layout)
+        whole = torch.tensor([[0.0, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0]])
+        call = lambda: ops.overlap_similarity(p, z, whole, None, 24, kind)  # noqa: E731  # short, and used once
+        # Backward writes the gradients of the samples, here as many as pixels, and gathers from
+        # them in a second launch: a pixel's cells are known only when all losses are.
+        self.check(call, size(p, z), size(p, z) + 2 * size(p), p)
+
+    def test_overlap_similarity_of_a_sparse_grid(self, dtype, layout):
+        # GridSample's own shape. 7 x 7 samples have their neighbours in 14 of 56 rows: all sectors
+        # of these in a planar map, two pixels a sample in the other layout. Two rows of a planar
+        # bfloat16 map are 7 sectors long and begin in the middle of one: they touch 8.
+        p, z = self.case(dtype, layout, channels=64, side=56)
+        planar = layout == torch.contiguous_format
+        share = 14 / 56 * (8 / 7 if dtype == torch.bfloat16 else 1) if planar else (14 / 56) ** 2
+        samples = share * size(p, z)
+        gradients = 2 * size(p) * (7 / 56) ** 2  # of the samples: written, then gathered from
+        call = lambda: ops.overlap_similarity(p, z, None, None, 7)  # noqa: E731  # short, and used once
+        self.check(call, samples, samples + gradients, p)
+
+    @pytest.mark.parametrize("regions", [27, 32])
+    def test_region_pool(self, regions, dtype, layout):
         p, z = self.case(dtype, layout, side=64)
-        logits = z[:, :32].contiguous(memory_format=layout)
+        logits = z[:, :regions].contiguous(memory_format=layout)
         # Two images are cut into 128 splits to fill a GPU, and each split's sums are written and
         # read again. Of the method's 64 images there are 4 splits: 3 % of the mandatory bytes.
-        parts = 2 * (128 * 2 * 32 * (128 + 1) * 4)
+        parts = 2 * (128 * 2 * regions * (128 + 1) * 4)
         self.check(lambda: ops.region_pool(p, logits), size(p, logits) + parts, size(p, logits), p)
+
+    @pytest.mark.parametrize("regions", [27, 32])
+    def test_region_pool_gradient_of_logits(self, regions, dtype, layout):
+        p, z = self.case(dtype, layout, side=64)
+        p = p.detach()
+        logits = z[:, :regions].contiguous(memory_format=layout).requires_grad_()
+        parts = 2 * (128 * 2 * regions * (128 + 1) * 4)  # as above
+        call = lambda: ops.region_pool(p, logits)  # noqa: E731  # short, and used once
+        self.check(call, size(p, logits) + parts, size(p, logits), logits)
 
     def test_label_map(self, dtype, layout):
         _, z = self.case(dtype, layout)
         with emulated(), traced() as launches:
             labels = ops.label_map(z, 96)
         assert moved(launches) <= 1.1 * size(z, labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("classes", [3, 27, 200])  # 200 x 200 counts do not fit shared memory
+def test_confusion_matrix_traffic(dtype, classes):
+    prediction, label = (
+        torch.randint(classes, (4, 160, 160), generator=torch.Generator().manual_seed(i)).to(dtype)
+        for i in range(2)
+    )
+    with emulated(), traced() as launches:
+        matrix = ops.confusion_matrix(prediction, label, classes, classes, -1)
+    # A cell is added to where it lies: read and written. Cells that do not occur are not touched.
+    touched = 2 * 32 * -(-matrix.numel() // 4)
+    assert moved(launches) <= 1.1 * (size(prediction, label) + touched)
+
+
+@pytest.mark.parametrize(
+    "op", ["pixel_similarity", "pseudo_label_loss", "region_pool", "label_map"]
+)
+def test_images_beyond_32_bit_offsets_are_refused(op):
+    # 4 GiB of memory that nobody touches cost nothing.
+    image = torch.empty(1, 2, 1 << 15, 1 << 15, dtype=torch.float16)
+    arguments = {"pseudo_label_loss": (image,), "label_map": (image, 4)}.get(op, (image, image))
+    with emulated(), pytest.raises(RuntimeError, match=r"fewer than 2\^31 elements each.*triton"):
+        getattr(ops, op)(*arguments)
 
 
 def test_division_without_a_slow_path_rounds_correctly():

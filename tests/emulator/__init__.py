@@ -38,8 +38,12 @@ class Traffic:
 
 @cache
 def load_emulator() -> ctypes.CDLL:
-    """Build the library if need be, and add its operators to `NAMESPACE`."""
-    path = build_emulator(os.environ.get("DENSESIAM_SANITIZE", ""))
+    """Build the library if need be, and add its operators to `NAMESPACE`.
+
+    The environment's ``DENSESIAM_EMULATOR`` names the build, "plain" by default: one process takes
+    one, as their operators have the same names.
+    """
+    path = build_emulator(os.environ.get("DENSESIAM_EMULATOR", "plain"))
     register_namespace(NAMESPACE)
     torch.ops.load_library(path)
     return ctypes.CDLL(str(path))

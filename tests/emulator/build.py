@@ -1,6 +1,7 @@
 """Builds the CUDA kernels and their host code for the CPU: g++ and the emulator in place of nvcc.
 
-A library is named after the content of its sources, so it is built once and never out of date.
+Objects and libraries are named after the content they are built from, so each is built once and
+never out of date.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,12 +20,31 @@ BUILD = ROOT / "build" / "emulator"
 STABLE_ABI = "0x020d000000000000"  # as in setup.py
 
 
-def build_emulator(sanitize: str = "") -> Path:
+# Vector alignment is checked by the emulator itself, null by the processor; checks of both in every
+# access, as of sizes that AddressSanitizer knows better, would double the time to compile.
+SANITIZERS = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize=vptr,null,alignment,object-size",
+    "-fno-sanitize-recover=all",
+]
+
+# Compiler and linker flags of each build.
+VARIANTS: dict[str, tuple[list[str], list[str]]] = {
+    "plain": (["-O2"], []),
+    # Out of bounds, undefined behaviour. Both runtimes must be loaded before Python (LD_PRELOAD).
+    "sanitized": (["-O1", "-g1", *SANITIZERS], SANITIZERS),
+    # Calls a function of races.cpp before every access; ThreadSanitizer itself is not linked.
+    "races": (["-O1", "-g", "-fsanitize=thread", "-DEMULATOR_RACES"], []),
+    # Which lines of the kernels ran (coverage.py).
+    "coverage": (["-O0", "--coverage"], ["--coverage"]),
+}
+
+
+def build_emulator(variant: str = "plain") -> Path:
     """Build every csrc/cuda/*.cu under the emulator.
 
     Args:
-        sanitize: GCC's sanitizers, such as ``"address,undefined"``; their runtime must be loaded
-            before Python (LD_PRELOAD).
+        variant: one of `VARIANTS`.
 
     Returns:
         The library. ``torch.ops.load_library`` adds its operators to ``densesiam_emulator``.
@@ -31,58 +52,68 @@ def build_emulator(sanitize: str = "") -> Path:
     from torch.utils.cpp_extension import library_paths
 
     torch = [*(f"-L{path}" for path in library_paths()), "-lc10", "-ltorch_cpu"]
-    return _build("kernels", sorted((ROOT / "csrc/cuda").glob("*.cu")), sanitize, torch)
+    return _build("kernels", sorted((ROOT / "csrc/cuda").glob("*.cu")), variant, torch)
 
 
-def build_faults(sanitize: str = "") -> Path:
+def build_faults(variant: str = "plain") -> Path:
     """Build the kernels with planted bugs that show that the emulator finds them."""
-    return _build("faults", [HERE / "faults.cpp"], sanitize, [])
+    return _build("faults", [HERE / "faults.cpp"], variant, [])
 
 
-def _build(name: str, sources: list[Path], sanitize: str, libraries: list[str]) -> Path:
+def _build(name: str, sources: list[Path], variant: str, libraries: list[str]) -> Path:
     sources = [*sources, HERE / "control.cpp"]
-    flags = _flags(sanitize)
-    digest = hashlib.sha256(" ".join(flags).encode())
-    for path in sorted([Path(__file__), *sources, *ROOT.glob("csrc/**/*.*h"), *HERE.glob("*.h")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    library = BUILD / f"{name}-{digest.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    folder = BUILD / f"{library.stem}-{os.getpid()}"
-    folder.mkdir(parents=True)
-    objects = [folder / f"{source.stem}.o" for source in sources]
+    if variant == "races":
+        sources.append(HERE / "races.cpp")
+    BUILD.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda pair: _compile(*pair, flags), zip(sources, objects, strict=True)))
-    built = folder / library.name
-    _run([_compiler(), "-shared", "-o", built, *objects, *libraries, *_sanitizer(sanitize)])
-    built.rename(library)  # at once: another process may be building the same
-    return library
+        objects = list(pool.map(lambda source: _compile(source, variant), sources))
+    link = [*objects, *libraries, *VARIANTS[variant][1]]
+    digest = hashlib.sha256(" ".join(map(str, link)).encode()).hexdigest()[:16]
+    return _make(
+        BUILD / f"{name}-{variant}-{digest}.so",
+        lambda target: [_compiler(), "-shared", "-o", target, *link],
+    )
+
+
+def _compile(source: Path, variant: str) -> Path:
+    flags = [*_flags(variant), "-x", "c++"]
+    if source.suffix == ".cu":
+        flags += ["-include", str(HERE / "kernels.h")]
+    if source.name == "races.cpp":
+        flags += ["-O2", "-fno-sanitize=all"]
+    digest = hashlib.sha256(" ".join(flags).encode())
+    for path in [source, *sorted([*ROOT.glob("csrc/**/*.*h"), *HERE.glob("*.h")])]:
+        digest.update(path.name.encode() + path.read_bytes())
+    return _make(
+        BUILD / f"{source.stem}-{variant}-{digest.hexdigest()[:16]}.o",
+        lambda target: [_compiler(), *flags, "-c", source, "-o", target],
+    )
+
+
+def _make(target: Path, command: Callable[[Path], list[str | Path]]) -> Path:
+    """Run a command that writes a file, unless it is there."""
+    if not target.exists():
+        unfinished = target.with_suffix(f".{os.getpid()}{target.suffix}")
+        _run(command(unfinished))
+        unfinished.rename(target)  # at once: another process may be building the same
+    return target
 
 
 def _compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def _sanitizer(sanitize: str) -> list[str]:
-    return [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-g"] if sanitize else []
-
-
-def _flags(sanitize: str) -> list[str]:
+def _flags(variant: str) -> list[str]:
     from torch.utils.cpp_extension import include_paths
 
     return [
-        *("-std=c++20", "-O1" if sanitize else "-O2", "-fPIC", "-fvisibility=hidden"),
+        *("-std=c++20", "-fPIC", "-fvisibility=hidden"),
         *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),
         "-ffp-contract=off",  # the same bits on every processor
         f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
         *(f"-isystem{path}" for path in include_paths()),
-        *_sanitizer(sanitize),
+        *VARIANTS[variant][0],
     ]
-
-
-def _compile(source: Path, target: Path, flags: list[str]) -> None:
-    as_kernel = ["-include", HERE / "kernels.h"] if source.suffix == ".cu" else []
-    _run([_compiler(), *flags, *as_kernel, "-x", "c++", "-c", source, "-o", target])
 
 
 def _run(command: list[str | Path]) -> None:

@@ -1,4 +1,4 @@
-// Runs CUDA kernels on the CPU, from the very source that nvcc compiles. See README.md.
+// Runs CUDA kernels on the CPU, from the very source that nvcc compiles. See README.md. C++20.
 //
 // Every CUDA thread of a block is a fiber: it runs until it waits (__syncthreads, a warp
 // collective) or ends, then another one runs. Blocks run one after another. What hardware would
@@ -145,6 +145,41 @@ struct Context {
 };
 #endif
 
+// ---- Race detection: races.cpp, in builds where the compiler reports every access to memory.
+
+enum class Access { read, write, atomic };
+
+namespace races {
+#ifdef EMULATOR_RACES
+void begin_launch(const uint3& grid, const uint3& block);
+void begin_block(const uint3& index);
+void enter(unsigned thread, const char* stack, std::size_t bytes);  // that thread runs from now on
+void leave();                                                       // no thread does
+void pause(bool on);  // the emulator's own accesses on behalf of the running thread
+void synchronise_block();
+void synchronise_warp(unsigned first, unsigned mask);
+void forget(const void* memory, std::size_t bytes);  // it was allocated anew
+void access(const void* address, std::size_t bytes, Access kind, const void* code);
+std::string take();  // what was found first, or nothing
+#else
+inline void begin_launch(const uint3&, const uint3&) {}
+inline void begin_block(const uint3&) {}
+inline void enter(unsigned, const char*, std::size_t) {}
+inline void leave() {}
+inline void pause(bool) {}
+inline void synchronise_block() {}
+inline void synchronise_warp(unsigned, unsigned) {}
+inline void forget(const void*, std::size_t) {}
+inline void access(const void*, std::size_t, Access, const void*) {}
+inline std::string take() { return {}; }
+#endif
+
+struct Pause {
+  Pause() { pause(true); }
+  ~Pause() { pause(false); }
+};
+}  // namespace races
+
 // ---- One launch.
 
 enum class Order { forward, reverse, shuffled };
@@ -159,7 +194,7 @@ struct Thread {
   Site site{"", 0};
   unsigned mask = 0;
   void* operand = nullptr;
-  Combine combine = nullptr;
+  Combine combine = nullptr;  // null for __syncwarp, which alone orders the lanes' memory
   Context context;
   std::unique_ptr<Stack> stack;
   void* fake_stack = nullptr;  // AddressSanitizer's
@@ -194,6 +229,26 @@ class SectorSet {
   std::size_t limit_ = 1 << 20;
 };
 
+// Filled with ones: NaN in every floating-point type. Each variable is a heap block of its own, so
+// that AddressSanitizer sees reads and writes past its end.
+class SharedVariable {
+ public:
+  explicit SharedVariable(std::size_t bytes)
+      : memory_(static_cast<char*>(std::aligned_alloc(16, (bytes + 15) / 16 * 16))), bytes_(bytes) {
+    if (memory_ == nullptr) throw std::bad_alloc();
+    std::memset(memory_, 0xff, bytes);
+    races::forget(memory_, bytes);
+  }
+  ~SharedVariable() { std::free(memory_); }
+  SharedVariable(const SharedVariable&) = delete;
+  void* memory() const { return memory_; }
+  bool holds(const void* pointer) const { return memory_ <= pointer && pointer < memory_ + bytes_; }
+
+ private:
+  char* memory_;
+  std::size_t bytes_;
+};
+
 class Machine {
  public:
   Order order = Order::forward;
@@ -207,6 +262,7 @@ class Machine {
     check_configuration(grid, block, dynamic_bytes);
     gridDim = grid;
     blockDim = block;
+    races::begin_launch(grid, block);
     body_ = [](void* self) { (*static_cast<Body*>(self))(); };
     argument_ = &body;
     dynamic_bytes_ = dynamic_bytes;
@@ -227,9 +283,13 @@ class Machine {
 
   // -- Called by kernels, inside a fiber.
 
-  void barrier(Site site) { wait(State::at_barrier, site); }
+  void barrier(Site site) {
+    const races::Pause pause;
+    wait(State::at_barrier, site);
+  }
 
   void collective(unsigned mask, void* operand, Combine combine, Site site) {
+    const races::Pause pause;
     const unsigned lane = current_ % kLanes;
     if (!(mask >> lane & 1)) {
       throw Error(text("lane ", lane, " calls a warp collective whose mask ", std::hex, mask,
@@ -244,26 +304,39 @@ class Machine {
 
   // The block's variable that is declared at that place: the same memory for all its threads.
   void* shared(std::size_t bytes, Site site) {
+    const races::Pause pause;
     auto [found, is_new] = shared_.try_emplace(site);
     if (is_new) found->second = allocate_shared(bytes, site);
-    return found->second.get();
+    return found->second->memory();
   }
   void* dynamic_shared() {
+    const races::Pause pause;
     if (!dynamic_) dynamic_ = allocate_shared(dynamic_bytes_, {"dynamic shared memory", 0});
-    return dynamic_.get();
+    return dynamic_->memory();
+  }
+
+  bool is_shared(const void* pointer) const {
+    return (dynamic_ && dynamic_->holds(pointer)) ||
+           std::any_of(shared_.begin(), shared_.end(),
+                       [&](const auto& each) { return each.second->holds(pointer); });
   }
 
   void on_load(const void* pointer, std::size_t bytes) {
+    const races::Pause pause;
     check_alignment(pointer, bytes, "load");
-    if (!tracing) return;
-    loads_.add(reinterpret_cast<std::uintptr_t>(pointer), bytes);
-    traffic_.loaded_bytes += bytes;
+    if (tracing) count(loads_, traffic_.loaded_bytes, pointer, bytes);
   }
   void on_store(const void* pointer, std::size_t bytes) {
+    const races::Pause pause;
     check_alignment(pointer, bytes, "store");
-    if (!tracing) return;
-    stores_.add(reinterpret_cast<std::uintptr_t>(pointer), bytes);
-    traffic_.stored_bytes += bytes;
+    if (tracing) count(stores_, traffic_.stored_bytes, pointer, bytes);
+  }
+  void on_atomic(const void* pointer, std::size_t bytes, const void* code) {
+    races::access(pointer, bytes, Access::atomic, code);
+    const races::Pause pause;
+    if (is_shared(pointer)) return;
+    on_load(pointer, bytes);
+    on_store(pointer, bytes);
   }
 
  private:
@@ -299,6 +372,7 @@ class Machine {
     shared_.clear();
     dynamic_.reset();
     shared_bytes_ = 0;
+    races::begin_block(blockIdx);
     const auto turns = permutation(count, random);
     for (;;) {
       for (const std::uint64_t t : turns) {
@@ -319,6 +393,7 @@ class Machine {
       if (!(thread.site == threads_[0].site)) return false;
     }
     for (Thread& thread : threads_) thread.state = State::ready;
+    races::synchronise_block();
     return true;
   }
 
@@ -337,7 +412,11 @@ class Machine {
       }
       if (!complete) continue;
       const unsigned mask = caller.mask;
-      caller.combine(operands, mask);
+      if (caller.combine != nullptr) {
+        caller.combine(operands, mask);
+      } else {
+        races::synchronise_warp(first, mask);
+      }
       for (unsigned other = 0; other < lanes; ++other) {
         if (mask >> other & 1) threads_[first + other].state = State::ready;
       }
@@ -393,10 +472,13 @@ class Machine {
     current_ = number;
     threadIdx = thread.index;
     start_switch(&fake_stack_, thread.stack->bottom(), Stack::kBytes);
+    races::enter(number, thread.stack->bottom(), Stack::kBytes);
     scheduler_.switch_to(thread.context);
+    races::leave();
     arrive_in_scheduler();
     if (thread.state == State::finished) idle_.push_back(std::move(thread.stack));
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    if (const std::string race = races::take(); !race.empty()) throw Error(race);
   }
 
   void wait(State state, Site site) {
@@ -416,6 +498,7 @@ class Machine {
     } catch (...) {
       error_ = std::current_exception();
     }
+    races::leave();
     Thread& thread = threads_[current_];
     thread.state = State::finished;
     start_switch(nullptr, scheduler_bottom_, scheduler_size_);
@@ -443,23 +526,19 @@ class Machine {
   void arrive_in_fiber(void*) {}
 #endif
 
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  using Memory = std::unique_ptr<void, Free>;
-
-  // Filled with ones: NaN in every floating-point type. Each variable is a heap block of its own,
-  // so that AddressSanitizer sees reads and writes past its end.
-  Memory allocate_shared(std::size_t bytes, const Site& site) {
+  std::unique_ptr<SharedVariable> allocate_shared(std::size_t bytes, const Site& site) {
     shared_bytes_ += bytes;
     if (shared_bytes_ > kSharedLimit) {
       throw Error(text("a block uses ", shared_bytes_, " bytes of shared memory and has ",
                        kSharedLimit, ", at ", name(site)));
     }
-    void* memory = std::aligned_alloc(16, (bytes + 15) / 16 * 16);
-    if (memory == nullptr) throw std::bad_alloc();
-    std::memset(memory, 0xff, bytes);
-    return Memory(memory);
+    return std::make_unique<SharedVariable>(bytes);
+  }
+
+  static void count(SectorSet& sectors, std::uint64_t& requested, const void* pointer,
+                    std::size_t bytes) {
+    sectors.add(reinterpret_cast<std::uintptr_t>(pointer), bytes);
+    requested += bytes;
   }
 
   void check_alignment(const void* pointer, std::size_t bytes, const char* what) const {
@@ -480,8 +559,8 @@ class Machine {
   std::exception_ptr error_;
   void (*body_)(void*) = nullptr;
   void* argument_ = nullptr;
-  std::map<Site, Memory> shared_;
-  Memory dynamic_;
+  std::map<Site, std::unique_ptr<SharedVariable>> shared_;
+  std::unique_ptr<SharedVariable> dynamic_;
   std::size_t dynamic_bytes_ = 0, shared_bytes_ = 0;
   SectorSet loads_, stores_;
   Traffic traffic_;
@@ -530,6 +609,10 @@ T shuffle(unsigned mask, T value, int source, Site site) {
       },
       site);
   return mine.result;
+}
+
+inline void synchronise_warp(Site site, unsigned mask = ~0u) {
+  machine().collective(mask, nullptr, nullptr, site);
 }
 
 inline unsigned ballot(unsigned mask, bool predicate, Site site) {
@@ -607,7 +690,7 @@ inline void multiply_16x8x8(float (&c)[4], const float (&a)[4], const float (&b)
 #define EMULATOR_SITE \
   ::emulator::Site { __FILE__, __LINE__ }
 #define __syncthreads() ::emulator::machine().barrier(EMULATOR_SITE)
-#define __syncwarp() (void)::emulator::ballot(~0u, false, EMULATOR_SITE)
+#define __syncwarp(...) ::emulator::synchronise_warp(EMULATOR_SITE __VA_OPT__(, ) __VA_ARGS__)
 #define __shfl_sync(mask, value, source) \
   ::emulator::shuffle(mask, value, int(source) & 31, EMULATOR_SITE)
 #define __shfl_xor_sync(mask, value, bits) \
@@ -620,9 +703,12 @@ inline int __ffs(unsigned bits) { return __builtin_ffs(int(bits)); }
 
 // Integers only: floating-point atomics would make results depend on the order of threads.
 template <class T>
-T atomicAdd(T* address, T value) {
+__attribute__((noinline, no_sanitize("thread"))) T atomicAdd(T* address, T value) {
   static_assert(std::is_integral_v<T>);
-  return std::exchange(*address, T(*address + value));
+  emulator::machine().on_atomic(address, sizeof(T), __builtin_return_address(0));
+  const T before = *address;
+  *address = T(before + value);
+  return before;
 }
 
 using cudaStream_t = void*;

@@ -71,7 +71,79 @@ __global__ void missing_barrier(float* out, bool bug) {
   DENSESIAM_SHARED(float, values, 64);
   values[threadIdx.x] = float(threadIdx.x);
   if (!bug) __syncthreads();
-  out[threadIdx.x] = values[63 - threadIdx.x];
+  const float value = values[63 - threadIdx.x];
+  if (blockIdx.x == 0) out[threadIdx.x] = value;
+}
+
+// A tile is written anew while other threads still read the last one.
+__global__ void missing_second_barrier(float* out, bool bug) {
+  DENSESIAM_SHARED(float, tile, 64);
+  float sum = 0;
+  for (int step = 0; step < 3; ++step) {
+    tile[threadIdx.x] = float(step + threadIdx.x);
+    __syncthreads();
+    sum += tile[63 - threadIdx.x];
+    if (!bug) __syncthreads();
+  }
+  if (blockIdx.x == 0) out[threadIdx.x] = sum;
+}
+
+// A lane reads what another of its warp writes. A shuffle waits for the lanes, not for memory.
+__global__ void shuffle_for_syncwarp(float* out, bool bug) {
+  DENSESIAM_SHARED(float, values, 64);
+  values[threadIdx.x] = float(threadIdx.x);
+  if (bug) {
+    __shfl_xor_sync(kAll, 0, 1);
+  } else {
+    __syncwarp();
+  }
+  const float value = values[threadIdx.x ^ 1];
+  if (blockIdx.x == 0) out[threadIdx.x] = value;
+}
+
+// Half of the lanes wait for each other, and read what the other half writes.
+__global__ void syncwarp_without_a_lane(float* out, bool bug) {
+  DENSESIAM_SHARED(float, values, 64);
+  values[threadIdx.x] = float(threadIdx.x);
+  __syncwarp(threadIdx.x % 32 < 16 ? 0xffffu : 0xffff0000u);
+  const float value = values[threadIdx.x ^ (bug ? 16 : 8)];
+  if (blockIdx.x == 0) out[threadIdx.x] = value;
+}
+
+// A warp waits for itself, and reads what another warp writes.
+__global__ void syncwarp_for_block(float* out, bool bug) {
+  DENSESIAM_SHARED(float, values, 64);
+  values[threadIdx.x] = float(threadIdx.x);
+  if (bug) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
+  const float value = values[63 - threadIdx.x];
+  if (blockIdx.x == 0) out[threadIdx.x] = value;
+}
+
+// Two blocks write one cell.
+__global__ void blocks_write_one_cell(float* out, bool bug) {
+  const unsigned cell = bug ? threadIdx.x / 2 : blockIdx.x * 32 + threadIdx.x / 2;
+  if (threadIdx.x % 2 == 0) densesiam::store(out + cell, 1.0f);
+}
+
+// Counters are set to 0 by one thread and added to by all, with no barrier between.
+__global__ void atomics_before_barrier(float* out, bool bug) {
+  DENSESIAM_SHARED(unsigned, counts, 2);
+  if (threadIdx.x < 2) counts[threadIdx.x] = 0;
+  if (!bug) __syncthreads();
+  atomicAdd(counts + threadIdx.x % 2, 1u);
+  __syncthreads();
+  if (blockIdx.x == 0) out[threadIdx.x] = float(counts[threadIdx.x % 2]);
+}
+
+// Two threads write the halves of one word: sound. The same half: not.
+__global__ void neighbouring_bytes(float* out, bool bug) {
+  DENSESIAM_SHARED(unsigned short, values, 64);
+  values[bug ? threadIdx.x / 2 * 2 : threadIdx.x] = threadIdx.x;
+  if (blockIdx.x == 0) out[threadIdx.x] = 1;
 }
 
 // The result depends on which block comes first.
@@ -98,6 +170,14 @@ __global__ void beyond_global(float* out, bool bug) {
   densesiam::store(out + threadIdx.x + (bug ? 1 : 0), 1.0f);
 }
 
+__global__ void shift_too_far(float* out, bool bug) {
+  out[threadIdx.x] = float(1u << (threadIdx.x % 32 + (bug ? 1 : 0)));
+}
+
+__global__ void signed_overflow(float* out, bool bug) {
+  out[threadIdx.x] = float(int(threadIdx.x) * (bug ? 1 << 30 : 1));
+}
+
 __global__ void nothing(float*, bool) {}
 
 const std::map<std::string, void (*)(float*, bool)> kKernels = {
@@ -110,10 +190,19 @@ const std::map<std::string, void (*)(float*, bool)> kKernels = {
     {"too_much_shared", too_much_shared},
     {"uninitialised_shared", uninitialised_shared},
     {"missing_barrier", missing_barrier},
+    {"missing_second_barrier", missing_second_barrier},
+    {"shuffle_for_syncwarp", shuffle_for_syncwarp},
+    {"syncwarp_without_a_lane", syncwarp_without_a_lane},
+    {"syncwarp_for_block", syncwarp_for_block},
+    {"blocks_write_one_cell", blocks_write_one_cell},
+    {"atomics_before_barrier", atomics_before_barrier},
+    {"neighbouring_bytes", neighbouring_bytes},
     {"order_of_blocks", order_of_blocks},
     {"misaligned", misaligned},
     {"beyond_shared", beyond_shared},
     {"beyond_global", beyond_global},
+    {"shift_too_far", shift_too_far},
+    {"signed_overflow", signed_overflow},
     {"empty_grid", nothing},
 };
 
