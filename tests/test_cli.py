@@ -302,6 +302,25 @@ def test_a_matching_learned_on_one_split_scores_another(tmp_path, photos, capsys
     assert 'no matching greedy: expected "hungarian", "majority"' in error(capsys, *wrong)
 
 
+def test_two_processes_report_what_one_does(tmp_path, photos, capsys):
+    val = labelled(tmp_path / "val", transform={"resize": 32, "crop": 32})
+    config = write_config(tmp_path / "tiny.yaml", photos, val=val)
+    assert cli.main(["validate", "--config", str(config)]) == 0
+    two = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.sync_batchnorm", "false"]
+    process = start("validate", "--config", config, *two)  # three images: one comes twice
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert said.count("wrote") == 1
+    run = tmp_path / "run"
+    one, both = (
+        json.loads((run / name / "scores.json").read_text())
+        for name in ("validation", "validation-2")
+    )
+    assert both == one
+    for name in ("scores.csv", "report.html"):
+        assert (run / "validation" / name).read_text() == (run / "validation-2" / name).read_text()
+
+
 def test_over_clustering_and_legacy_scores(tmp_path, photos, capsys):
     config = write_config(tmp_path / "tiny.yaml", photos, val=labelled(tmp_path / "val"))
     base = ["validate", "--config", str(config)]
@@ -368,7 +387,7 @@ def test_predictions_have_the_sources_names_and_sizes(trained, tmp_path, capsys)
     assert (out / "contact_sheet.jpg").is_file()
     assert (out / "legend.png").is_file()
     assert len((out / "categories.csv").read_text().splitlines()) == 1 + 3
-    assert "3" in summary["protocol"]["images"]
+    assert summary["protocol"]["images"] == "3 images"
     assert (out / "report.html").read_text().count("<figcaption>") == 3
 
 
