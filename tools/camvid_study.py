@@ -206,6 +206,14 @@ DENSESIAM = {
     "no-region": Row("RegionSim off", {"model.region_weight": 0}),
     "no-aux": Row("over-clustering off", {"model.aux_classes": None}),
 }
+FINE = {
+    "data.views.init_args.resize": 216,
+    "data.views.init_args.size": [144, 192],
+    "data.val.init_args.transform.resize": 216,
+    "data.predict_transform.resize": 216,
+}
+"""Images half as large again, in training and in evaluation."""
+
 SEARCHED = {
     SEARCH + name: row
     for name, row in {
@@ -216,17 +224,17 @@ SEARCHED = {
             {"model.rebalance": "frequency", "model.pseudo_label_weight": 10},
         ),
         "backbone-0.1": Row("backbone at 0.1 lr", {"model.backbone_lr_factor": 0.1}),
-        "scale-0.3": Row("crops from 0.3 of a side", {"data.views.init_args.scale_min": 0.3}),
+        "scale-0.8": Row("crops from 0.8 of a side", {"data.views.init_args.scale_min": 0.8}),
         "pseudo-label-2": Row("pseudo-label loss x 2", {"model.pseudo_label_weight": 2}),
+        "region-from-0": Row("RegionSim from the start", {"model.region_start": 0}),
+        "lr-0.2": Row("learning rate 0.2", {"model.lr": 0.2}),
         "wide": Row("128 channels", {"model.channels": 128, "model.hidden_channels": 128}),
-        "fine-144": Row(
-            "views of 144 x 192, half the steps",
-            {
-                "data.views.init_args.resize": 216,
-                "data.views.init_args.size": [144, 192],
-                "data.val.init_args.transform.resize": 216,
-                "trainer.max_epochs": 3,
-            },
+        "fine-144": Row("views of 144 x 192, 3 epochs", {**FINE, "trainer.max_epochs": 3}),
+        "features-16-216": Row(
+            "k-means, stride 16, images of 216 x 288",
+            FINE,
+            fit=lambda built: _frozen_features(built, 16),
+            trains=False,
         ),
     }.items()
 }
