@@ -1,5 +1,6 @@
 """Pretrained tensors for a backbone: where they come from, and how they find their places."""
 
+import argparse
 import difflib
 import importlib.util
 import pickle
@@ -32,21 +33,32 @@ class WeightsReport:
 
     Attributes:
         source: the file.
-        matched: the backbone's tensors that were loaded.
-        missing: those that the file lacks; at most counters of batch normalisation.
+        prefix: what stands before the backbone's names in the file, such as ``module.encoder_q.``.
+        matched: the file's tensors that were loaded.
+        missing: the backbone's that the file lacks; at most counters of batch normalisation.
         unexpected: the file's tensors that the backbone has no place for, such as its classifier.
     """
 
     source: str
+    prefix: str
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
 
     def __str__(self) -> str:
+        under = f" under {self.prefix!r}" if self.prefix else ""
         return (
-            f"{self.source}: {len(self.matched)} tensors loaded, missing {_listed(self.missing)}, "
-            f"not used {_listed(self.unexpected)}"
+            f"{self.source}: {len(self.matched)} tensors loaded{under}, missing "
+            f"{listed(self.missing)}, not used {listed(self.unexpected)}"
         )
+
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher")
+"""Where checkpoints keep their tensors; of a teacher and its student, the teacher."""
+
+# In the names of networks that follow another one, as MoCo's and BYOL's do. Where a file has both,
+# the one that learned by gradients is loaded.
+_FOLLOWERS = ("encoder_k", "momentum", "target", "ema")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -54,7 +66,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: a ``.safetensors`` file, or one that `torch.save` wrote. In the latter the tensors
-            may lie under ``"state_dict"`` or ``"model"``, as most training programs leave them.
+            may lie under one of `WRAPPERS`, as most training programs leave them, beside other
+            plain values.
 
     Returns:
         Tensors on the CPU, by name.
@@ -75,16 +88,18 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # DINO, MAE and their kin keep their command line beside the weights. A Namespace holds
+            # values and runs nothing.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"weights: cannot read {str(path)!r} as plain tensors; a file that holds other objects "
             "is refused, since loading it could run its code. Save the model's state_dict() alone "
             f"and load that. ({error})"
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    while wrapped := [key for key in WRAPPERS if isinstance(_entry(content, key), Mapping)]:
+        content = content[wrapped[0]]
     if isinstance(content, Mapping):
         content = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not content or not isinstance(content, dict):
@@ -180,8 +195,7 @@ def load_backbone(
             backbone's tensors are missing or of another shape, or there are further layers.
     """
     own = backbone.state_dict()
-    wrapped = all(key.startswith("model.") for key in own)  # how timm holds transformers
-    places = {_flat(key.removeprefix("model.") if wrapped else key): key for key in own}
+    places = _places(backbone)
     found = {_flat(key): key for key in state_dict}
 
     prefixes = Counter(
@@ -190,9 +204,12 @@ def load_backbone(
     if not prefixes:
         raise ValueError(
             f"weights: nothing in {source} fits {name}. The backbone looks for names such as "
-            f"{_listed(places.values())}; the file has {_listed(state_dict)}."
+            f"{listed(places.values())}; the file has {listed(state_dict)}."
         )
-    prefix = prefixes.most_common(1)[0][0]
+    most = max(prefixes.values())
+    best = [prefix for prefix, count in prefixes.items() if count == most]
+    leading = [p for p in best if not any(name in p for name in _FOLLOWERS)]
+    prefix = (leading or best)[0]
     inside = {key.removeprefix(prefix): key for key in found if key.startswith(prefix)}
 
     matched = {place: found[inside[place]] for place in places if place in inside}
@@ -217,14 +234,18 @@ def load_backbone(
     if reshaped or lacking or foreign:
         raise ValueError(
             f"weights: {source} is not of the architecture {name}: of its {len(places)} tensors "
-            f"{len(matched)} have a namesake, missing {_listed(lacking)}, of another shape "
-            f"{_listed(reshaped)}, unknown layers {_listed(foreign)}. Choose the backbone that the "
+            f"{len(matched)} have a namesake, missing {listed(lacking)}, of another shape "
+            f"{listed(reshaped)}, unknown layers {listed(foreign)}. Choose the backbone that the "
             "file was made with."
         )
     backbone.load_state_dict(
         {places[place]: state_dict[key] for place, key in matched.items()}, strict=False
     )
-    return WeightsReport(source, tuple(matched.values()), tuple(missing), tuple(unexpected))
+    some = next(iter(matched.values()))
+    written = some[: len(prefix)]  # as the file has it, dots and all
+    return WeightsReport(
+        source, written, tuple(matched.values()), tuple(missing), tuple(unexpected)
+    )
 
 
 def explain_mismatch(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str | None:
@@ -249,7 +270,7 @@ def explain_mismatch(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str
             if state_dict[key].shape != own[key].shape
         ]
         differences = [
-            f"{text} {_listed(names)}"
+            f"{text} {listed(names)}"
             for text, names in (
                 ("not in the checkpoint:", sorted(ours - theirs)),
                 ("only in the checkpoint:", sorted(theirs - ours)),
@@ -262,17 +283,43 @@ def explain_mismatch(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str
     return "\n".join(lines) or None
 
 
+def whole_model_names(backbone: nn.Module, name: str) -> dict[str, str]:
+    """Names that timm's whole model has for a feature extractor's tensors.
+
+    Args:
+        backbone: `timm.create_model(name, features_only=True)`.
+        name: timm's name of it.
+
+    Returns:
+        The whole model's names by the extractor's.
+    """
+    with torch.device("meta"):
+        whole = {_flat(key): key for key in timm.create_model(name).state_dict()}
+    return {own: whole[place] for place, own in _places(backbone).items()}
+
+
 def suggest_backbones(name: str) -> list[str]:
     """Names of timm's models that resemble a misspelt one."""
     return difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+
+
+def _places(backbone: nn.Module) -> dict[str, str]:
+    """A feature extractor's names by what they have in common with those of the whole model."""
+    own = backbone.state_dict()
+    wrapped = all(key.startswith("model.") for key in own)  # how timm holds transformers
+    return {_flat(key.removeprefix("model.") if wrapped else key): key for key in own}
+
+
+def _entry(content: Any, key: str) -> Any:
+    return content.get(key) if isinstance(content, Mapping) else None
 
 
 def _flat(key: str) -> str:
     return key.replace(".", "_")
 
 
-def _listed(names: Iterable[str]) -> str:
-    """The first few of many names, with their count."""
+def listed(names: Iterable[str]) -> str:
+    """The first few of many names, with their count; "none" of none."""
     names = list(names)
     shown = ", ".join(names[:3])
     return f"{len(names)} ({shown}{', ...' if len(names) > 3 else ''})" if names else "none"

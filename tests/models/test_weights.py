@@ -1,5 +1,6 @@
 """Pretrained weights: files find their places or say why not; EfficientNet-Lite0 sees cats."""
 
+import argparse
 import pickle
 
 import pytest
@@ -74,6 +75,97 @@ def test_torch_files(tmp_path, wrap):
     )
 
 
+def under(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def other(state):
+    """The same names and shapes with other values: of a network that is not to be loaded."""
+    return {name: tensor + 1 for name, tensor in state.items()}
+
+
+STYLES = {
+    "DistributedDataParallel": ("module.", lambda s: under("module.", s)),
+    "torchvision's reference": ("", lambda s: {"model": s, "args": argparse.Namespace(lr=0.1)}),
+    "MoCo": (
+        "module.encoder_q.",
+        lambda s: {
+            "arch": TINY,
+            "optimizer": {"state": {}, "param_groups": [{"lr": 0.03, "params": [0]}]},
+            "state_dict": {
+                **under("module.encoder_k.", other(s)),
+                **under("module.encoder_q.", s),
+                "module.encoder_q.fc.0.weight": torch.zeros(2, 2),
+                "module.queue": torch.zeros(4, 8),
+            },
+        },
+    ),
+    "MoCo v3": (
+        "module.base_encoder.",
+        lambda s: {
+            "state_dict": {
+                **under("module.momentum_encoder.", other(s)),
+                **under("module.base_encoder.", s),
+            }
+        },
+    ),
+    "SimSiam": (
+        "module.encoder.",
+        lambda s: {
+            "state_dict": {
+                **under("module.encoder.", s),
+                "module.encoder.fc.3.weight": torch.zeros(2, 2),
+                "module.predictor.0.weight": torch.zeros(2, 2),
+            }
+        },
+    ),
+    "DenseCL": (
+        "encoder_q.0.",
+        lambda s: {
+            "meta": {"mmcv_version": "1.0"},
+            "state_dict": {
+                **under("encoder_k.0.", other(s)),
+                **under("encoder_q.0.", s),
+                "encoder_q.1.mlp.0.weight": torch.zeros(2, 2),
+                "queue2": torch.zeros(4, 8),
+            },
+        },
+    ),
+    "mmseg": (
+        "backbone.",
+        lambda s: {
+            "state_dict": {
+                **under("backbone.", s),
+                "decode_head.conv_seg.weight": torch.zeros(2, 2),
+            }
+        },
+    ),
+    "DINO": (
+        "backbone.",
+        lambda s: {
+            "student": under("module.backbone.", other(s)),
+            "teacher": under("backbone.", s),
+            "args": argparse.Namespace(arch=TINY, epochs=100),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_other_peoples_checkpoints(tmp_path, style):
+    prefix, wrap = STYLES[style]
+    model = full_model()
+    torch.save(wrap(model.state_dict()), tmp_path / "w.pth")
+    encoder = Encoder(TINY, str(tmp_path / "w.pth"))
+    assert_same_backbone(encoder, model)
+    report = encoder.weights_report
+    assert report.prefix == prefix
+    assert len(report.matched) == len(encoder.backbone.state_dict())
+    assert not report.missing
+    assert all(name.startswith(prefix) for name in report.matched)
+    assert f"loaded under {prefix!r}" in str(report) or not prefix
+
+
 def test_own_checkpoint_of_another_encoder(tmp_path):
     torch.manual_seed(1)
     donor = Encoder(TINY, channels=16)
@@ -132,6 +224,10 @@ def test_code_in_a_file_is_never_run(tmp_path):
     torch.save({"state_dict": Intruder(str(trace))}, tmp_path / "w.pt")
     with pytest.raises(ValueError, match="other objects is refused"):
         read_state_dict(tmp_path / "w.pt")
+    hidden = argparse.Namespace(lr=0.1, path=Intruder(str(trace)))
+    torch.save({"model": full_model().state_dict(), "args": hidden}, tmp_path / "args.pt")
+    with pytest.raises(ValueError, match="other objects is refused"):
+        read_state_dict(tmp_path / "args.pt")
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Intruder(str(trace)), protocol=2))
     with pytest.raises(ValueError, match="other objects is refused"):
         read_state_dict(tmp_path / "raw.pt")
