@@ -134,6 +134,56 @@ def test_two_processes_train_as_one(config, tmp_path):
         assert difference < 1e-3 * tensor.float().norm() + 1e-6, name
 
 
+# PiCIE
+
+
+def test_picie_trains_scores_and_segments(photos, tmp_path, capsys):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for path in photos.iterdir():
+        Image.fromarray(np.eye(88, 80, dtype=np.uint8)).save(labels / path.name)
+    content = {
+        "output": str(tmp_path / "run"),
+        "model": {
+            "num_classes": 3,
+            "backbone": "test_resnet",
+            "strides": [8],
+            "channels": 8,
+            "lr": 0.05,
+        },
+        "data": {
+            "train": str(photos),
+            "views": {
+                "class_path": "SegmentationViews",
+                "init_args": {"size": 32, "resize": 32, "crop": None},
+            },
+            "val": {
+                "class_path": "LabelledImages",
+                "init_args": {
+                    "images": str(photos),
+                    "labels": str(labels),
+                    "classes": {"names": ["off", "on"]},
+                },
+            },
+            "batch_size": 4,
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+    }
+    path = tmp_path / "picie.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert cli.main(["picie", "--config", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said.index("before training:") < said.index("within") < said.index("after training:")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    out = tmp_path / "out"
+    last = str(checkpoints / "last.ckpt")
+    assert cli.main(["predict", last, str(photos), "--output", str(out)]) == 0
+    assert Image.open(out / "labels" / "3.png").size == (80, 88)
+    more = ["--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    assert cli.main(["picie", "--config", str(path), *more]) == 0
+
+
 # Data
 
 
