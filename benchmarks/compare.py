@@ -6,7 +6,9 @@ A time counts as changed when three things hold, so that noise does not cry wolf
    taken out: the median movement of the clones and the library's own functions;
 2. it moved by more than the spread of the rounds explains. A median of n rounds with quartiles q1
    and q3 has a standard error of about 1.25 (q3 - q1) / 1.35 / sqrt(n); the movement must exceed z
-   of them, z so large that in one comparison out of a hundred a single row would by chance;
+   of them, z so large that in one comparison out of a hundred a single row would by chance. The
+   quartiles of a few rounds may lie close by luck, so no row counts as quieter than the middle one
+   of its run;
 3. it moved as far against the peers of its own row, which were timed in the same rounds: a
    neighbour's burst of work slows all of them.
 """
@@ -92,7 +94,8 @@ def compare(before: Results, after: Results, least: float = 0.05) -> Comparison:
     ]
     drift = statistics.median(moves) if moves else 0.0
     z = statistics.NormalDist().inv_cdf(1 - CHANCE / (2 * max(len(times), 1)))
-    changes = [change for pair in times if (change := _change(*pair, drift, z, least))]
+    typical = _typical_variance(before) + _typical_variance(after)
+    changes = [change for pair in times if (change := _change(*pair, drift, z, typical, least))]
     found = {row.key for row in after.rows}
     return Comparison(
         slower=sorted((c for c in changes if c.ratio > 1), key=lambda c: -c.ratio),
@@ -105,10 +108,10 @@ def compare(before: Results, after: Results, least: float = 0.05) -> Comparison:
 
 
 def _change(
-    old: Row, new: Row, backend: str, drift: float, z: float, least: float
+    old: Row, new: Row, backend: str, drift: float, z: float, typical: float, least: float
 ) -> Change | None:
     own = _log_ratio(old.milliseconds[backend], new.milliseconds[backend])
-    noise = _variance(old, backend) + _variance(new, backend)
+    noise = max(_variance(old, backend) + _variance(new, backend), typical)
     controls = [n for n in CONTROLS if n in old.milliseconds and n in new.milliseconds]
     moved = statistics.median(
         [_log_ratio(old.milliseconds[n], new.milliseconds[n]) for n in controls] or [drift]
@@ -129,6 +132,12 @@ def _variance(row: Row, candidate: str) -> float:
     timing = row.milliseconds[candidate]
     sigma = (timing.high - timing.low) / 1.349 / max(timing.median, EPSILON)
     return (1.2533 * sigma) ** 2 / row.rounds
+
+
+def _typical_variance(results: Results) -> float:
+    """The middle one of all rows and of all who were timed."""
+    every = [_variance(row, who) for row in results.rows for who in row.milliseconds]
+    return statistics.median(every or [0.0])
 
 
 def _memory_grew(old: Row, new: Row, backend: str) -> bool:

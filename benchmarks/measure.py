@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +28,10 @@ class Timing:
     @classmethod
     def of(cls, samples: Sequence[float]) -> Timing:
         """Summarise the rounds."""
-        return cls(*(float(q) for q in np.percentile(samples, [50, 25, 75])))
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0])
+        low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(median, low, high)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ COLOURS = {
 LABELS = {**PEER_NAMES, CEILING: "clone of the bytes"}
 WIDTH = 10.5  # inches: the page's width at DPI
 DPI = 105
+FEWEST_LINES = 4  # of room, even where a plot has fewer
 
 
 def speed_ups(rows: Sequence[Row]) -> Image.Image:
@@ -109,7 +110,8 @@ def scaling(rows: Sequence[Row], axis: str) -> Image.Image:
 
 
 def _figure(lines: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 1.1 + 0.27 * lines), dpi=DPI, layout="constrained")
+    height = 1.1 + 0.27 * max(lines, FEWEST_LINES)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots()
 
 
@@ -127,9 +129,8 @@ def _finish(axes: Axes, rows: Sequence[Row], title: str) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 1.0 + 1.4 / len(rows)), ncols=5, fontsize=8
-    )
+    above = 1 + 1.4 / max(len(rows), FEWEST_LINES)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, above), ncols=5, fontsize=8)
 
 
 def _label(row: Row) -> str:

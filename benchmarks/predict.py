@@ -232,8 +232,9 @@ def main(arguments: Sequence[str]) -> int:
     for floor in floors(devices, options.batch, measured):
         share = "-" if floor.in_flight is None else f"{floor.in_flight:.1f}x"
         own = ", ".join(f"{name} {ms:.3f}" for name, ms in floor.measured.items()) or "-"
+        shape = f"{floor.name}: {floor.shape}"
         print(
-            f"{floor.device:15}{floor.op:19}{f'{floor.name}: {floor.shape}':50}{floor.layout:15}{floor.dtype:9}"
+            f"{floor.device:15}{floor.op:19}{shape:50}{floor.layout:15}{floor.dtype:9}"
             f"{floor.milliseconds:9.3f} {floor.bound:13}{floor.registers or '-':>9}"
             f"{floor.warps or '-':>7}{share:>11}  {own}"
         )

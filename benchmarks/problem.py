@@ -19,7 +19,7 @@ class Shape:
         height: of the map.
         width: of the map.
         size: side of the sampled grid or of the resized map.
-        classes: regions that features are pooled into.
+        classes: regions that features are pooled into; channels of a composite's heads.
         variant: kind of loss, or how it is balanced.
         batch: images at the most, for shapes so large that fewer must do.
         own: whether the method itself has this shape.

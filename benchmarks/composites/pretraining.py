@@ -23,10 +23,11 @@ from densesiam.methods import DenseSiamPretraining
 
 SHAPES = (
     # ResNet-50's last map of 224 pixels, and one of 448; heads of 2048 channels.
-    Shape("before RegionSim", 2048, 7, 7, size=7, own=True),
-    Shape("with RegionSim", 2048, 7, 7, size=7, variant="regions", own=True),
-    Shape("sampled after the predictor", 2048, 14, 14, size=7, variant="predictor", batch=4),
+    Shape("before RegionSim", 2048, 7, 7, size=7, classes=2048, own=True),
+    Shape("with RegionSim", 2048, 7, 7, size=7, classes=2048, variant="regions", own=True),
+    Shape("after the predictor", 2048, 14, 14, size=7, classes=2048, variant="predictor", batch=4),
 )
+BACKBONES = {512: "resnet18", 2048: "resnet50"}  # by the channels of their last maps
 SCALED = None
 
 
@@ -37,7 +38,11 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         "predictor" if shape.variant == "predictor" else "projector"
     )
     model = DenseSiamPretraining(
-        region_start=0 if regions else 1, grid=side, sample_at=position
+        region_start=0 if regions else 1,
+        grid=side,
+        sample_at=position,
+        hidden_channels=shape.classes,
+        backbone=BACKBONES[shape.channels],
     ).to(DEVICE)
     weights = model.weights
     heads = [model.projector, model.predictor, model.dense_projector, model.dense_predictor]

@@ -1,0 +1,120 @@
+import math
+import time
+
+import pytest
+import torch
+
+from benchmarks import measure
+from benchmarks.measure import Call, Timing, extra_memory, time_side_by_side
+
+
+def test_timing_is_median_and_quartiles():
+    assert Timing.of([5, 1, 2, 3, 4]) == Timing(3, 2, 4)
+
+
+def test_forward_is_timed_apart_from_forward_and_backward():
+    call = Call(lambda i: time.sleep(0.004), lambda i, result: time.sleep(0.008))
+    forward, total = time_side_by_side({"one": call}, rounds=3)["one"]
+    assert 4 <= forward.low < 12
+    assert total.low >= 12
+    assert total.median >= forward.median + 7.9
+
+
+def test_without_backward_both_are_the_same():
+    forward, total = time_side_by_side({"one": Call(lambda i: None)}, rounds=3)["one"]
+    assert total.median == pytest.approx(forward.median, abs=0.1)
+
+
+def test_rounds_are_interleaved_and_rotate_the_inputs():
+    seen = []
+    calls = {
+        name: Call(lambda i, name=name: seen.append((name, i)), lambda i, result: seen.append("b"))
+        for name in "xy"
+    }
+    time_side_by_side(calls, rounds=4, inputs=3)
+    rounds = [seen[k : k + 4] for k in range(0, len(seen), 4)]
+    assert len(rounds) == measure.WARM_UP + 4
+    assert [r[0][0] + r[2][0] for r in rounds] == ["xy"] * 6
+    assert [r[0][1] for r in rounds] == [1, 2, 0, 1, 2, 0]
+
+
+def test_warm_up_is_not_counted():
+    state = iter([0.02] * measure.WARM_UP + [0.0] * 5)
+    forward, _ = time_side_by_side({"one": Call(lambda i: time.sleep(next(state)))}, rounds=5)[
+        "one"
+    ]
+    assert forward.high < 10
+
+
+def test_memory_beyond_the_results():
+    x = torch.zeros(1000, 100)  # 400 kB
+
+    def run():
+        kept = x + 1  # a result
+        first = x + 2
+        second = x + 3  # two at a time at the most
+        del first
+        third = x + 4
+        return [kept, (second + third).sum()]
+
+    # second + third allocates the third that is held at the peak.
+    assert extra_memory(run) == pytest.approx(3 * x.nbytes, abs=64)
+
+
+def test_a_result_allocated_last_does_not_hide_what_was_held_before():
+    x = torch.zeros(1000, 100)
+
+    def run():
+        temporary = x + 1
+        total = temporary.sum()
+        del temporary
+        return [x + total]
+
+    assert extra_memory(run) == pytest.approx(x.nbytes, abs=64)
+
+
+def test_memory_of_autograd():
+    x = torch.zeros(1000, 100, requires_grad=True)
+
+    def run():
+        result = x.exp().sin()  # keeps x.exp() for backward
+        (gradient,) = torch.autograd.grad(result, [x], torch.ones_like(x))
+        return [result, gradient]
+
+    # exp is kept; backward holds the cotangent of ones, and the cosine or the product beside it.
+    assert 2 * x.nbytes <= extra_memory(run) <= 4 * x.nbytes + 64
+
+
+def test_small_inputs_get_more_sets():
+    assert measure.inputs_for_cold_caches(1 << 30) == measure.FEWEST_INPUTS
+    assert measure.inputs_for_cold_caches(0) == measure.MOST_INPUTS
+    eighth = measure.HOST_CACHE // 8
+    if not torch.cuda.is_available():
+        assert measure.inputs_for_cold_caches(eighth) == 8
+
+
+def test_clone_moves_half_in_and_half_out():
+    call = measure.clone_of(1000, torch.device("cpu"))
+    assert call.forward(0).nbytes == 500
+    assert call.forward(10**6).nbytes == 500
+
+
+@pytest.mark.gpu
+def test_graphs_replay_on_a_gpu():
+    x = [torch.randn(1 << 20, device="cuda", requires_grad=True) for _ in range(3)]
+    call = Call(
+        lambda i: x[i].exp(),
+        lambda i, result: torch.autograd.grad(result, [x[i]], torch.ones_like(result)),
+    )
+    graph = measure.captured(call, 3)
+    assert graph is not None
+    forward, total = time_side_by_side({"graph": graph}, rounds=5)["graph"]
+    assert 0 < forward.median < total.median
+    assert math.isfinite(total.high)
+
+
+@pytest.mark.gpu
+def test_what_waits_for_the_device_is_not_captured():
+    x = torch.ones(8, device="cuda")
+    assert measure.captured(Call(lambda i: x * x.sum().item()), 1) is None
+    assert float(x.sum()) == 8  # the device is still usable

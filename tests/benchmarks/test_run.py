@@ -1,0 +1,212 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import composites, ops, release, run, suite
+from benchmarks.__main__ import main
+from benchmarks.problem import Setting
+from benchmarks.run import Case, measure
+from densesiam.ops import overlap_sample
+
+ON_CPU = not torch.cuda.is_available()
+
+
+def small(shape):
+    """The shape with its kind kept and its size gone."""
+    return replace(
+        shape,
+        channels=min(shape.channels, 12),
+        classes=min(shape.classes, 5),
+        height=10,
+        width=10,
+        size=min(shape.size, 10),
+    )
+
+
+SHAPES = [(name, shape) for name, module in ops.MODULES.items() for shape in module.SHAPES]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), SHAPES, ids=[f"{name}-{shape.name}" for name, shape in SHAPES]
+)
+def test_everyone_computes_the_same(name, shape):
+    setting = Setting(batch=3, channels_last=name != "confusion_matrix")
+    problem = ops.MODULES[name].problem(small(shape), setting)
+    measured = measure(Case(problem, shape.name, setting, "own"), rounds=1)
+    assert not measured.refused
+    assert not measured.wrong_peers
+    assert {"eager", "clone"} < set(measured.milliseconds)
+    assert set(measured.parts) == set(problem.parts or {})
+    assert set(measured.extra_bytes) == set(measured.milliseconds) - {"clone"}
+    assert bool(measured.forward_milliseconds) == bool(problem.differentiable)
+    if problem.release:
+        assert "release" in measured.milliseconds
+
+
+@pytest.mark.parametrize("dtype", suite.TYPES)
+@pytest.mark.parametrize("name", [name for name in ops.MODULES if name not in suite.INTEGERS])
+def test_ours_is_right_in_every_type(name, dtype):
+    setting = Setting(batch=2, dtype=dtype)
+    shape = small(ops.MODULES[name].SCALED)
+    problem = ops.MODULES[name].problem(shape, setting)
+    measured = measure(Case(problem, shape.name, setting, "types"), rounds=1)
+    assert not measured.refused
+    assert measured.dtype == str(dtype)[6:]
+
+
+@pytest.mark.parametrize("variant", [0, 1])
+def test_segmentation_after_the_encoder(variant):
+    module = composites.segmentation
+    shape = replace(module.SHAPES[variant], height=12, width=12, size=12)
+    problem = module.problem(shape, Setting(2))
+    measured = measure(Case(problem, shape.name, Setting(2), "own"), rounds=1)
+    assert not measured.refused
+    assert not measured.wrong_peers
+    assert {"eager", "release", "clone"} < set(measured.milliseconds)
+    assert "products" in measured.parts
+
+
+@pytest.mark.parametrize("variant", [0, 1, 2])
+def test_pretraining_after_the_encoder(variant):
+    module = composites.pretraining
+    shape = replace(module.SHAPES[variant], channels=512, classes=64)
+    problem = module.problem(shape, Setting(4))
+    measured = measure(Case(problem, "", Setting(4), "own"), rounds=1)
+    assert not measured.refused
+    assert not measured.wrong_peers
+
+
+@pytest.mark.skipif(not ON_CPU, reason="the CPU backend is not measured where there is a GPU")
+@pytest.mark.parametrize("fault", ["result", "gradient"])
+def test_a_wrong_result_or_gradient_has_no_time(fault, capsys, monkeypatch):
+    setting = Setting(2)
+    shape = small(ops.pixel_similarity.SHAPES[0])
+    problem = ops.pixel_similarity.problem(shape, setting)
+
+    def wrong(p, z):
+        right = problem.ours(p, z)
+        if fault == "result":
+            return right + 1e-2
+        return right + (p[0] - p[0].detach()).sum() * 1e-3  # adds nothing but a gradient
+
+    case = Case(replace(problem, ours=wrong), shape.name, setting, "own")
+    measured = measure(case, rounds=1)
+    assert "cpu" not in measured.milliseconds
+    assert measured.refused["cpu"].startswith("wrong by")
+
+    monkeypatch.setattr(suite, "cases", lambda *_: [case])
+    assert main(["--rounds", "1"]) == 1
+    out = capsys.readouterr()
+    assert "not timed" in out.out
+    assert "cpu is wrong by" in out.err
+
+
+def test_a_wrong_peer_is_left_out_and_the_others_are_timed():
+    setting = Setting(2)
+    problem = ops.pseudo_label_loss.problem(small(ops.pseudo_label_loss.SHAPES[0]), setting)
+    problem = replace(
+        problem,
+        release=lambda logits: problem.eager(logits) * 2,
+        peers={"two_ops": lambda logits: logits.does_not_exist},
+    )
+    with pytest.raises(AttributeError):  # a fault of the benchmark itself is not hidden
+        measure(Case(problem, "", setting, "own"), rounds=1)
+
+    def cannot(logits):
+        raise RuntimeError("not for this type\nand more")
+
+    measured = measure(
+        Case(replace(problem, peers={"two_ops": cannot}), "", setting, "own"), rounds=1
+    )
+    assert measured.wrong_peers["release"].startswith("wrong by")
+    assert measured.wrong_peers["two_ops"] == "cannot: not for this type"
+    assert "eager" in measured.milliseconds
+
+
+def test_a_difference_of_composites_is_that_of_whole_gradients():
+    problem = composites.segmentation.problem(
+        replace(composites.segmentation.SHAPES[0], height=4, width=4, size=4), Setting(1)
+    )
+    result, gradient = (
+        torch.tensor(1.0),
+        torch.randn(100, generator=torch.Generator().manual_seed(0)),
+    )
+    noise = torch.full((3,), 1e-7)
+    expected = (result, (gradient, noise))
+    assert run.difference(problem, (result, (gradient, -noise)), expected) is None
+    far = run.difference(problem, (result, (1.1 * gradient, noise)), expected)
+    assert far == pytest.approx(0.1, rel=1e-3)
+    assert run.difference(problem, (result * float("nan"), expected[1]), expected) is not None
+
+
+def test_threads_are_set_and_set_back():
+    setting = Setting(1)
+    problem = ops.label_map.problem(small(ops.label_map.SHAPES[0]), setting)
+    before = torch.get_num_threads()
+    measured = measure(Case(problem, "", setting, "threads", threads=2), rounds=1)
+    assert measured.threads == 2
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_compile_time_is_apart():
+    setting = Setting(1)
+    problem = ops.label_map.problem(small(ops.label_map.SHAPES[0]), setting)
+    measured = measure(Case(problem, "", setting, "own", compiled=True), rounds=1)
+    assert measured.compile_seconds > 0
+    assert measured.milliseconds["compile"].median < 1e3 * measured.compile_seconds
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_release_samples_the_same_inside_crops_of_whole_pixels(mirrored):
+    values = torch.randn(2, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+    box = torch.tensor([[4 / 16, 2 / 12, 12 / 16, 10 / 12]]).expand(2, 4).clone()  # 8 x 8 pixels
+    if mirrored:
+        box = box[:, [2, 1, 0, 3]]
+    ours, theirs = overlap_sample(values, box, 16), release.crop_flip_resize(values, box, 16)
+    inside = (..., slice(1, -1), slice(1, -1))  # half a pixel in: no neighbour is missing
+    torch.testing.assert_close(theirs[inside], ours[inside])
+    assert not torch.allclose(theirs, ours, atol=1e-3)
+
+
+def test_every_group_has_cases_of_every_operation_it_is_for():
+    threads = torch.get_num_threads()
+    cases = list(suite.cases(list(ops.MODULES), list(suite.GROUPS), batch=1))
+    groups = {group: [c for c in cases if c.group == group] for group in suite.GROUPS}
+    assert {c.problem.op for c in groups["own"]} == set(ops.MODULES)
+    assert {c.problem.op for c in groups["shapes"]} == set(ops.MODULES)
+    assert {c.setting.dtype for c in groups["types"]} == set(suite.TYPES)
+    assert {c.setting.channels_last for c in groups["own"]} == {False, True}
+    if ON_CPU:
+        assert {c.threads for c in groups["threads"]} >= {1, threads}
+    assert all(c.compiled for c in groups["own"])
+    assert not any(c.compiled for c in cases if c.group != "own")
+
+
+def test_quick_compiles_nothing():
+    cases = list(suite.cases(list(ops.MODULES), ["own"], batch=1, quick=True))
+    assert not any(c.compiled or c.setting.channels_last for c in cases)
+
+
+def test_from_command_to_page(tmp_path, capsys):
+    command = ["--quick", "--batch", "1", "--rounds", "1", "--ops", "confusion_matrix"]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    assert "confusion_matrix" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"results.json", "results.csv", "index.html"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ops", "nothing"], "invalid choice: 'nothing'"),
+        (["--rounds", "0"], "whole number above 0, got '0'"),
+        (["--quick", "--full"], "not allowed with"),
+    ],
+)
+def test_errors_say_what_was_given(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
