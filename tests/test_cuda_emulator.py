@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.emulator import coverage
 from tests.emulator.build import build_emulator, build_faults
 
 ROOT = Path(__file__).parents[1]
@@ -164,3 +165,14 @@ def test_kernels_stay_inside_their_memory_and_the_language():
     build_emulator("sanitized")  # here, where the compiler itself runs without the sanitizer
     done = run_pytest("tests/test_cuda_kernels.py", "-k", "order or dropped", **sanitizers())
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_every_line_of_the_kernels_runs():
+    lines = coverage.measure(coverage.TESTS)
+    report = coverage.render(lines)
+    assert len(lines) > 20, report
+    for path, counts in lines.items():
+        missed = sum(count == 0 for count in counts.values())
+        # Device code wholly; of host code what the README says.
+        assert missed <= (0 if path.startswith("csrc/kernels") else 2), report

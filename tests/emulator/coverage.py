@@ -19,7 +19,11 @@ from pathlib import Path
 
 from tests.emulator.build import BUILD, ROOT, build_emulator
 
-TESTS = ["tests/ops", "tests/test_cuda_kernels.py", "-k", "emulator or test_cuda_kernels"]
+# The suite's other tests call the same kernels with the same cases.
+TESTS = [
+    *("tests/ops", "tests/test_cuda_kernels.py", "-k"),
+    "emulator and (matches_reference or strided or empty) or dropped or counts or refused",
+]
 FOLDERS = ("csrc/kernels", "csrc/cuda")
 
 

@@ -19,6 +19,8 @@ class TestConfusionMatrix(OpSuite):
     CASES = {
         "int64": counts(torch.int64),
         "int32": counts(torch.int32),
+        "int16": counts(torch.int16),
+        "int8": counts(torch.int8),
         "uint8": counts(torch.uint8),
         "negative ignore_index": Case(
             lambda m: [m.integers(3, 50), m.integers(4, 50) - 1, 3, 3, -1], ()

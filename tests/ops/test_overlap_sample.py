@@ -14,12 +14,20 @@ def flipped_halves(m: Maker):
     return [m.features(3, 8, 7, 9), boxes, (7, 9)]
 
 
+def other_type(dtype: torch.dtype) -> torch.dtype:
+    """The boxes' type that does not go with features of `dtype`: it is legal too."""
+    return torch.float32 if dtype == torch.float64 else torch.float64
+
+
 class TestOverlapSample(OpSuite):
     op = "overlap_sample"
     result_dtype = "features"
     CASES = {
         "map": Case(flipped_halves),
         "grid": Case(lambda m: [m.features(2, 3, 11, 6), m.boxes(2), 3]),
+        "boxes of another type": Case(
+            lambda m: [m.features(2, 3, 7, 6), m.boxes(2).to(other_type(m.dtype)), (4, 5)]
+        ),
         "one pixel": Case(lambda m: [m.features(2, 16, 1, 1), m.boxes(2), (2, 3)]),
         "tall": Case(lambda m: [m.features(1, 5, 13, 2), m.boxes(1, -2, 3), (4, 17)]),
         "zero size": Case(

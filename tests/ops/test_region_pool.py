@@ -17,6 +17,10 @@ class TestRegionPool(OpSuite):
         "more regions than channels": Case(
             lambda m: [m.features(1, 3, 5, 9), m.features(1, 40, 5, 9, scale=3)], (0, 1)
         ),
+        # CUDA kernels hold up to 128 regions in a block, and find log sum exp apart for more.
+        "more regions than a block": Case(
+            lambda m: [m.features(1, 9, 5, 7), m.features(1, 150, 5, 7)], (0, 1)
+        ),
         "many pixels": Case(
             lambda m: [m.features(1, 8, 33, 37), m.features(1, 27, 33, 37)], (0, 1)
         ),
