@@ -7,6 +7,12 @@ import triton.language as tl
 
 
 @triton.jit
+def block_count(extent, INDEX: tl.constexpr, BLOCK: tl.constexpr):
+    """How many blocks cover an axis. Counting them reaches past it, perhaps past 32 bits."""
+    return tl.cdiv(tl.cast(extent, INDEX), BLOCK)
+
+
+@triton.jit
 def block_range(block, INDEX: tl.constexpr, BLOCK: tl.constexpr):
     """The indices of one block of an axis."""
     return tl.cast(block, INDEX) * BLOCK + tl.arange(0, BLOCK)
@@ -17,8 +23,8 @@ def tile_of_program(
     channels, pixels, INDEX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr
 ):
     """The image, channels and pixels of this program's tile: the only axis of the grid."""
-    pixel_blocks = tl.cdiv(pixels, BLOCK_P)
-    channel_blocks = tl.cdiv(channels, BLOCK_C)
+    pixel_blocks = block_count(pixels, INDEX, BLOCK_P)
+    channel_blocks = block_count(channels, INDEX, BLOCK_C)
     program = tl.program_id(0)
     channel = block_range(program // pixel_blocks % channel_blocks, INDEX, BLOCK_C)
     pixel = block_range(program % pixel_blocks, INDEX, BLOCK_P)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from densesiam.ops import _layout
 
-from .addressing import block_range, image_start
+from .addressing import block_count, block_range, image_start
 from .argmax import add_candidates, start_greatest
 from .bilinear import bilinear
 from .geometry import MapAndCells, load_box
@@ -56,7 +56,7 @@ def _forward(
     """One program: all classes of a block of the result's pixels of one image."""
     program = tl.program_id(0)
     cells = tl.cast(shape.rows, INDEX) * shape.columns
-    blocks = tl.cdiv(cells, BLOCK_P)
+    blocks = block_count(cells, INDEX, BLOCK_P)
     b = program // blocks
     cell = block_range(program % blocks, INDEX, BLOCK_P)
     in_map = cell < cells

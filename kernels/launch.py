@@ -22,6 +22,12 @@ from torch import Tensor
 
 from densesiam.ops import _layout
 
+LARGEST_BLOCK = 128
+"""Of pixels or channels, in any kernel."""
+
+MOST_PROGRAMS = 2**31 - 1024
+"""Kernels number programs in 32 bits, and sum up a number of each in steps of 1024."""
+
 
 def launch(kernel: triton.JITFunction, programs: int, *arguments: Any, **constants: Any) -> None:
     """Run that many programs of a kernel on the device of its first argument.
@@ -29,7 +35,15 @@ def launch(kernel: triton.JITFunction, programs: int, *arguments: Any, **constan
     Multiplications and additions are never fused: a coordinate computed by two kernels, or by one
     kernel for two architectures, has the same bits. Registers are limited explicitly: left alone,
     the assembler spills one or two to reach a rounder number.
+
+    Raises:
+        ValueError: more programs than a GPU takes, and than kernels count in 32 bits.
     """
+    if programs >= MOST_PROGRAMS:
+        name = kernel.fn.__name__.strip("_")
+        raise ValueError(
+            f"{name}: {programs} programs are more than a GPU runs (2^31): split the batch"
+        )
     double = arguments[0].dtype == torch.float64
     constants = {"maxnreg": 255 if double else 128} | constants
     with torch.cuda.device_of(arguments[0]):
@@ -62,15 +76,17 @@ def triton_type(dtype: torch.dtype) -> tl.dtype:
 def index_type(*images: Sequence[int]) -> tl.dtype:
     """The type of offsets inside one image of any of these shapes (C, *spatial).
 
-    32 bits are several times quicker, where they do.
+    32 bits are several times quicker, where they do: where even the end of an axis' last block has
+    an index. Images themselves start at 64-bit offsets (`addressing.image_start`), so a batch may
+    be of any size.
     """
-    return tl.int64 if max(map(math.prod, images)) >= 2**31 else tl.int32
+    return tl.int64 if max(map(math.prod, images)) > 2**31 - LARGEST_BLOCK else tl.int32
 
 
 def tile(channels: int, pixels: int, channels_last: bool, elements: int) -> tuple[int, int]:
     """(BLOCK_C, BLOCK_P) of about ``elements``, long along the axis that is contiguous."""
     inner, outer = (channels, pixels) if channels_last else (pixels, channels)
-    block_inner = min(triton.next_power_of_2(inner), 128)
+    block_inner = min(triton.next_power_of_2(inner), LARGEST_BLOCK)
     block_outer = min(triton.next_power_of_2(outer), max(elements // block_inner, 1))
     return (block_inner, block_outer) if channels_last else (block_outer, block_inner)
 
@@ -79,14 +95,14 @@ def pixel_tile(like: Tensor, channels: int, pixels: int, elements: int) -> tuple
     """(BLOCK_C, BLOCK_P, warps) for kernels that walk over all channels of a block of pixels.
 
     At most that many elements, or half as many of float64: more would not fit into registers
-    (``python -m tests.triton.audit``). Where there are few pixels of many channels, blocks of
+    (``python -m tools.audit``). Where there are few pixels of many channels, blocks of
     pixels get shorter, so that there are programs enough for a large GPU.
     """
     if like.dtype == torch.float64:
         elements //= 2
     all_channels = triton.next_power_of_2(channels)
     block_p = min(
-        triton.next_power_of_2(pixels), 128, elements // min(all_channels, elements // 32)
+        triton.next_power_of_2(pixels), LARGEST_BLOCK, elements // min(all_channels, elements // 32)
     )
     while (
         block_p > 8

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from densesiam.ops import _layout
 
-from .addressing import block_range, image_start, tile_of_program, tile_offsets
+from .addressing import block_count, block_range, image_start, tile_of_program, tile_offsets
 from .bilinear import bilinear
 from .geometry import MapAndCells, box_is_finite, load_box
 from .launch import (
@@ -175,7 +175,7 @@ def _forward(
     """One program: all channels of a block of samples of one image."""
     program = tl.program_id(0)
     cells = tl.cast(shape_p.rows, INDEX) * shape_p.columns
-    blocks = tl.cdiv(cells, BLOCK_P)
+    blocks = block_count(cells, INDEX, BLOCK_P)
     b = program // blocks
     cell = block_range(program % blocks, INDEX, BLOCK_P)
     w = image_weight(weight, b, ACCUMULATE)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from densesiam.ops import _layout
 
-from .addressing import block_range, image_start, tile_of_program, tile_offsets
+from .addressing import block_count, block_range, image_start, tile_of_program, tile_offsets
 from .launch import (
     accumulate_type,
     in_layout,
@@ -138,7 +138,7 @@ def _forward(
 ):
     """One program: all channels of a block of pixels of one image."""
     program = tl.program_id(0)
-    blocks = tl.cdiv(pixels, BLOCK_P)
+    blocks = block_count(pixels, INDEX, BLOCK_P)
     b = program // blocks
     pixel = block_range(program % blocks, INDEX, BLOCK_P)
     in_map = pixel < pixels

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from densesiam.ops import _layout
 
-from .addressing import block_range, image_start, tile_of_program, tile_offsets
+from .addressing import block_count, block_range, image_start, tile_of_program, tile_offsets
 from .argmax import add_candidates, start_greatest
 from .launch import (
     accumulate_type,
@@ -151,7 +151,7 @@ def _forward(
 ):
     """One program: all classes of a block of pixels of one image."""
     program = tl.program_id(0)
-    blocks = tl.cdiv(pixels, BLOCK_P)
+    blocks = block_count(pixels, INDEX, BLOCK_P)
     b = program // blocks
     pixel = block_range(program % blocks, INDEX, BLOCK_P)
     in_map = pixel < pixels

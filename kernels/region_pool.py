@@ -25,15 +25,11 @@ from torch import Tensor
 
 from densesiam.ops import _layout
 
-from .addressing import block_range, image_start, tile_offsets
-from .launch import accumulate_type, in_layout, index_type, launch
+from .addressing import block_count, block_range, image_start, tile_offsets
+from .launch import LARGEST_BLOCK, accumulate_type, in_layout, index_type, launch
 from .numerics import INTERPRETED, to_storage
 from .reduction import BLOCK
 from .softmax import add_exponentials, finite
-
-LARGEST_BLOCK = 128
-"""Of regions or channels. No more regions than this, and one tile holds a pixel's whole softmax;
-with more, the logsumexp takes a pass of its own."""
 
 WANTED_PROGRAMS = 512
 """Forward splits the sum over pixels until there are about so many: enough for a large GPU."""
@@ -50,6 +46,8 @@ def region_pool(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tenso
     if batch * pixels == 0:
         return out, mass, log_sum
     features, logits, layouts = _as_read(features, logits)
+    # Up to LARGEST_BLOCK regions, one tile holds a pixel's whole softmax; with more, the logsumexp
+    # takes a pass of its own.
     block_n, block_p = _block(regions), _short_block(features)
     largest_tile = {8: 2048, 4: 4096}.get(features.element_size(), 8192)
     block_c = _block(channels, min(LARGEST_BLOCK, largest_tile // block_n))
@@ -169,7 +167,9 @@ def _as_read(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, dict[str
     layouts = {
         "PRECISION": _precision(features),
         "ACCUMULATE": accumulate_type(features),
-        "INDEX": index_type(features.shape[1:], logits.shape[1:]),
+        "INDEX": index_type(
+            features.shape[1:], logits.shape[1:], (logits.shape[1], features.shape[1])
+        ),
         "CHANNELS_LAST": features_last,
         "LOGITS_CHANNELS_LAST": logits_last,
     }
@@ -217,7 +217,7 @@ def _log_sum(
     BLOCK_P: tl.constexpr,
 ):
     """One program: logsumexp over all regions at a block of pixels of one image."""
-    blocks = tl.cdiv(pixels, BLOCK_P)
+    blocks = block_count(pixels, INDEX, BLOCK_P)
     b = tl.program_id(0) // blocks
     pixel = block_range(tl.program_id(0) % blocks, INDEX, BLOCK_P)
     image = logits + image_start(b, regions, pixels)
@@ -348,7 +348,7 @@ def _backward_features(
 ):
     """One program: a block of channels and pixels of one image, summed over all regions."""
     channel_blocks = tl.cdiv(channels, BLOCK_C)
-    pixel_blocks = tl.cdiv(pixels, BLOCK_P)
+    pixel_blocks = block_count(pixels, INDEX, BLOCK_P)
     program = tl.program_id(0)
     channel = block_range(program % channel_blocks, INDEX, BLOCK_C)
     pixel = block_range(program // channel_blocks % pixel_blocks, INDEX, BLOCK_P)
@@ -390,7 +390,7 @@ def _backward_logits(
     BLOCK_P: tl.constexpr,
 ):
     """One program: all regions at a block of pixels of one image."""
-    blocks = tl.cdiv(pixels, BLOCK_P)
+    blocks = block_count(pixels, INDEX, BLOCK_P)
     b = tl.program_id(0) // blocks
     pixel = block_range(tl.program_id(0) % blocks, INDEX, BLOCK_P)
     in_map = pixel < pixels
