@@ -35,7 +35,7 @@ def run_suite(library: Path | None, environment: dict[str, str]) -> str:
     Raises:
         AssertionError: a test fails, none runs, or the process dies.
     """
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", __name__]
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "-p", __name__]
     command += ["-m", "not slow", "-k", " and not ".join(["cpu", *ELSEWHERE]), "-x"]
     command += [] if library is None else [f"--cpu-library={library}"]
     done = subprocess.run(
