@@ -166,7 +166,7 @@ class VocObjects(ObjectImages):
     def __init__(self, root: str | Path, splits: Sequence[str]) -> None:
         root = Path(root)
         self.paths = []
-        self._annotations = []
+        self._annotations: list[Path] = []
         for split in splits:
             year, _, name = split.partition("/")
             lists = f"{year}/ImageSets/Main/{name}.txt"

@@ -85,6 +85,8 @@ class DetectionTransfer(Supervised):
         sizes: shorter sides of the images, in pixels, one drawn for each image in training; scores
             use the last.
         max_size: most of their longer sides.
+        proposals: regions of each image that the first stage passes on.
+        sampled_proposals: how many of them the second stage learns from.
         **training: the arguments of `Supervised`.
     """
 
@@ -97,11 +99,18 @@ class DetectionTransfer(Supervised):
         frozen_batchnorm: bool = False,
         sizes: Sequence[int] = (640, 672, 704, 736, 768, 800),
         max_size: int = 1333,
+        proposals: int = 1000,
+        sampled_proposals: int = 512,
         **training: Any,
     ) -> None:
         super().__init__(**training)
         if not sizes or min(sizes) < 1:
             raise ValueError(f"sizes must be at least 1 pixel, got {list(sizes)}")
+        if min(proposals, sampled_proposals) < 1:
+            raise ValueError(
+                "proposals and sampled_proposals must be at least 1, "
+                f"got {proposals} and {sampled_proposals}"
+            )
         detector = MaskRCNN if masks else FasterRCNN
         self.detector = detector(
             PyramidBackbone(backbone, weights, frozen_batchnorm),
@@ -110,6 +119,9 @@ class DetectionTransfer(Supervised):
             max_size=max_size,
             image_mean=[0.0, 0.0, 0.0],  # images come normalised
             image_std=[1.0, 1.0, 1.0],
+            rpn_post_nms_top_n_train=proposals,
+            rpn_post_nms_top_n_test=proposals,
+            box_batch_size_per_image=sampled_proposals,
         )
         self.masks = masks
         self.evaluator = MeanAveragePrecision(
