@@ -90,8 +90,8 @@ def write_config(path, photos, **data):
     return path
 
 
-def labelled(root, **more):
-    images, truths = save_scenes(root, 3, labels=True)
+def labelled(root, count=3, **more):
+    images, truths = save_scenes(root, count, labels=True)
     init_args = {
         "images": str(images),
         "labels": str(truths),
@@ -246,6 +246,7 @@ def test_labels_are_scored_before_training_and_after_every_epoch(tmp_path, photo
     said = capsys.readouterr().out
     before, after = said.split("epoch 1/2")
     assert "before training:" in before
+    assert "images: source's size, no crop\nlabels: at the image's size, nearest pixel" in before
     for part in (before, after):
         assert "corner" in part
         assert "things" in part
@@ -284,13 +285,17 @@ def test_a_matching_learned_on_one_split_scores_another(tmp_path, photos, capsys
     base = ["validate", "--config", str(config), "--ckpt_path", "last"]
     assert cli.main(base) == 0
     learned = run / "validation" / "scores.json"
+    content = json.loads(learned.read_text())
+    # Another one than these labels would give, so that it shows which is taken.
+    content["assignment"] = np.roll(content["assignment"], 1).tolist()
+    learned.write_text(json.dumps(content))
 
     other = labelled(tmp_path / "val")["init_args"]
     val = [f"--data.val.init_args.{key}={other[key]}" for key in ("images", "labels")]
     capsys.readouterr()
     assert cli.main([*base, *val, "--matching", str(learned)]) == 0
     scores = json.loads((run / "validation-2" / "scores.json").read_text())
-    assert scores["assignment"] == json.loads(learned.read_text())["assignment"]
+    assert scores["assignment"] == content["assignment"]
     assert scores["protocol"]["matching"].startswith(f"taken from {learned} (Hungarian")
     assert str(tmp_path / "train" / "images") in scores["protocol"]["matching"]
     assert scores["protocol"]["data"].startswith(f"3 images of {tmp_path / 'val' / 'images'}")
@@ -303,11 +308,12 @@ def test_a_matching_learned_on_one_split_scores_another(tmp_path, photos, capsys
 
 
 def test_two_processes_report_what_one_does(tmp_path, photos, capsys):
-    val = labelled(tmp_path / "val", transform={"resize": 32, "crop": 32})
+    # Five images: one comes twice, and the report shows more than the first process alone has.
+    val = labelled(tmp_path / "val", 5, transform={"resize": 32, "crop": 32})
     config = write_config(tmp_path / "tiny.yaml", photos, val=val)
     assert cli.main(["validate", "--config", str(config)]) == 0
     two = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.sync_batchnorm", "false"]
-    process = start("validate", "--config", config, *two)  # three images: one comes twice
+    process = start("validate", "--config", config, *two)
     said, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert said.count("wrote") == 1

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from densesiam import visualize
-from densesiam.visualize import colorize, contact_sheet, legend, overlay, palette
+from densesiam.visualize import colorize, contact_sheet, heat_map, legend, overlay, palette
 
 
 def least_distances(colours):
@@ -88,3 +88,24 @@ def test_legend_shows_every_colour():
     sheet = np.asarray(legend(["sky", "a rather long name", "road"]))
     for colour in palette(3):
         assert (sheet == colour).all(axis=-1).sum() > 100
+
+
+def test_heat_map_goes_from_white_to_blue_and_leaves_nothing_blank():
+    shares = np.array([[1.0, 0.0], [0.25, 0.75], [np.nan, np.nan]])
+    names = ["cat", "a rather long name", "absent"]
+    sheet = heat_map(shares, names, names[:2], "true class", "predicted class")
+    pixels = np.asarray(sheet)
+    # The cells stand in the lower right corner, 34 pixels each, in a margin of 8.
+    cells = [[pixels[34 * (i - 3) - 4, 34 * (j - 2) - 4] for j in (0, 1)] for i in range(3)]
+    assert cells[0][0].tolist() == [11, 91, 165]
+    assert cells[0][1].tolist() == cells[2][0].tolist() == cells[2][1].tolist() == [255, 255, 255]
+    assert cells[1][0].sum() > cells[1][1].sum() > cells[0][0].sum()
+
+
+def test_colours_of_a_data_set_take_the_palettes_place():
+    colours = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8)
+    painted = np.asarray(colorize(np.array([[0, 1, 255]]), 2, colours=colours))
+    assert painted[0].tolist() == [[1, 2, 3], [4, 5, 6], [128, 128, 128]]
+    photo = Image.new("RGB", (3, 1), (0, 0, 0))
+    covered = np.asarray(overlay(photo, np.array([[0, 1, 255]]), 2, 1.0, colours=colours))
+    assert covered[0].tolist() == [[1, 2, 3], [4, 5, 6], [0, 0, 0]]

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from densesiam.callbacks import SegmentationGrid
 from densesiam.commands.checkpoints import keep_checkpoint
 from densesiam.commands.console import say
-from densesiam.commands.scoring import score_table, set_evaluator
+from densesiam.commands.scoring import describe_evaluation, score_table, set_evaluator
 from densesiam.commands.training import Built, add_config_arguments, start_run, training_run
 from densesiam.data.module import SegmentationData
 from densesiam.methods import DenseSiamSegmentation
@@ -64,7 +64,10 @@ def fit(command: str, built: Built, folder: Path) -> None:
     limit = 1.0 if labelled else 0
     with training_run(command, built, folder, callbacks, limit_val_batches=limit) as trainer:
         if labelled:
+            assert data.val is not None
             set_evaluator(model, data)
+            for name, text in describe_evaluation(data.val).items():
+                say(f"{name}: {text}")
             if built.ckpt_path is None:
                 say("before training:")
                 trainer.validate(model, data, verbose=False)

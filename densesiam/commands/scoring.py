@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from densesiam.data import LabelledFiles
 from densesiam.data.module import SegmentationData
 from densesiam.evaluation import ClusterMetrics
 from densesiam.evaluation.matching import Matching
@@ -36,6 +37,17 @@ def set_evaluator(
         assignment,
         legacy,
     )
+
+
+def describe_evaluation(data: LabelledFiles) -> dict[str, str]:
+    """On what a model is scored, and at which sizes image, logits and label meet."""
+    labels = "the source's size" if data.transform.full_size_labels else "the image's size"
+    return {
+        "data": data.description,
+        "images": data.transform.description,
+        "labels": f"at {labels}, nearest pixel",
+        "logits": "enlarged bilinearly to the label's size; the greatest of a pixel decides",
+    }
 
 
 def score_table(model: Segmenter) -> str:

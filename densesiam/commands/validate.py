@@ -12,7 +12,7 @@ from densesiam.callbacks import ProgressBar, RunReport, write_json
 from densesiam.commands.checkpoints import read_checkpoint, resolve_checkpoint
 from densesiam.commands.console import first_process, interactive, say
 from densesiam.commands.folders import claim_folder
-from densesiam.commands.scoring import score_table, set_evaluator
+from densesiam.commands.scoring import describe_evaluation, score_table, set_evaluator
 from densesiam.commands.trainer import TrainerOptions, build_trainer, interruptible
 from densesiam.commands.training import add_config_arguments, build
 from densesiam.data import LabelledFiles, to_image
@@ -134,9 +134,8 @@ def validate(
     if not first_process():
         return
     protocol = {
-        "data": data.val.description,
+        **describe_evaluation(data.val),
         "matching": rule,
-        **_sizes(data.val),
         "clusters": f"{model.num_classes}, of the {'over-clustering' if head == 'aux' else 'main'} "
         f"head; {len(data.val.classes.names)} classes",
         "mean IoU": "over the classes that labels or prediction have; void pixels count nowhere",
@@ -157,16 +156,6 @@ def _segment_with_aux(model: DenseSiamSegmentation) -> None:
             "model.aux_weight 0)"
         )
     model.projector, model.num_classes = model.aux_projector, model.hparams["aux_classes"]
-
-
-def _sizes(data: LabelledFiles) -> dict[str, str]:
-    """At which sizes image, logits and label meet."""
-    labels = "the source's size" if data.transform.full_size_labels else "the image's size"
-    return {
-        "images": data.transform.description,
-        "labels": f"at {labels}, nearest pixel",
-        "logits": "enlarged bilinearly to the label's size; the greatest of a pixel decides",
-    }
 
 
 def _report(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from densesiam.data import Evaluation, to_source
+from densesiam.data import Evaluation, to_image, to_source
 
 from .support import byte_ramps, grey_levels, noise, ramps
 
@@ -100,3 +100,14 @@ def test_errors():
         Evaluation(256, 320)
     with pytest.raises(ValueError, match="a centre crop of 64 pixels does not fit"):
         Evaluation(None, 64)(noise(80, 60))
+
+
+def test_an_image_comes_back_from_its_normalised_form():
+    image = noise(9, 7)
+    assert np.array_equal(np.asarray(to_image(Evaluation()(image)["image"])), np.asarray(image))
+
+
+def test_transforms_describe_themselves():
+    assert Evaluation().description == "source's size, no crop"
+    both = Evaluation(resize=320, crop=300).description
+    assert both == "shorter side 320 pixels, centre crop 300 x 300"
