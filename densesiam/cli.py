@@ -20,7 +20,17 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
 from densesiam import __version__
-from densesiam.commands import demo, fit, picie, predict, pretrain, probe, transfer, validate
+from densesiam.commands import (
+    demo,
+    export,
+    fit,
+    picie,
+    predict,
+    pretrain,
+    probe,
+    transfer,
+    validate,
+)
 from densesiam.commands.console import UsageError
 
 # Each subcommand and its module; `densesiam.commands` says what such a module has.
@@ -32,6 +42,7 @@ COMMANDS: dict[str, ModuleType] = {
     "picie": picie,
     "transfer": transfer,
     "probe": probe,
+    "export": export,
     "demo": demo,
 }
 

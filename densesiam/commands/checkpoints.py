@@ -48,12 +48,12 @@ def resolve_checkpoint(name: str, output: str | None) -> Path:
     return Path(output, "checkpoints", f"{name}.ckpt")
 
 
-def read_checkpoint(path: Path, kind: str = "segmentation") -> dict[str, Any]:
+def read_checkpoint(path: Path, kind: str | None = "segmentation") -> dict[str, Any]:
     """Read a checkpoint of a training, without ever running code from it.
 
     Args:
         path: the file.
-        kind: what its method must be for, see `Method`.
+        kind: what its method must be for, see `Method`; None takes all.
 
     Returns:
         Its content, tensors on the CPU.
@@ -62,7 +62,8 @@ def read_checkpoint(path: Path, kind: str = "segmentation") -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint of such a method.
     """
-    expected = f"expected a .ckpt file that {_WRITTEN_BY[kind]} wrote"
+    writers = _WRITTEN_BY[kind] if kind else " or ".join(_WRITTEN_BY.values())
+    expected = f"expected a .ckpt file that {writers} wrote"
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}: {expected}")
     try:
@@ -70,11 +71,11 @@ def read_checkpoint(path: Path, kind: str = "segmentation") -> dict[str, Any]:
     except Exception as error:  # pickles and archives fail in every way
         raise ValueError(f"{path} is not a checkpoint, or is damaged: {expected}") from error
     method = METHODS.get(content.get(Method.KEY, "")) if isinstance(content, dict) else None
-    if method is None or method.kind != kind:
+    if method is None or kind not in (None, method.kind):
         is_of = f", but a {method.kind} model's" if method else ""
         raise ValueError(
-            f"{path} is not a {kind} model's checkpoint{is_of}: {expected}; weights of a backbone "
-            "alone belong in model.weights"
+            f"{path} is not a {f'{kind} ' if kind else ''}model's checkpoint{is_of}: {expected}; "
+            "weights of a backbone alone belong in model.weights"
         )
     return content
 

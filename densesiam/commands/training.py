@@ -175,6 +175,8 @@ def training_run(
     built.data.train_dataloader()  # missing images should stop the run before it leaves any trace
     if first_process():
         (folder / "config.yaml").write_text(built.config)
+    if (loaded := built.model.encoder.weights_report) is not None:
+        say(f"weights: {loaded}")
     with interruptible(runner, folder, command):
         yield runner
     say(f"finished: {folder / 'checkpoints'} has the checkpoints, {folder} all of the run")
