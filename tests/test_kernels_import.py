@@ -32,7 +32,7 @@ print(_triton.load_module("overlap_sample").__file__)
 def test_kernels_import(install: str, tmp_path: Path) -> None:
     pytest.importorskip("triton")
     source = _copy_of_source(tmp_path / "source")
-    python, site_packages = _environment(tmp_path / "venv")
+    python, site_packages = make_environment(tmp_path / "venv")
     stranger = site_packages / "kernels" / "__init__.py"
     stranger.parent.mkdir()
     stranger.touch()
@@ -69,7 +69,7 @@ def _copy_of_source(folder: Path) -> Path:
     return folder
 
 
-def _environment(folder: Path) -> tuple[Path, Path]:
+def make_environment(folder: Path) -> tuple[Path, Path]:
     """A fresh environment that also sees this one's packages: its Python, its site-packages."""
     venv.create(folder, with_pip=False)
     site_packages = next(folder.glob("lib/python*/site-packages"))
