@@ -6,6 +6,7 @@ never out of date.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -91,11 +92,13 @@ def _compile(source: Path, variant: str) -> Path:
 
 
 def _make(target: Path, command: Callable[[Path], list[str | Path]]) -> Path:
-    """Run a command that writes a file, unless it is there."""
-    if not target.exists():
-        unfinished = target.with_suffix(f".{os.getpid()}{target.suffix}")
-        _run(command(unfinished))
-        unfinished.rename(target)  # at once: another process may be building the same
+    """Run a command that writes a file, unless it is there; or wait for the process that does."""
+    with (target.parent / f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            unfinished = target.with_suffix(f".{os.getpid()}{target.suffix}")
+            _run(command(unfinished))
+            unfinished.rename(target)  # at once: a build that is cut short leaves nothing
     return target
 
 
