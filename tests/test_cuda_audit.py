@@ -1,5 +1,7 @@
 """The audit holds the built CUDA library to its baseline, and its checks can fail."""
 
+import dataclasses
+
 import pytest
 
 from tools import audit
@@ -8,7 +10,7 @@ from tools import audit
 @pytest.mark.slow  # the disassembly of six architectures is some 5 million lines
 @pytest.mark.skipif(not audit.LIBRARY.exists(), reason="the CUDA library was not built")
 def test_library_keeps_its_promises(capsys):
-    assert audit.main([]) == 0, capsys.readouterr().err
+    assert audit.main(["--backend", "cuda"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,9 @@ def test_library_keeps_its_promises(capsys):
         ("label_map_pixels<4, float>", audit.Kernel(), "no 16-byte loads"),
         ("label_pixels_planar<PlanarSource<__half, 8> >", audit.Kernel(), "no 16-byte loads"),
         ("region_pool_forward<32, false, __half>", audit.Kernel(), "no tensor-core"),
+        ("triton region_pool._forward<27 regions, float32>", audit.Kernel(), "no tensor-core"),
+        ("triton label_map._forward<float32>", audit.Kernel(bfloat16=1), "1 kinds of arithmetic"),
+        ("triton label_map._forward<float32>", audit.Kernel(shared=102400), "102400 bytes of sh"),
     ],
 )
 def test_rules_can_be_broken(name, kernel, message):
@@ -32,12 +37,16 @@ def test_unaligned_variants_need_no_wide_loads():
 
 def test_regressions_are_found():
     def compare(**now):
-        before = {"sm_90": {"k": {"registers": 40, "wide_loads": 1, "wide_stores": 0, "tensor": 4}}}
-        kernel = audit.Kernel(**{"registers": 40, "wide_loads": 1, "tensor": 4, **now})
+        usual = {"registers": 40, "instructions": 500, "wide_loads": 1, "tensor": 4}
+        before = {"sm_90": {"k": dataclasses.asdict(audit.Kernel(**usual))}}
+        kernel = audit.Kernel(**{**usual, **now})
         return audit.regressions({"sm_90": {"k": kernel, "new": audit.Kernel(99)}}, before)
 
     assert compare() == []
-    assert compare(registers=80) == ["sm_90 k: 40 -> 80 registers"]
+    assert compare(registers=80) == ["sm_90 k: registers 40 -> 80"]
+    assert compare(instructions=560) == []
+    assert compare(instructions=600) == ["sm_90 k: instructions 500 -> 600"]
+    assert compare(shared=4096) == ["sm_90 k: shared 0 -> 4096"]
     assert compare(tensor=0) == ["sm_90 k: tensor 4 -> 0"]
 
 
@@ -50,8 +59,16 @@ def test_regressions_are_found():
         ("/*0360*/ LDL R3, [R1] ;", "local"),
         ("/*0370*/ STL.64 [R1+0x8], R3 ;", "local"),
         ("/*0380*/ HMMA.1688.F32.TF32 R4, R8, R2, R4 ;", "tensor"),
+        ("/*0380*/ HGMMA.64x128x8.F32.TF32 R24, gdesc[UR4], R24 ;", "tensor"),
+        ("/*0380*/ UTCHMMA gdesc[UR8], gdesc[UR6], tmem[UR4], UPT ;", "tensor"),
+        ("/*0380*/ DMMA.8x8x4 R4, R8, R2, R4 ;", "tensor"),
         ("/*0390*/ REDG.E.ADD.F32.FTZ.RN.STRONG.GPU desc[UR4][R2.64], R3 ;", "float_atomics"),
     ],
 )
 def test_opcodes_are_recognised(line, field):
     assert [name for name, pattern in audit.OPCODES.items() if pattern.search(line)] == [field]
+
+
+def test_a_move_that_is_called_mma_is_none():
+    line = "/*0380*/ HFMA2.MMA R5, -RZ, RZ, 0, 0 ;"
+    assert not any(pattern.search(line) for pattern in audit.OPCODES.values())

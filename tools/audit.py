@@ -1,9 +1,10 @@
-"""Static audit of the CUDA kernels: what the compiler made of them, without a GPU.
+"""Static audit of the CUDA and Triton kernels: what compilers made of them, without a GPU.
 
-    python tools/audit.py [--library PATH] [--update]
+    python -m tools.audit [--backend cuda triton] [--library PATH] [--update]
 
-Reads every kernel of ``densesiam/_cuda.abi3.so`` with the cuobjdump of Triton's wheel, for each
-architecture in it: registers, stack and local memory, 16-byte loads and stores, tensor-core
+The CUDA kernels are those of ``densesiam/_cuda.abi3.so``, for each architecture in it; the Triton
+kernels are compiled here (``tools/triton_kernels.py``). The cuobjdump of Triton's wheel reads both:
+registers, stack, shared and local memory, instructions, 16-byte loads and stores, tensor-core
 instructions, floating-point atomics. It fails where a rule is broken (`broken_rules`) or where a
 number is worse than in ``tools/audit.json``; ``--update`` writes that file anew.
 """
@@ -11,18 +12,25 @@ number is worse than in ``tools/audit.json``; ``--update`` writes that file anew
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BASELINE = Path(__file__).with_suffix(".json")
+TRITON = "triton "  # before the names of Triton's kernels
 LIBRARY = ROOT / "densesiam" / "_cuda.abi3.so"
+
+
+SHARED = 99 * 1024  # bytes a block may have on the smallest: sm_86, sm_89 and sm_120
 
 
 @dataclass
@@ -32,30 +40,37 @@ class Kernel:
     Attributes:
         registers: a thread's.
         stack: bytes of a thread's stack, where spilled registers go.
+        shared: bytes of shared memory a block, without what a launch adds.
+        instructions: of its code, each counted once.
         local: instructions that access local memory.
         wide_loads: 16-byte loads from global memory.
         wide_stores: 16-byte stores to global memory.
         tensor: tensor-core instructions.
         float_atomics: floating-point atomics and reductions in memory.
+        bfloat16: kinds of arithmetic on bfloat16, by Triton's intermediate code.
     """
 
     registers: int = 0
     stack: int = 0
+    shared: int = 0
+    instructions: int = 0
     local: int = 0
     wide_loads: int = 0
     wide_stores: int = 0
     tensor: int = 0
     float_atomics: int = 0
+    bfloat16: int = 0
 
 
 OPCODES = {
     "local": re.compile(r"\b(LDL|STL)\b"),
     "wide_loads": re.compile(r"\bLDG\.E(\.\w+)*\.128\b"),
     "wide_stores": re.compile(r"\bSTG\.E(\.\w+)*\.128\b"),
-    "tensor": re.compile(r"\b[HQU]?(HMMA|GMMA|MMA)\.\d+"),
+    "tensor": re.compile(r"\b([DHIQU]?G?MMA\.\d|UTC[A-Z]*MMA\b)"),
     "float_atomics": re.compile(r"\b(ATOM|ATOMG|ATOMS|RED|REDG)\.\S*(F16|F32|F64|BF16)"),
 }
 
+INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?!NOP)")
 NOTEWORTHY = re.compile(r"LDL|STL|\.128|MMA|ATOM|RED")  # quick to see that most lines are not
 
 
@@ -78,6 +93,7 @@ def read_kernels(library: Path) -> dict[str, dict[str, Kernel]]:
     """Every kernel of a library: ``{architecture: {kernel: what it uses}}``."""
     kernels: dict[str, dict[str, Kernel]] = defaultdict(dict)
     architecture = name = ""
+    kernel = Kernel()
     resources = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
     for line in _dump(library, "-res-usage"):
         if found := re.match(r"arch = (sm_\d+)", line):
@@ -85,8 +101,8 @@ def read_kernels(library: Path) -> dict[str, dict[str, Kernel]]:
         elif found := re.match(r"\s*Function (\S+):", line):
             name = found[1]
         elif found := resources.search(line):
-            registers, stack = int(found[1]), int(found[2])
-            kernels[architecture][name] = Kernel(registers=registers, stack=stack)
+            registers, stack = int(found[1]), int(found[2]) + int(found[4])
+            kernels[architecture][name] = Kernel(registers, stack, int(found[3]))
     for line in _dump(library, "-sass"):
         if found := re.match(r"arch = (sm_\d+)", line):
             architecture = found[1]
@@ -94,17 +110,43 @@ def read_kernels(library: Path) -> dict[str, dict[str, Kernel]]:
             name = found[1]
             # Sources that share a kernel bring a copy each: the last one is as good as the first.
             resource = kernels[architecture][name]
-            kernels[architecture][name] = Kernel(resource.registers, resource.stack)
-        elif NOTEWORTHY.search(line):
-            for field, pattern in OPCODES.items():
-                if pattern.search(line):
-                    kernel = kernels[architecture][name]
-                    setattr(kernel, field, getattr(kernel, field) + 1)
+            kernel = Kernel(resource.registers, resource.stack, resource.shared)
+            kernels[architecture][name] = kernel
+        elif INSTRUCTION.match(line):
+            kernel.instructions += 1
+            if NOTEWORTHY.search(line):
+                for field, pattern in OPCODES.items():
+                    if pattern.search(line):
+                        setattr(kernel, field, getattr(kernel, field) + 1)
     names = _demangled(sorted({name for each in kernels.values() for name in each}))
     return {
         architecture: {names[name]: kernel for name, kernel in each.items()}
         for architecture, each in sorted(kernels.items())
     }
+
+
+def read_triton_kernels() -> dict[str, dict[str, Kernel]]:
+    """Every Triton kernel, compiled for the architectures, types and layouts of its audit.
+
+    Raises:
+        RuntimeError: TRITON_INTERPRET is set, which leaves nothing to compile.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 is set: unset it, so that Triton compiles")
+    from tools.triton_kernels import VARIANTS, compile_kernels
+
+    kernels: dict[str, dict[str, Kernel]] = defaultdict(dict)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        for variant in VARIANTS:
+            for compiled in compile_kernels(variant):
+                cubin.write_bytes(compiled.cubin)
+                ((architecture, each),) = read_kernels(cubin).items()
+                (kernel,) = each.values()
+                kernel.shared = compiled.shared
+                kernel.bfloat16 = len(compiled.bfloat16_arithmetic)
+                kernels[architecture][f"{TRITON}{compiled.name}"] = kernel
+    return kernels
 
 
 def _dump(library: Path, what: str) -> list[str]:
@@ -131,10 +173,20 @@ def broken_rules(architecture: str, name: str, kernel: Kernel) -> list[str]:
         problems.append(f"{kernel.float_atomics} floating-point atomics, not 0")
     if reads_packs(name) and not kernel.wide_loads:
         problems.append("no 16-byte loads, though its inputs are aligned")
-    is_product = re.match(r"region_pool_", name) is not None
-    if is_product and re.search(r"__half|__nv_bfloat16", name) and not kernel.tensor:
+    if multiplies(name) and not kernel.tensor:
         problems.append("no tensor-core instructions")
+    if kernel.bfloat16:
+        problems.append(f"{kernel.bfloat16} kinds of arithmetic on bfloat16, not 0")
+    if kernel.shared > SHARED:
+        problems.append(f"{kernel.shared} bytes of shared memory, and some GPUs have {SHARED}")
     return [f"{architecture} {name}: {problem}" for problem in problems]
+
+
+def multiplies(name: str) -> bool:
+    """Whether a kernel promises its products to tensor cores."""
+    if name.startswith(f"{TRITON}region_pool."):  # consumer GPUs have none for float64
+        return not re.search(r"_log_sum|_add_parts|float64", name)
+    return bool(re.match(r"region_pool_", name) and re.search(r"__half|__nv_bfloat16", name))
 
 
 def reads_packs(name: str) -> bool:
@@ -147,27 +199,59 @@ def reads_packs(name: str) -> bool:
 
 
 def regressions(now: dict[str, dict[str, Kernel]], before: dict) -> list[str]:
-    """What is worse than in the baseline; kernels and architectures not in both are passed over."""
+    """What is worse than in the baseline; what is not in both is passed over."""
     problems = []
     for architecture, kernels in now.items():
         for name, kernel in kernels.items():
             old = before.get(architecture, {}).get(name)
             if old is None:
                 continue
-            if kernel.registers > old["registers"] + 8:
-                change = f"{old['registers']} -> {kernel.registers} registers"
-                problems.append(f"{architecture} {name}: {change}")
+            for field, factor, margin in (
+                ("registers", 1, 8),
+                ("instructions", 1.1, 32),
+                ("shared", 1, 1024),
+            ):
+                if field in old and getattr(kernel, field) > factor * old[field] + margin:
+                    change = f"{field} {old[field]} -> {getattr(kernel, field)}"
+                    problems.append(f"{architecture} {name}: {change}")
             for field in ("wide_loads", "wide_stores", "tensor"):
                 if getattr(kernel, field) == 0 and old[field] > 0:
                     problems.append(f"{architecture} {name}: {field} {old[field]} -> 0")
     return problems
 
 
-def write_baseline(kernels: dict[str, dict[str, Kernel]]) -> None:
-    """One line a kernel, so that a change of one is a change of one line."""
-    lines = []
-    for architecture, each in kernels.items():
-        entries = (f"{json.dumps(n)}: {json.dumps(asdict(k))}" for n, k in sorted(each.items()))
+def read_baseline() -> dict:
+    """The committed numbers; of Triton's kernels only where this Triton made them.
+
+    What another version compiles is neither better nor worse work of this project.
+    """
+    if not BASELINE.exists():
+        return {}
+    baseline = json.loads(BASELINE.read_text())
+    made, here = baseline.pop("triton", None), importlib.metadata.version("triton")
+    if made != here:
+        print(f"the baseline is of Triton {made}, not {here}: its kernels are held to rules alone")
+        for each in baseline.values():
+            for name in [name for name in each if name.startswith(TRITON)]:
+                del each[name]
+    return baseline
+
+
+def write_baseline(kernels: dict[str, dict[str, Kernel]], backends: list[str]) -> None:
+    """One line a kernel, so that a change of one is a change of one line.
+
+    The numbers of a backend that was not audited stay.
+    """
+    rows: dict[str, dict[str, dict]] = defaultdict(dict)
+    for architecture, each in read_baseline().items():
+        for name, numbers in each.items():
+            if ("triton" if name.startswith(TRITON) else "cuda") not in backends:
+                rows[architecture][name] = numbers
+    for architecture, audited in kernels.items():
+        rows[architecture] |= {name: asdict(kernel) for name, kernel in audited.items()}
+    lines = [f'"triton": "{importlib.metadata.version("triton")}"']
+    for architecture, each in sorted(rows.items()):
+        entries = (f"{json.dumps(n)}: {json.dumps(k)}" for n, k in sorted(each.items()))
         lines.append(f"{json.dumps(architecture)}: {{\n" + ",\n".join(entries) + "\n}")
     BASELINE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
@@ -178,13 +262,15 @@ def print_table(kernels: dict[str, dict[str, Kernel]]) -> None:
         "variants",
         "registers",
         "stack",
+        "shared",
+        "instr.",
         "local",
         "128 loads",
         "128 stores",
         "tensor",
         "f atom",
     )
-    print(f"{'arch':7s} {'kernel':34s} " + " ".join(f"{f:>10s}" for f in fields))
+    print(f"{'arch':7s} {'kernel':42s} " + " ".join(f"{f:>10s}" for f in fields))
     for architecture, each in kernels.items():
         families: dict[str, list[Kernel]] = defaultdict(list)
         for name, kernel in each.items():
@@ -194,25 +280,34 @@ def print_table(kernels: dict[str, dict[str, Kernel]]) -> None:
                 len(members),
                 max(k.registers for k in members),
                 max(k.stack for k in members),
+                max(k.shared for k in members),
+                max(k.instructions for k in members),
                 sum(k.local for k in members),
                 sum(k.wide_loads for k in members),
                 sum(k.wide_stores for k in members),
                 sum(k.tensor for k in members),
                 sum(k.float_atomics for k in members),
             ]
-            print(f"{architecture:7s} {family:34s} " + " ".join(f"{n:10d}" for n in numbers))
+            print(f"{architecture:7s} {family:42s} " + " ".join(f"{n:10d}" for n in numbers))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; 0 if nothing is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    backends = ("cuda", "triton")
+    parser.add_argument("--backend", nargs="+", default=backends, choices=backends)
     parser.add_argument("--library", type=Path, default=LIBRARY)
     parser.add_argument("--update", action="store_true", help="write the baseline anew")
     options = parser.parse_args(arguments)
-    if not options.library.exists():
-        print(f"there is no {options.library}: build it first (FORCE_CUDA=1)", file=sys.stderr)
-        return 2
-    kernels = read_kernels(options.library)
+    kernels: dict[str, dict[str, Kernel]] = defaultdict(dict)
+    if "cuda" in options.backend:
+        if not options.library.exists():
+            print(f"there is no {options.library}: build it first (FORCE_CUDA=1)", file=sys.stderr)
+            return 2
+        kernels |= read_kernels(options.library)
+    if "triton" in options.backend:
+        for architecture, each in read_triton_kernels().items():
+            kernels[architecture] |= each
     print_table(kernels)
     problems = [
         problem
@@ -221,9 +316,9 @@ def main(arguments: list[str] | None = None) -> int:
         for problem in broken_rules(architecture, name, kernel)
     ]
     if options.update:
-        write_baseline(kernels)
-    elif BASELINE.exists():
-        problems += regressions(kernels, json.loads(BASELINE.read_text()))
+        write_baseline(kernels, options.backend)
+    else:
+        problems += regressions(kernels, read_baseline())
     print(f"{sum(map(len, kernels.values()))} kernels, {len(problems)} problems")
     for problem in problems:
         print(f"  {problem}", file=sys.stderr)
