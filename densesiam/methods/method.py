@@ -120,14 +120,13 @@ class Method(L.LightningModule):
         if self.schedule == "cosine" and self._steps == math.inf:
             raise ValueError("the cosine schedule needs an end: give the trainer max_epochs")
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        self._warmup_steps = (
-            round(self.warmup_epochs * steps_per_epoch) if self.warmup_epochs else 0
-        )
-        if self._warmup_steps >= self._steps:
+        warmup_steps = self.warmup_epochs * steps_per_epoch if self.warmup_epochs else 0
+        if not warmup_steps < self._steps:
             raise ValueError(
                 f"the learning rate would rise for {self.warmup_epochs} epochs, but the training "
                 f"has no more than {self._steps} steps: lower warmup_epochs"
             )
+        self._warmup_steps = round(warmup_steps)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate of the step that is coming, and log it."""

@@ -1,5 +1,7 @@
 """RegionSim: the same soft region is the same in both views."""
 
+import math
+
 import lightning as L
 import torch
 import torch.nn.functional as F
@@ -86,7 +88,8 @@ class RegionStart:
     """When RegionSim joins a training: it is best started midway, says the paper.
 
     Args:
-        start: an epoch (an int, counted from 0), or a share of the training (a float below 1).
+        start: an epoch (an int, counted from 0), or a share of the training's steps (a float below
+            1).
         alone: whether there is no other loss, so that nothing could be learned before.
 
     Raises:
@@ -115,7 +118,15 @@ class RegionStart:
         """
         if isinstance(self.start, int):
             return module.current_epoch >= self.start
-        return self.start == 0 or self._progress(module) >= self.start
+        if self.start == 0:
+            return True
+        steps = module.trainer.estimated_stepping_batches
+        if steps == math.inf:
+            raise ValueError(
+                f"region_start={self.start} is a share of the training, which has no end: give "
+                "the trainer max_epochs, or region_start as an epoch"
+            )
+        return module.global_step >= self.start * steps
 
     def check_reachable(self, trainer: L.Trainer) -> None:
         """Refuse a training that would be over before the start.
@@ -129,23 +140,6 @@ class RegionStart:
                 f"RegionSim would start at epoch {self.start}, but the training has only epochs 0 "
                 f"to {epochs - 1}: lower region_start, or set RegionSim's weight to 0"
             )
-
-    def _progress(self, module: L.LightningModule) -> float:
-        """Share of the training that is over, in [0, 1]: of its epochs or steps, the larger."""
-        shares = [
-            done / end
-            for done, end in (
-                (module.current_epoch, module.trainer.max_epochs or -1),
-                (module.global_step, module.trainer.max_steps),
-            )
-            if end > 0
-        ]
-        if not shares:
-            raise ValueError(
-                f"region_start={self.start} is a share of the training, which has no end: give "
-                "the trainer max_epochs, or region_start as an epoch"
-            )
-        return max(shares)
 
 
 def region_contrast(p: Tensor, z: Tensor, tau: float, weight: Tensor) -> Tensor:

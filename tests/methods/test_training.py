@@ -168,12 +168,15 @@ def test_frozen_backbone_is_not_optimised():
         (2, {"max_epochs": 4}, [False, False, True, True]),
         (0.5, {"max_epochs": 4}, [False, False, True, True]),
         (0.7, {"max_epochs": 3}, [False, False, False]),
+        (0.5, {"max_epochs": 1, "steps": 4}, [False, False, True, True]),
         (0.5, {"max_epochs": -1, "max_steps": 4}, [False, False, True, True]),
         (0.0, {"max_epochs": 1}, [True]),
     ],
 )
 def test_region_starts_on_time(start, options, expected):
-    steps, _ = fit(tiny(region_start=start), loader=DataLoader(items(4), batch_size=4), **options)
+    options = dict(options)
+    loader = DataLoader(items(4 * options.pop("steps", 1)), batch_size=4)
+    steps, _ = fit(tiny(region_start=start), loader=loader, **options)
     # A value once logged stays in the trainer's metrics; before the start there is none.
     assert ["region" in step for step in steps] == expected
 
