@@ -30,6 +30,8 @@ _READING = (
     "mean over the classes, so that a rare class counts as much as a common one.",
     "Accuracy: of all pixels of a class (or of all labelled pixels), the share that is right. "
     "Common classes decide it.",
+    "The last rows of the table hold the mean of the IoU over classes, and the accuracy over all "
+    "pixels together.",
     "Things are countable (person, car), stuff is not (sky, road). Their scores count only "
     "confusions within the group.",
 )
@@ -180,8 +182,8 @@ class ValidationReport:
                     (f"{name} (legacy)", f"legacy_{name}_") for name in ("things", "stuff")
                 ]
             for title, prefix in prefixes:
-                mean = [float(self.scores[prefix + name]) for name in ("miou", "accuracy")]
-                writer.writerow([title, "mean", "", "", *map(_number, mean)])
+                total = [float(self.scores[prefix + name]) for name in ("miou", "accuracy")]
+                writer.writerow([title, "group", "", "", *map(_number, total)])
 
     def _confusion(self) -> Image.Image:
         """The matched table, each row shared out among the predicted classes."""
@@ -266,9 +268,9 @@ class ValidationReport:
             [Html(page.swatch(colours[c]) + page.html(row[0])), *row[1:]]
             for c, row in enumerate(self._rows())
         ]
-        means: list[list[Cell]] = [
+        totals: list[list[Cell]] = [
             [
-                f"mean of {title}" if prefix else "mean",
+                f"all {title}" if prefix else "all classes",
                 *("", "", ""),
                 float(self.scores[f"{prefix}miou"]),
                 float(self.scores[f"{prefix}accuracy"]),
@@ -277,10 +279,10 @@ class ValidationReport:
         ]
         if self.classes.things is None:  # an empty column tells nobody anything
             columns.pop(1)
-            for row in (*rows, *means):
+            for row in (*rows, *totals):
                 row.pop(1)
         explanation = page.details("What these numbers mean", *map(page.paragraph, _READING))
-        return page.section("Classes", page.table(columns, rows, means), explanation)
+        return page.section("Classes", page.table(columns, rows, totals), explanation)
 
     def _legacy_section(self) -> Html:
         columns = [

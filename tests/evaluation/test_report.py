@@ -73,7 +73,7 @@ def test_a_report_is_complete_on_its_own(tmp_path):
         "accuracy": "0.800000",
     }
     assert rows[3]["iou"] == "0.000000"  # nothing is sky, but cluster 3 or 4 is called so
-    assert rows[4]["kind"] == "mean"
+    assert rows[4]["kind"] == "group"
 
 
 def test_legacy_scores_are_marked_wherever_they_stand(tmp_path):
@@ -133,7 +133,7 @@ def test_a_browser_shows_the_whole_report(tmp_path, width):
     assert len(seen.images) == 1 + 3 * 3
     assert all(image[0] > 0 and image[2] > 0 for image in seen.images)
     assert seen.overflow <= 0
-    for text in ("three <images>", "cat & dog", "mean of stuff", "sub <c>.png: mIoU 50.0"):
+    for text in ("three <images>", "cat & dog", "all stuff", "sub <c>.png: mIoU 50.0"):
         assert text in seen.text
 
 
