@@ -3,13 +3,15 @@
 #   make test    everything that shows that the parts are right
 #   make lint    formatters, linters, type checker
 #   make bench   kernel benchmarks, quick mode
+#   make bench-full   all of them (about twelve minutes), kept in RESULTS, and docs/benchmarks.md
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RESULTS ?= benchmarks/results/full
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-full clean
 
 demo: $(VENV)/built
 	$(BIN)/densesiam demo
@@ -25,6 +27,10 @@ lint: $(VENV)/built
 
 bench: $(VENV)/built
 	$(BIN)/python -m benchmarks --quick
+
+bench-full: $(VENV)/built
+	$(BIN)/python -m benchmarks --full --minutes 11 --output $(RESULTS)
+	$(BIN)/python -m benchmarks report $(RESULTS)/results.json --into docs/benchmarks.md
 
 # Without build isolation the build uses the torch of $(VENV), so what it needs is installed first.
 $(VENV)/built: $(VENV)/requirements $(SOURCES)

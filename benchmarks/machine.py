@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -20,6 +21,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
+        "load": f"{os.getloadavg()[0]:.1f}",  # of other programs, if it is not near 0
         "densesiam": f"{__version__} ({_commit()})",
         "torch": torch.__version__,
         "python": platform.python_version(),

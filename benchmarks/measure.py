@@ -141,9 +141,8 @@ def extra_memory(run: Callable[[], Sequence[Tensor]]) -> int:
     Read from the allocator's events. What kernels keep on their stacks is not in it.
 
     Args:
-        run: the call; returns its results and gradients.
+        run: the call, not its first; returns its results and gradients.
     """
-    run()  # what is allocated once and for all
     with torch.profiler.profile(profile_memory=True) as profile:
         returned = run()
         _synchronise()

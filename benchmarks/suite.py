@@ -17,13 +17,16 @@ MODULES: dict[str, ModuleType] = ops.MODULES | composites.MODULES
 
 GROUPS = {
     "own": "the method's own shapes",
-    "shapes": "other shapes",
     "types": "number types",
+    "shapes": "other shapes",
+    "threads": "threads",
     "batch": "images a batch",
     "side": "side of the map in pixels",
-    "threads": "threads",
 }
-"""The parts of the suite; those from ``batch`` on vary one number."""
+"""The parts of the suite, the most important first; those from ``threads`` on vary one number."""
+
+COMPILED_COMPOSITE = ("segmentation", "before RegionSim")  # a minute each: one may speak for all
+COMPOSITE_BATCH = 4  # images at the most on a CPU, where a composite takes seconds
 
 TYPES = (torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = ("confusion_matrix",)  # have neither channels nor a type to choose
@@ -66,8 +69,7 @@ def _own(name: str, batch: int, quick: bool) -> Iterator[Case]:
     for channels_last in (False,) if quick or composite or name in INTEGERS else (False, True):
         for shape in shapes:
             setting = Setting(batch, channels_last=channels_last)
-            # A composite takes a minute to compile, and RegionSim adds little to it.
-            compiled = not quick and not (composite and shape is not shapes[0])
+            compiled = not quick and (not composite or (name, shape.name) == COMPILED_COMPOSITE)
             yield _case(name, shape, setting, "own", compiled=compiled)
 
 
@@ -88,7 +90,7 @@ def _types(name: str, batch: int, quick: bool) -> Iterator[Case]:
 def _batches(name: str, batch: int, quick: bool) -> Iterator[Case]:
     if (scaled := MODULES[name].SCALED) is not None:
         for images in (1, 2, 4, 8, 16, 32, 64, 128):
-            if images <= 2 * batch:
+            if images <= batch:
                 yield _case(name, scaled, Setting(images), "batch", x=images)
 
 
@@ -99,7 +101,7 @@ def _sides(name: str, batch: int, quick: bool) -> Iterator[Case]:
     for side in SIDES:
         size = round(scaled.size * side / scaled.height) if scaled.size > 14 else scaled.size
         shape = replace(scaled, height=side, width=side, size=size)
-        yield _case(name, shape, Setting(max(1, batch // 2)), "side", x=side)
+        yield _case(name, shape, Setting(max(1, batch // 4)), "side", x=side)
 
 
 def _threads(name: str, batch: int, quick: bool) -> Iterator[Case]:
@@ -131,5 +133,7 @@ def _case(
 ) -> Case:
     if shape.batch is not None and x is None:
         setting = replace(setting, batch=min(setting.batch, shape.batch))
+    if name in composites.MODULES and DEVICE.type == "cpu":
+        setting = replace(setting, batch=min(setting.batch, COMPOSITE_BATCH))
     problem = MODULES[name].problem(shape, setting)
     return Case(problem, shape.name, setting, group, x, compiled=compiled)

@@ -34,8 +34,9 @@ def render(row: Row) -> str:
 
 
 def _kind(row: Row) -> str:
-    threads = f", {row.threads} threads" if row.group == "threads" else ""
-    return f"{row.layout}, {row.dtype}" if not threads else f"{row.layout}{threads}"
+    if row.group == "threads":
+        return f"{row.layout}, threads: {row.threads}"
+    return f"{row.layout}, {row.dtype}"
 
 
 def _further(row: Row, backend: str) -> str:

@@ -197,6 +197,13 @@ def test_from_command_to_page(tmp_path, capsys):
     assert names == {"results.json", "results.csv", "index.html"}
 
 
+def test_after_its_minutes_it_starts_nothing_and_says_so(tmp_path, capsys):
+    path = tmp_path / "result.json"
+    command = ["--quick", "--batch", "1", "--ops", "confusion_matrix", "--groups", "side"]
+    assert main([*command, "--minutes", "1e-9", "--json", str(path)]) == 0
+    assert "4 cases were left out when 1e-09 minutes were over" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
