@@ -118,8 +118,8 @@ def test_balanced_floor_is_that_of_hard_normalised_logits():
 
 def test_gradient_norms():
     model = nn.ModuleDict({"one": nn.Linear(2, 2), "two": nn.Linear(2, 1), "none": nn.ReLU()})
-    (3 * model["one"].bias.sum()).backward()
-    assert gradient_norms(model) == {"one": pytest.approx(math.sqrt(18))}
+    (3 * model["one"].bias.sum() + 4 * model["one"].weight[0, 0]).backward()
+    assert gradient_norms(model) == {"one": pytest.approx(math.sqrt(3**2 + 3**2 + 4**2))}
 
 
 def test_samples_are_vectors_of_the_same_points():
