@@ -133,14 +133,14 @@ class Task:
         ]
         if interactive():
             callbacks.append(ProgressBar(report))
-        steps_per_epoch = batches / built.options.accumulate_grad_batches
         trainer = build_trainer(
             built.options,
             callbacks,
             TensorBoardLogger(folder, name="", version="logs", default_hp_metric=False),
-            max_epochs=math.ceil(built.model.max_steps / steps_per_epoch),
+            max_epochs=-1,  # the model ends it
             limit_val_batches=1.0 if data.val is not None else 0,
         )
+        trainer.fit_loop.max_epochs = _epochs(batches, model.max_steps, built.options, trainer)
         if first_process():
             (folder / "config.yaml").write_text(built.config)
         with interruptible(trainer, folder, self.command):
@@ -185,6 +185,19 @@ def _check_unfinished(path: Path, checkpoint: dict[str, Any], config: Namespace)
             f"{path} has trained {done} steps already, and model.max_steps is {wanted}: raise it "
             "to train on, or score it with --evaluate true"
         )
+
+
+def _epochs(batches: int, steps: int, options: TrainerOptions, trainer: L.Trainer) -> int:
+    """How many epochs hold so many steps; never too few, since the model ends the training.
+
+    Args:
+        batches: of an epoch on a single process.
+        steps: of the optimiser.
+        options: how to train.
+        trainer: knows the number of processes.
+    """
+    batches = min(batches // trainer.world_size, options.limit_train_batches or batches)
+    return math.ceil(steps / max(1, batches // options.accumulate_grad_batches))
 
 
 def _report(model: Supervised, built: Built, folder: Path, step: int) -> None:

@@ -75,12 +75,13 @@ def save_labelled(root, count=4):
     }
 
 
-def save_classes(root, count=4, classes=("disc", "square")):
-    """ImageNet's layout: one folder of images for each class."""
+def save_classes(root, count=4, classes=("blue", "red")):
+    """ImageNet's layout: a folder for each class, its images in shades of the class's colour."""
     for name in classes:
         (root / name).mkdir(parents=True)
         for i in range(count):
-            scene(i, kinds=(name,))[0].save(root / name / f"{i}.png")
+            shade = Image.new("RGB", (64, 64), name)
+            Image.blend(scene(i, kinds=())[0], shade, 0.6).save(root / name / f"{i}.png")
     return root
 
 

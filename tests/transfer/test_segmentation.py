@@ -173,3 +173,12 @@ def test_wrong_settings(config, capsys, setting, value, message):
     capsys.readouterr()
     assert cli.main(["transfer", "segmentation", "--config", str(config), f"--{setting}", value])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "setting", ["trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=1"]
+)
+def test_training_has_its_steps_however_long_an_epoch_is(config, tmp_path, setting):
+    args = ["transfer", "segmentation", "--config", str(config), "--model.max_steps", "3"]
+    assert cli.main([*args, f"--{setting}"]) == 0
+    assert results(tmp_path / "run")["step"] == 3
