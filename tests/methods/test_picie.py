@@ -5,6 +5,8 @@ import warnings
 import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
@@ -69,6 +71,42 @@ def test_nearest_centroid_is_the_one_of_least_distance():
 def test_fewer_vectors_than_clusters():
     with pytest.raises(ValueError, match="2 features do not suffice for 3 clusters"):
         MiniBatchKMeans(3, unit=False).update(torch.randn(2, 4))
+
+
+def halves():
+    torch.manual_seed(4)
+    return clouds()
+
+
+def cluster_half(store, rank):
+    """One of two processes, which meets every other vector."""
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    try:
+        kmeans = MiniBatchKMeans(3, unit=False)
+        for part in halves()[0][rank::2].split(50):
+            kmeans.update(part)
+        return kmeans
+    finally:
+        dist.destroy_process_group()
+
+
+def other_process(_, store):
+    cluster_half(store, 1)
+
+
+def test_processes_cluster_together(tmp_path):
+    store = str(tmp_path / "store")
+    process = mp.start_processes(
+        other_process, (store,), nprocs=1, join=False, start_method="spawn"
+    )
+    kmeans = cluster_half(store, 0)
+    while not process.join():
+        pass
+    vectors, labels = halves()
+    means = torch.stack([vectors[labels == k].mean(dim=0) for k in range(3)])
+    order = assign(means, kmeans.centroids)
+    torch.testing.assert_close(kmeans.centroids[order], means)
+    assert kmeans.counts[order].tolist() == torch.bincount(labels).tolist()
 
 
 # Losses
@@ -152,7 +190,7 @@ class Scenes(L.LightningDataModule):
         )
 
 
-def trainer(tmp_path=None, **options):
+def trainer(**options):
     defaults = {
         "accelerator": "cpu",
         "devices": 1,
