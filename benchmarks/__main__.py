@@ -59,20 +59,21 @@ def run(arguments: Sequence[str]) -> int:
     print("\n" + header())
     deadline = time.monotonic() + 60 * (options.minutes or math.inf)
     left_out = 0
-    for case in suite.cases(options.ops, groups, batch, options.quick, options.shapes):
-        if time.monotonic() > deadline:
-            left_out += 1
-            continue
-        row = measure(case, _rounds(case, rounds), options.backends)
-        results.rows.append(row)
-        print(render(row), flush=True)
-        _save(results, options)  # after each row: a long run that is cut short loses nothing
+    for group in groups:
+        for case in suite.cases(options.ops, [group], batch, options.quick, options.shapes):
+            if time.monotonic() > deadline:
+                left_out += 1
+                continue
+            row = measure(case, _rounds(case, rounds), options.backends)
+            results.rows.append(row)
+            print(render(row), flush=True)
+            _save(results, options)  # after each row: a long run that is cut short loses nothing
+        if group == "own" and options.full and time.monotonic() <= deadline:
+            results.steps.update(training_step.measure(min(rounds, FEWER)))
+            print(training_step.render(results.steps), flush=True)
+            _save(results, options)
     if left_out:
         print(f"\n{left_out} cases were left out when {options.minutes:g} minutes were over")
-    if options.full and not options.groups:
-        results.steps.update(training_step.measure(min(rounds, FEWER)))
-        print("\n" + training_step.render(results.steps))
-        _save(results, options)
     if options.output:
         results.write_csv(options.output / "results.csv")
         report.write_report(results, options.output / "index.html")
