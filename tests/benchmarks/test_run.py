@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import composites, ops, release, run, suite
+from benchmarks import composites, ops, release, run, suite, training_step
 from benchmarks.__main__ import main
 from benchmarks.problem import Setting
+from benchmarks.results import Results
 from benchmarks.run import Case, measure
 from densesiam.ops import overlap_sample
 
@@ -217,3 +218,16 @@ def test_errors_say_what_was_given(arguments, message, capsys):
         main(arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_training_steps_of_a_full_run(tmp_path, monkeypatch, capsys):
+    tiny = {"tiny": (training_step.demo_model, 2, 64, 64)}
+    monkeypatch.setattr(training_step, "STEPS", tiny)
+    command = ["--full", "--groups", "own", "--ops", "confusion_matrix", "--shapes", "27 x 27"]
+    monkeypatch.setattr(suite, "cases", lambda *_: [])
+    path = tmp_path / "result.json"
+    assert main([*command, "--rounds", "1", "--json", str(path)]) == 0
+    step = Results.read(path).steps["tiny"]
+    assert {"cpu" if ON_CPU else "cuda", "reference"} <= set(step)
+    assert all(each["ms"]["median"] > 0 and each["operators"] for each in step.values())
+    assert "tiny" in capsys.readouterr().out
