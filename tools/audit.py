@@ -141,11 +141,12 @@ def read_triton_kernels() -> dict[str, dict[str, Kernel]]:
         for variant in VARIANTS:
             for compiled in compile_kernels(variant):
                 cubin.write_bytes(compiled.cubin)
-                ((architecture, each),) = read_kernels(cubin).items()
+                # The listing of a cubin, unlike that of a library, does not say what it is for.
+                ((_, each),) = read_kernels(cubin).items()
                 (kernel,) = each.values()
                 kernel.shared = compiled.shared
                 kernel.bfloat16 = len(compiled.bfloat16_arithmetic)
-                kernels[architecture][f"{TRITON}{compiled.name}"] = kernel
+                kernels[f"sm_{variant.arch}"][f"{TRITON}{compiled.name}"] = kernel
     return kernels
 
 
