@@ -18,10 +18,9 @@ from torch.utils.data import Dataset, default_collate
 from densesiam.data.draws import Draw, chance, seeded_generator
 from densesiam.data.files import find_images, read_image
 from densesiam.data.frame import to_normalised
+from densesiam.data.classes import known_table
 from densesiam.data.layout import listing, misplaced, read_names
 from densesiam.data.supervised import SupervisedData
-
-VOC_CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class VocObjects(ObjectImages):
         ValueError: (when asked for objects) an annotation that is not in VOC's layout.
     """
 
-    classes = VOC_CLASSES
+    classes = known_table("voc").names[1:]  # all but background, which is no object
     learns_ignored = True
 
     def __init__(self, root: str | Path, splits: Sequence[str]) -> None:
