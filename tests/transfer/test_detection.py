@@ -231,14 +231,23 @@ def test_perfect_boxes_and_masks_score_one_and_repeated_images_nothing(tmp_path)
     assert model.score()["box/ap"] == 1
 
 
-def test_crowds_cost_nothing_when_found(tmp_path):
+def test_what_is_found_in_a_crowd_is_no_false_alarm(tmp_path):
     data = DetectionData(val=coco(tmp_path), val_batch_size=5)
     batch = next(iter(data.val_dataloader()))
     model = DetectionTransfer(data.classes, backbone="test_resnet", masks=False).eval()
-    found = [
-        {"boxes": t["boxes"], "labels": t["labels"], "scores": torch.ones(len(t["labels"]))}
-        for t in batch["targets"]
-    ]
+    found = []
+    for target in batch["targets"]:
+        real = ~target["ignored"]
+        count = int(real.sum())
+        # Two more in the crowd, which is at the left edge of one image, surer than all others.
+        inside = torch.tensor([[0.0, 0, 2, 30], [0, 30, 2, 64]])[: 2 * int((~real).any())]
+        found.append(
+            {
+                "boxes": torch.cat([target["boxes"][real], inside]),
+                "labels": torch.cat([target["labels"][real], torch.ones(len(inside)).long()]),
+                "scores": torch.tensor([0.5] * count + [0.9] * len(inside)),
+            }
+        )
     model.detector = Oracle(found)
     model.count(batch)
     assert model.score()["box/ap"] == 1
