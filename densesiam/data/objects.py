@@ -15,10 +15,10 @@ from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from densesiam.data.classes import known_table
 from densesiam.data.draws import Draw, chance, seeded_generator
 from densesiam.data.files import find_images, read_image
 from densesiam.data.frame import to_normalised
-from densesiam.data.classes import known_table
 from densesiam.data.layout import listing, misplaced, read_names
 from densesiam.data.supervised import SupervisedData
 
