@@ -184,6 +184,16 @@ def test_picie_trains_scores_and_segments(photos, tmp_path, capsys):
     last = str(checkpoints / "last.ckpt")
     assert cli.main(["predict", last, str(photos), "--output", str(out)]) == 0
     assert Image.open(out / "labels" / "3.png").size == (80, 88)
+    score = ["picie", "--config", str(path), "--ckpt_path", "last", "--evaluate", "true"]
+    trained = (checkpoints / "last.ckpt").read_bytes()
+    capsys.readouterr()
+    assert cli.main(score) == 0
+    table = said.split("after training:\n")[1].split("finished")[0]
+    assert capsys.readouterr().out.split("wrote")[0] == table
+    assert (tmp_path / "run" / "validation" / "report.html").is_file()
+    assert (checkpoints / "last.ckpt").read_bytes() == trained
+    assert cli.main([*score, "--head", "aux"]) == 1
+    assert "it is PiCIE" in capsys.readouterr().err
     more = ["--ckpt_path", "last", "--trainer.max_epochs", "2"]
     assert cli.main(["picie", "--config", str(path), *more]) == 0
 

@@ -2,6 +2,7 @@
 
 from jsonargparse import ArgumentParser, Namespace
 
+from densesiam.commands import validate
 from densesiam.commands.fit import fit
 from densesiam.commands.training import add_config_arguments, start_run
 from densesiam.data.module import SegmentationData
@@ -17,10 +18,20 @@ def add_arguments(parser: ArgumentParser) -> None:
         parser,
         PiCIE,
         SegmentationData,
-        'Checkpoint to go on from: "last" in the --output folder, or a path.',
+        'Checkpoint to go on from, or to score: "last" in the --output folder, or a path.',
     )
+    parser.add_argument(
+        "--evaluate",
+        type=bool,
+        default=False,
+        help="Score as `densesiam validate` does, with its report, and train nothing.",
+    )
+    validate.add_scoring_arguments(parser)
 
 
 def run(parser: ArgumentParser, config: Namespace) -> None:
     """Run the command."""
+    if config.evaluate:
+        validate.run(parser, config)
+        return
     fit("picie", *start_run(parser, config, "picie"))

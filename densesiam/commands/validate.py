@@ -21,7 +21,7 @@ from densesiam.evaluation import ClusterMetrics
 from densesiam.evaluation.images import ImageCounts, ImageScore, rank_images
 from densesiam.evaluation.matching import Matching
 from densesiam.evaluation.report import Example, ValidationReport, read_matching
-from densesiam.methods import DenseSiamSegmentation
+from densesiam.methods import DenseSiamSegmentation, Segmenter
 
 SUMMARY = "Score a model on labelled images."
 USAGE = "--config FILE [--ckpt_path CHECKPOINT] [--matching KIND|FILE] [other settings]"
@@ -42,6 +42,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         SegmentationData,
         'Checkpoint to score: "best" or "last" in the --output folder, or a path.',
     )
+    add_scoring_arguments(parser)
+
+
+def add_scoring_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that say how to score, for every command that does it."""
     parser.add_argument(
         "--matching",
         type=str,
@@ -86,7 +91,7 @@ def run(parser: ArgumentParser, config: Namespace) -> None:
 
 
 def validate(
-    model: DenseSiamSegmentation,
+    model: Segmenter,
     data: SegmentationData,
     options: TrainerOptions,
     folder: Path,
@@ -148,18 +153,18 @@ def validate(
     say(f"wrote {folder}: report.html, scores.txt, scores.csv, scores.json, confusion.png, images/")
 
 
-def _segment_with_aux(model: DenseSiamSegmentation) -> None:
+def _segment_with_aux(model: Segmenter) -> None:
     """Let the over-clustering head's categories be the model's."""
-    if not model.weights["aux"]:
+    if not isinstance(model, DenseSiamSegmentation) or not model.weights["aux"]:
         raise ValueError(
-            "--head aux: the model has no over-clustering head (model.aux_classes is null, or "
-            "model.aux_weight 0)"
+            "--head aux: the model has no over-clustering head (it is PiCIE, model.aux_classes is "
+            "null, or model.aux_weight is 0)"
         )
     model.projector, model.num_classes = model.aux_projector, model.hparams["aux_classes"]
 
 
 def _report(
-    model: DenseSiamSegmentation,
+    model: Segmenter,
     data: LabelledFiles,
     images: ImageCounts,
     protocol: dict[str, str],
@@ -183,7 +188,7 @@ def _report(
 
 
 def _example(
-    model: DenseSiamSegmentation, data: LabelledFiles, image: ImageScore, assignment: np.ndarray
+    model: Segmenter, data: LabelledFiles, image: ImageScore, assignment: np.ndarray
 ) -> Example:
     """Segment an image once more, to be shown."""
     item = data[image.index]
