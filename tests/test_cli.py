@@ -655,7 +655,8 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_where(config, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "interrupted"
 
 
-ELSEWHERE = {"classes", "pretrain", "ablation"}  # tables; tests/test_pretrain.py
+# Tested where they are used: in test_pretrain, test_ablation, transfer/ and test_camvid_study.
+ELSEWHERE = {"pretrain", "ablation", "transfer", "camvid"}
 CONFIGS = [
     p
     for p in sorted((ROOT / "configs").rglob("*.yaml"))
