@@ -103,26 +103,31 @@ def test_every_run_is_planned_once():
         assert len([r for r in runs if (r.task, r.row) == (task, "densesiam")]) == 6
 
 
-def saved(folder, run, miou, split="test"):
-    scores = {"miou": miou, "accuracy": 2 * miou}
-    result = {**vars(run), "val": scores, split: scores}
+def saved(folder, run, val, test=None):
+    """A result file with these mIoU, and twice as large accuracies."""
+    scores = {"val": val} if test is None else {"val": val, "test": test}
+    result = {split: {"miou": miou, "accuracy": 2 * miou} for split, miou in scores.items()}
     numbers = {"seconds": 60, "cpu_seconds": 100, "peak_memory_mib": 900}
-    (folder / run.file).write_text(json.dumps(result | numbers))
+    (folder / run.file).write_text(json.dumps(vars(run) | numbers | result))
 
 
 def test_finished_runs_are_not_repeated(camvid, tmp_path, monkeypatch, capsys):
     for seed, miou in enumerate((10.0, 20.0, 27.0)):
-        saved(tmp_path, Run("11 classes", "densesiam", "1 minute", seed), miou)
+        saved(tmp_path, Run("11 classes", "densesiam", "1 minute", seed), miou + 3, miou)
+    saved(tmp_path, Run("11 classes", "search-wide", "1 minute", 0), 31.0)
     arguments = ["--data", str(camvid), "--output", str(tmp_path), "--rows", "densesiam"]
     arguments += ["--tasks", "11 classes", "--budgets", "1 minute"]
     monkeypatch.setattr(sys, "argv", ["camvid_study", *arguments])
     camvid_study.main()
-    expected = (
-        "| 11 classes | DenseSiam | 1 minute | 3 | 19.0 (10.0-27.0) | 38.0 (20.0-54.0) | "
-        "19.0 (10.0-27.0) | 60 | 100 | 900 |"
-    )
-    assert expected in (tmp_path / "table.md").read_text().splitlines()
-    assert expected in capsys.readouterr().out.splitlines()
+    test, val = (tmp_path / "table.md").read_text().split("\n\n")
+    densesiam = "| 11 classes | DenseSiam | 1 minute | 3 |"
+    numbers = "| 60 | 100 | 900 |"
+    assert test.splitlines()[2:] == [f"{densesiam} 19.0 (10.0-27.0) | 38.0 (20.0-54.0) {numbers}"]
+    assert val.splitlines()[2:] == [
+        f"{densesiam} 22.0 (13.0-30.0) | 44.0 (26.0-60.0) {numbers}",
+        f"| 11 classes | 128 channels | 1 minute | 1 | 31.0 | 62.0 {numbers}",
+    ]
+    assert test in capsys.readouterr().out
 
 
 def test_data_that_is_not_there_stops_the_study(tmp_path, monkeypatch):
