@@ -5,10 +5,14 @@
 
 Pre-training: SimSiam and DenseSiam train the same backbone from scratch on the training images,
 without labels, for as many steps; then a linear probe and fine-tuning start from them, from random
-tensors, and from random tensors whose batch normalisation has seen the images. Segmentation: DenseSiam and PiCIE train on the same images, with the same frozen
-encoder, for as many steps. Scores are of the test split, at the labels' full size; settings are
-those of ``configs/transfer/camvid_*.yaml`` and ``configs/camvid/classes11.yaml``, chosen beforehand
-and not tuned on it.
+tensors, and from random tensors whose batch normalisation has seen the images.
+
+Segmentation: DenseSiam and PiCIE train on the same images, with the same frozen encoder, for as
+many steps.
+
+Scores are of the test split, at the labels' full size; settings are those of
+``configs/transfer/camvid_*.yaml`` and ``configs/camvid/classes11.yaml``, chosen beforehand and not
+tuned on it.
 
 Each run is a call of the ``densesiam`` command, and leaves one JSON file with its scores, losses
 and seconds of processor time. (Those of the clock would depend on what else the machine does.)
