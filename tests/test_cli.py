@@ -393,7 +393,7 @@ def test_predictions_have_the_sources_names_and_sizes(trained, tmp_path, capsys)
     assert (out / "contact_sheet.jpg").is_file()
     assert (out / "legend.png").is_file()
     assert len((out / "categories.csv").read_text().splitlines()) == 1 + 3
-    assert summary["protocol"]["images"] == "3 images"
+    assert summary["protocol"]["images"] == "3"
     assert (out / "report.html").read_text().count("<figcaption>") == 3
 
 
@@ -636,6 +636,8 @@ def start(*args):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where tests run in the background of a shell, Ctrl-C is ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

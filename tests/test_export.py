@@ -212,7 +212,7 @@ def test_a_backbone_that_does_not_fit_a_layout(tmp_path):
         backbone("efficientnet_b0").save_torchvision(tmp_path / "w")
     with pytest.raises(ValueError, match=r"does not fit the detectron2 layout.*no place for"):
         backbone("resnet18d").save_detectron2(tmp_path / "w")
-    with pytest.raises(ValueError, match=r"stages of resnet18 up to stride 16 only, so 25 tensors"):
+    with pytest.raises(ValueError, match=r"stages of resnet18 up to stride 16 only, so 30 tensors"):
         Backbone.of(Encoder("resnet18", strides=(4, 8, 16)), "resnet18")
     assert list(tmp_path.iterdir()) == []
 

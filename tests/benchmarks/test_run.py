@@ -70,6 +70,9 @@ def test_segmentation_after_the_encoder(variant):
 
 @pytest.mark.parametrize("variant", [0, 1, 2])
 def test_pretraining_after_the_encoder(variant):
+    # As the command does. Over 4 images a channel's deviation can be next to nothing, which
+    # enlarges rounding: a draw at the tolerance of 1e-3 has been seen.
+    torch.manual_seed(0)
     module = composites.pretraining
     shape = replace(module.SHAPES[variant], channels=512, classes=64)
     problem = module.problem(shape, Setting(4))
