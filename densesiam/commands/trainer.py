@@ -10,7 +10,10 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.strategies import DDPStrategy
+from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
+from torch import nn
 
 from densesiam.callbacks import ProgressBar
 from densesiam.commands.console import Interrupted
@@ -67,6 +70,31 @@ class TrainerOptions:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
 
 
+class TimmSyncBatchNorm(TorchSyncBatchNorm):
+    """Synchronised batch normalisation that knows timm's layers.
+
+    Lightning's own asks torch to convert them, and loses the activation that timm's
+    ``BatchNormAct2d`` holds: an EfficientNet would train as if it had none, and say nothing.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Let all batch normalisation of a model be that of all processes together."""
+        converted: nn.Module = convert_sync_batchnorm(model)
+        return converted
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Let each process normalise for itself again."""
+        if not isinstance(model, SyncBatchNormAct):
+            return super().revert(model)
+        there: Any = model  # it has more than its class declares
+        alone = BatchNormAct2d(there.num_features, there.eps, there.momentum, there.affine)
+        alone.act, alone.drop = there.act, there.drop
+        alone.weight, alone.bias = there.weight, there.bias
+        alone.running_mean, alone.running_var = there.running_mean, there.running_var
+        alone.num_batches_tracked = there.num_batches_tracked
+        return alone.train(there.training)
+
+
 def build_trainer(
     options: TrainerOptions, callbacks: list[Callback], logger: Any, **more: Any
 ) -> L.Trainer:
@@ -87,6 +115,8 @@ def build_trainer(
     settings["check_val_every_n_epoch"] = settings.pop("validate_every_n_epochs")
     for of_callbacks in ("picture_every_n_epochs", "monitor_every_n_steps"):
         settings.pop(of_callbacks)
+    if options.sync_batchnorm:
+        settings["plugins"] = [TimmSyncBatchNorm()]
     if options.accelerator == "auto":  # Lightning's own would take other kinds of devices too
         settings["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     if options.strategy == "auto":
