@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from densesiam.methods.assignment import assignment_statistics
+from densesiam.models import Predictor, Projector
 
 Kind = Literal["cross_entropy", "cosine"]
 
@@ -101,14 +102,19 @@ def effective_rank_share(singular: Tensor) -> float:
     return float(torch.special.entr(singular / total).sum().exp() / len(singular))
 
 
-def feature_metrics(vectors: Tensor) -> dict[str, float]:
-    """Spread and spectrum of vectors (N, d), N at least 2.
+def feature_metrics(vectors: Tensor, max_rank: int | None = None) -> dict[str, float]:
+    """Spread and spectrum of vectors.
+
+    Args:
+        vectors: (N, d), N at least 2.
+        max_rank: the most dimensions that they can fill, where that is less than d: as many
+            singular values are looked at. By default min(N - 1, d).
 
     Returns:
         ``std`` (`normalised_std`), ``explained_share`` (`mean_explained_share`) and
         ``effective_rank`` (`effective_rank_share`).
     """
-    singular = singular_values(vectors)
+    singular = singular_values(vectors)[:max_rank]
     return {
         "std": normalised_std(vectors),
         "explained_share": mean_explained_share(singular),
@@ -347,6 +353,7 @@ class CollapseMonitor(Callback):
         self.findings: dict[str, str] = {}
         self._suspected: set[str] = set()
         self._samples: dict[str, list[Tensor]] = {}
+        self._max_rank: dict[str, int] = {}
         self._hooks: list[RemovableHandle] = []
 
     def on_train_batch_start(
@@ -360,6 +367,9 @@ class CollapseMonitor(Callback):
         for part, name in self.parts.items():
             if name in known:
                 self._samples[part] = []
+                if isinstance(head := known[name], Projector | Predictor):
+                    # A predictor passes through a bottleneck: what it cannot fill is no sign.
+                    self._max_rank[part] = head.max_rank
                 self._hooks.append(known[name].register_forward_hook(self._listener(part)))
 
     def on_before_optimizer_step(
@@ -399,7 +409,9 @@ class CollapseMonitor(Callback):
         metrics = {}
         for part, views in samples.items():
             if views:
-                for name, value in feature_metrics(torch.cat(views)).items():
+                for name, value in feature_metrics(
+                    torch.cat(views), self._max_rank.get(part)
+                ).items():
                     metrics[f"{part}/{name}"] = value
         z, p = samples.get("z", []), samples.get("p", [])
         if _paired(z) and self.kind == "cross_entropy":

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from densesiam import cli
 from densesiam.callbacks import RunReport
+from densesiam.models import Predictor, Projector
 from densesiam.monitor import (
     CollapseMonitor,
     assignment_metrics,
@@ -206,6 +207,21 @@ def test_health_raises_nothing(K):
     assert diagnose(CollapseMonitor(kind="cosine").measure(samples)) == {}
 
 
+def test_a_bottleneck_is_not_held_against_a_predictor():
+    torch.manual_seed(0)
+    predictor = Predictor(256, 16)
+    assert predictor.max_rank == 16
+    assert Projector(8, 32, 64).max_rank == 8
+    output = predictor(normal(32, 256, 4, 4)).detach().movedim(1, -1).flatten(0, -2)
+
+    def findings(max_rank):
+        metrics = feature_metrics(output, max_rank)
+        return diagnose({f"p/{name}": value for name, value in metrics.items()})
+
+    assert "p/effective_rank" in findings(None)
+    assert findings(predictor.max_rank) == {}
+
+
 # The callback
 
 
@@ -243,8 +259,9 @@ def test_healthy_training_is_measured_and_raises_nothing(tmp_path):
     report = RunReport(tmp_path / "summary.json")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*collapse")
-        fit(monitor, callbacks=[report], logger=logger)
+        model = fit(monitor, callbacks=[report], logger=logger).lightning_module
     assert list(logger.steps) == [0, 2, 4]  # of six
+    assert monitor._max_rank == {"z": model.projector.max_rank, "p": model.predictor.max_rank}
     expected = {
         *(f"{part}/{m}" for part in ("encoder", "z", "p") for m in feature_metrics(normal(4, 4))),
         *(f"z/{m}" for m in ("usage_perplexity", "dead_classes", "max_probability", "agreement")),

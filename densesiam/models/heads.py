@@ -10,6 +10,12 @@ from densesiam.models.statistics import check_batch_statistics
 class _Head(nn.Sequential):
     """Layers that end in a clear error where batch normalisation has nothing to average."""
 
+    @property
+    def max_rank(self) -> int:
+        """The most dimensions that the output can fill: the channels of the narrowest layer."""
+        layers = [layer for layer in self if isinstance(layer, nn.Linear | nn.Conv2d)]
+        return min(channels for layer in layers for channels in layer.weight.shape[:2])
+
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layers.
 
