@@ -81,6 +81,15 @@ def test_pretraining_after_the_encoder(variant):
     assert not measured.wrong_peers
 
 
+def test_small_gradients_are_no_error_in_half_precision():
+    """Those of a mean over 51,200 pixels, which float16 would keep to a few bits, or lose."""
+    setting = Setting(8, torch.float16)
+    problem = ops.pseudo_label_loss.problem(ops.pseudo_label_loss.SHAPES[0], setting)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        assert not measure(Case(problem, "", setting, "types"), rounds=1).refused
+
+
 @pytest.mark.skipif(not ON_CPU, reason="the CPU backend is not measured where there is a GPU")
 @pytest.mark.parametrize("fault", ["result", "gradient"])
 def test_a_wrong_result_or_gradient_has_no_time(fault, capsys, monkeypatch):
