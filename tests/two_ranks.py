@@ -9,10 +9,10 @@ import sys
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from densesiam import cli
+from densesiam.commands import trainer
 
 
 class MeanOverRanks(torch.autograd.Function):
@@ -57,7 +57,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def convert(module, process_group=None):
-    """In place of `SyncBatchNorm.convert_sync_batchnorm`."""
+    """In place of timm's conversion to synchronised layers."""
     for child in module.modules():
         if isinstance(child, _BatchNorm):
             # The parameters stay; timm's layers with an activation of their own keep it.
@@ -73,5 +73,5 @@ def convert(module, process_group=None):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    nn.SyncBatchNorm.convert_sync_batchnorm = convert
+    trainer.convert_sync_batchnorm = convert
     sys.exit(cli.main())
