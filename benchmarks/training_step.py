@@ -74,7 +74,7 @@ def step(model: DenseSiamSegmentation, batch: dict[str, torch.Tensor], backend: 
             losses = model.losses(features1, features2, z1, z2, weight)
             total = sum(model.weights[name] * loss for name, loss in losses.items())
         with record("backward"):
-            total.backward()  # type: ignore[union-attr]
+            total.backward()  # type: ignore[union-attr] # Lightning's type allows None
 
 
 def _round(

@@ -165,7 +165,7 @@ def run(output: Path, steps: int = 60, encoder: dict[str, Any] = ENCODER, seed: 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/collapse"))
     parser.add_argument("--steps", type=int, default=60, help="of each of the four trainings")
     parser.add_argument("--seed", type=int, default=0)

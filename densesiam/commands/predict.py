@@ -54,7 +54,7 @@ def predict(
     images: str,
     folder: Path,
     resize: int | None = None,
-    accelerator: str = "auto",
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
 ) -> None:
     """Segment photographs with a trained model; see `PredictionWriter` for the files.
 
@@ -96,7 +96,7 @@ def predict(
     if interactive():
         callbacks.append(ProgressBar(RunReport(Path())))
     # One device: several would share out the images, and each would count only its own.
-    options = TrainerOptions(accelerator=accelerator, devices=1)  # type: ignore[arg-type]
+    options = TrainerOptions(accelerator=accelerator, devices=1)
     trainer = build_trainer(options, callbacks, logger=False)
     with interruptible(trainer):
         trainer.predict(model, data, return_predictions=False)

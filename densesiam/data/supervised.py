@@ -46,11 +46,11 @@ class SupervisedData(LightningDataModule):
         Raises:
             ValueError: nothing was given.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each task has its own
 
     def validation_set(self) -> Dataset | None:
         """What to score; None where nothing was given."""
-        raise NotImplementedError
+        raise NotImplementedError  # each task has its own
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Make a batch."""

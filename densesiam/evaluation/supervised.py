@@ -85,15 +85,15 @@ class Supervised(L.LightningModule):
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """The parts of the loss on a training batch, by name; their sum is minimised."""
-        raise NotImplementedError
+        raise NotImplementedError  # each task has its own
 
     def count(self, batch: Any) -> None:
         """Take note of a validation batch."""
-        raise NotImplementedError
+        raise NotImplementedError  # each task has its own
 
     def score(self) -> dict[str, float]:
         """Scores, by name, of what was counted since the last call."""
-        raise NotImplementedError
+        raise NotImplementedError  # each task has its own
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch.

@@ -179,7 +179,10 @@ class Method(L.LightningModule):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, **arguments: Any) -> Self:  # type: ignore[override]
+    # Lightning's own names each argument; here they pass through.
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, **arguments: Any
+    ) -> Self:
         """Load a trained model, as `LightningModule.load_from_checkpoint` does.
 
         The weights that training started from are not looked for, since the checkpoint has its own.
