@@ -3,20 +3,19 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, default_collate
 
 from densesiam.data.evaluation import NATIVE, Evaluation
 from densesiam.data.files import find_images
 from densesiam.data.images import ImageFiles, Images, PredictionImages, SamplePhotos, sample_paths
 from densesiam.data.labelled import LabelledFiles
+from densesiam.data.loading import LoadingModule
 from densesiam.data.sampler import EvaluationSampler, TrainingSampler
 from densesiam.data.unlabelled import ImageList
 from densesiam.data.views import SegmentationViews, Views
 
 
-class TwoViewData(LightningDataModule):
+class TwoViewData(LoadingModule):
     """Two views of unlabelled images to train on.
 
     Batches are `Views` with ``index``; every one is full, the rest of an epoch is left out.
@@ -97,19 +96,6 @@ class TwoViewData(LightningDataModule):
         return DataLoader(
             dataset, self.batch_size, sampler=sampler, drop_last=True, **self._loading()
         )
-
-    def _place(self) -> tuple[int, int]:
-        """Number of processes, and which one this is."""
-        if self.trainer is None:
-            return 1, 0
-        return self.trainer.world_size, self.trainer.global_rank
-
-    def _loading(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
 
 
 class SegmentationData(TwoViewData):

@@ -3,14 +3,13 @@
 from collections.abc import Sized
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from densesiam.data.loading import LoadingModule
 from densesiam.data.sampler import EvaluationSampler, TrainingSampler
 
 
-class SupervisedData(LightningDataModule):
+class SupervisedData(LoadingModule):
     """Batches of labelled samples to train on, and each labelled sample once to score.
 
     A subclass defines `training_set` and `validation_set`, whose items are asked for by `Draw`, and
@@ -99,16 +98,3 @@ class SupervisedData(LightningDataModule):
             collate_fn=self.collate,
             **self._loading(),
         )
-
-    def _place(self) -> tuple[int, int]:
-        """Number of processes, and which one this is."""
-        if self.trainer is None:
-            return 1, 0
-        return self.trainer.world_size, self.trainer.global_rank
-
-    def _loading(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
