@@ -68,10 +68,8 @@ def step(model: DenseSiamSegmentation, batch: dict[str, torch.Tensor], backend: 
     model.zero_grad()
     with ops.use_backend(backend):
         features1, features2, weight = model.aligned_features(batch)
-        with record("heads"):
-            z1, z2 = model.projector(features1), model.projector(features2)
         with record("losses"):
-            losses = model.losses(features1, features2, z1, z2, weight)
+            losses = model.losses(features1, features2, weight)[0]
             total = sum(model.weights[name] * loss for name, loss in losses.items())
         with record("backward"):
             total.backward()  # type: ignore[union-attr] # Lightning's type allows None

@@ -325,7 +325,8 @@ class CollapseMonitor(Callback):
 
     Args:
         parts: the method's children to watch, by the name they are logged under. Those that it does
-            not have are left out. A child is called for view 1, then for view 2.
+            not have are left out. A child is called for view 1, then for view 2; or once for
+            both, with ``views=2``.
         kind: the similarity loss. With ``"cross_entropy"``, z are logits.
         every_n_steps: steps of the optimiser from one measurement to the next.
         vectors: how many vectors to sample from each part, of both views together.
@@ -370,7 +371,8 @@ class CollapseMonitor(Callback):
                 if isinstance(head := known[name], Projector | Predictor):
                     # A predictor passes through a bottleneck: what it cannot fill is no sign.
                     self._max_rank[part] = head.max_rank
-                self._hooks.append(known[name].register_forward_hook(self._listener(part)))
+                hook = known[name].register_forward_hook(self._listener(part), with_kwargs=True)
+                self._hooks.append(hook)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -423,8 +425,9 @@ class CollapseMonitor(Callback):
         return metrics
 
     def _listener(self, part: str) -> Any:
-        def listen(module: nn.Module, arguments: Any, output: Tensor) -> None:
-            self._samples[part].append(sample_vectors(output, self.vectors // 2))
+        def listen(module: nn.Module, _: Any, options: dict[str, Any], output: Tensor) -> None:
+            for view in output.chunk(options.get("views", 1)):
+                self._samples[part].append(sample_vectors(view, self.vectors // 2))
 
         return listen
 

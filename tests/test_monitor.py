@@ -292,6 +292,21 @@ def test_measures_what_the_method_computes():
         assert measured["monitor/z/agreement"] == pytest.approx(logged["agreement"])
 
 
+def test_a_head_called_once_for_both_views_is_heard_twice():
+    head, views = Predictor(6, 8), torch.randn(2, 3, 6, 4, 4)
+    heard = []
+    for calls in ([{"input": v} for v in views], [{"input": views.flatten(0, 1), "views": 2}]):
+        monitor = CollapseMonitor(vectors=64)
+        monitor._samples["p"] = []
+        hook = head.register_forward_hook(monitor._listener("p"), with_kwargs=True)
+        for call in calls:
+            head(**call)
+        hook.remove()
+        heard.append(monitor._samples["p"])
+    torch.testing.assert_close(heard[1], heard[0])
+    assert len(heard[0]) == 2
+
+
 def test_watching_changes_nothing():
     class Losses(L.Callback):
         def __init__(self):

@@ -46,8 +46,7 @@ def problem(shape: Shape, setting: Setting) -> Problem:
 
     def ours(first: Tensor, second: Tensor, boxes: Tensor, *_: Tensor) -> Tensor:
         second = ops.overlap_sample(second, boxes, side)
-        z1, z2 = model.projector(first), model.projector(second)
-        losses = model.losses(first, second, z1, z2, every)
+        losses = model.losses(first, second, every)[0]
         return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
     def by(kit: Kit, always_regions: bool) -> Callable[..., Tensor]:

@@ -30,7 +30,8 @@ class TrainerOptions:
         num_nodes: how many machines.
         strategy: how devices work together, one of Lightning's; "auto" is distributed data
             parallelism where there are several.
-        precision: of the arithmetic: "bf16-mixed" is the quicker choice on recent GPUs.
+        precision: of the arithmetic: "bf16-mixed" is the quicker choice on recent GPUs, "64-true"
+            tells rounding from faults.
         sync_batchnorm: normalise over the images of all devices, as the method does; several
             processes on CPUs cannot, and need false.
         accumulate_grad_batches: batches whose gradients make one step of the optimiser.
@@ -48,7 +49,7 @@ class TrainerOptions:
     devices: int | Literal["auto"] = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    precision: Literal["64-true", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
     sync_batchnorm: bool = True
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = None

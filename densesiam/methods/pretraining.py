@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from densesiam import ops
 from densesiam.geometry import overlap_boxes
+from densesiam.methods.early import early_gradients, gradient_scale
 from densesiam.methods.method import Method
 from densesiam.methods.region import RegionSim, RegionStart
 from densesiam.models import Predictor, Projector
@@ -201,18 +202,26 @@ class DenseSiamPretraining(Method):
 
         if self.sample_at == "encoder":
             features = self._points(features, boxes)
-        z = self.dense_projector(features[0]), self.dense_projector(features[1])
+        z = _of_both(self.dense_projector, features)
         if self.sample_at == "projector":
             z = self._points(z, boxes)
+        if region:
+            # First, and with its gradients at once: pooled regions can be larger than the maps.
+            points, logits = features, z
+            if self.sample_at != "encoder":
+                points = self._points(features, boxes)
+            if self.sample_at == "predictor":
+                logits = self._points(z, boxes)
+            losses["region"] = early_gradients(
+                lambda f1, z1, f2, z2: self.region(
+                    f1, self.region_logits(z1), f2, self.region_logits(z2), valid
+                ),
+                [points[0], logits[0], points[1], logits[1]],
+                [self.region_logits, self.region],
+                gradient_scale(self),
+            )
         if dense:
             losses["dense"] = self._dense_loss(z, boxes, valid)
-        if region:
-            if self.sample_at != "encoder":
-                features = self._points(features, boxes)
-            if self.sample_at == "predictor":
-                z = self._points(z, boxes)
-            logits = self.region_logits(z[0]), self.region_logits(z[1])
-            losses["region"] = self.region(features[0], logits[0], features[1], logits[1], valid)
         return losses
 
     def _points(self, maps: _Pair, boxes: _Pair) -> _Pair:
@@ -231,8 +240,8 @@ class DenseSiamPretraining(Method):
                 ops.overlap_sample(features[0], boxes[0], _size(features[0])),
                 ops.overlap_sample(features[1], boxes[1], _size(features[1])),
             )
-        z1, z2 = (self.projector(maps.mean(dim=(2, 3))) for maps in features)
-        p1, p2 = self.predictor(z1), self.predictor(z2)
+        z1, z2 = _of_both(self.projector, [maps.mean(dim=(2, 3)) for maps in features])
+        p1, p2 = _of_both(self.predictor, (z1, z2))
         return 0.5 * (
             ops.pixel_similarity(p1, z2, weight=weight)
             + ops.pixel_similarity(p2, z1, weight=weight)
@@ -240,7 +249,7 @@ class DenseSiamPretraining(Method):
 
     def _dense_loss(self, z: _Pair, boxes: _Pair, valid: Tensor) -> Tensor:
         """PixSim, on points, or on maps of which points are taken after the predictor."""
-        p = self.dense_predictor(z[0]), self.dense_predictor(z[1])
+        p = _of_both(self.dense_predictor, z)
         if self.sample_at == "predictor":
             K, D = self.grid, self.similarity
             return 0.5 * (
@@ -251,6 +260,12 @@ class DenseSiamPretraining(Method):
             ops.pixel_similarity(p[0], z[1], self.similarity, valid)
             + ops.pixel_similarity(p[1], z[0], self.similarity, valid)
         )
+
+
+def _of_both(head: nn.Module, views: Sequence[Tensor]) -> _Pair:
+    """Apply a head to both views at once: it has far more weights here than a view has features."""
+    first, second = head(torch.cat(list(views)), views=2).chunk(2)
+    return first, second
 
 
 def _size(maps: Tensor) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from densesiam import ops
 from densesiam.methods.assignment import assignment_statistics, label_counts
 from densesiam.methods.averages import weighted_mean
+from densesiam.methods.early import early_gradients, gradient_scale
 from densesiam.methods.region import RegionSim, RegionStart
 from densesiam.methods.segmenter import Segmenter
 from densesiam.models import Predictor, Projector
@@ -137,13 +138,12 @@ class DenseSiamSegmentation(Segmenter):
                 and ``flip1``, ``flip2`` (B,), where they lie (see `densesiam.geometry`).
         """
         features1, features2, weight = self.aligned_features(batch)
-        z1, z2 = self.projector(features1), self.projector(features2)
-        losses = self.losses(features1, features2, z1, z2, weight)
+        losses, z1, z2 = self.losses(features1, features2, weight)
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         logged = {
             "loss": total,
             **losses,
-            **assignment_statistics(z1.detach(), z2.detach(), weight),
+            **assignment_statistics(z1, z2, weight),
             "valid_pairs": weight.float().mean(),
         }
         self.log_dict(
@@ -155,9 +155,39 @@ class DenseSiamSegmentation(Segmenter):
         return total
 
     def losses(
+        self, features1: Tensor, features2: Tensor, weight: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Compute each loss that has a weight, unweighted; no other.
+
+        Args:
+            features1: (B, C, H, W) features of view 1.
+            features2: features of view 2, aligned with them.
+            weight: (B,) weights of the pairs.
+
+        Returns:
+            losses: scalars by name.
+            z1: (B, K, H, W) projections of features1, without gradient.
+            z2: projections of features2.
+        """
+        losses = {}
+        # The widest heads first: their maps are gone before those of the others are there.
+        if self.weights["aux"]:
+            losses["aux"] = early_gradients(
+                lambda f1, f2: self._pixel_loss(
+                    self.aux_predictor, self.aux_projector(f1), self.aux_projector(f2), weight
+                ),
+                [features1, features2],
+                [self.aux_projector, self.aux_predictor],
+                gradient_scale(self),
+            )
+        z1, z2 = self.projector(features1), self.projector(features2)
+        losses |= self.category_losses(features1, features2, z1, z2, weight)
+        return losses, z1.detach(), z2.detach()
+
+    def category_losses(
         self, features1: Tensor, features2: Tensor, z1: Tensor, z2: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
-        """Compute each loss that has a weight, unweighted; no other.
+        """Compute the losses over the K categories: all but ``aux``.
 
         Args:
             features1: (B, C, H, W) features of view 1.
@@ -172,9 +202,6 @@ class DenseSiamSegmentation(Segmenter):
         losses = {}
         if self.weights["sim"]:
             losses["sim"] = self._pixel_loss(self.predictor, z1, z2, weight)
-        if self.weights["aux"]:
-            aux1, aux2 = self.aux_projector(features1), self.aux_projector(features2)
-            losses["aux"] = self._pixel_loss(self.aux_predictor, aux1, aux2, weight)
         if self.weights["pseudo_label"]:
             teacher1, teacher2 = (z1, z2) if self.pseudo_label_view == "same" else (z2, z1)
             losses["pseudo_label"] = 0.5 * (
@@ -187,14 +214,16 @@ class DenseSiamSegmentation(Segmenter):
 
     def _pixel_loss(self, predictor: Predictor, z1: Tensor, z2: Tensor, weight: Tensor) -> Tensor:
         """Half D(p1, z2) plus half D(p2, z1), with D the soft cross-entropy."""
-        p1, p2 = predictor(z1), predictor(z2)
-        if not self.stop_gradient:
-            return 0.5 * (
-                _unstopped_cross_entropy(p1, z2, weight) + _unstopped_cross_entropy(p2, z1, weight)
-            )
+
+        def toward(z: Tensor, target: Tensor) -> Tensor:
+            if not self.stop_gradient:
+                return _unstopped_cross_entropy(predictor(z), target, weight)
+            return ops.pixel_similarity(predictor(z), target, kind="cross_entropy", weight=weight)
+
+        scale = gradient_scale(self)
         return 0.5 * (
-            ops.pixel_similarity(p1, z2, kind="cross_entropy", weight=weight)
-            + ops.pixel_similarity(p2, z1, kind="cross_entropy", weight=weight)
+            early_gradients(toward, [z1, z2], [predictor], scale)
+            + early_gradients(toward, [z2, z1], [predictor], scale)
         )
 
     def _pseudo_label_loss(self, z: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:

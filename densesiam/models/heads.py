@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from densesiam.models.statistics import check_batch_statistics
 
@@ -16,20 +18,31 @@ class _Head(nn.Sequential):
         layers = [layer for layer in self if isinstance(layer, nn.Linear | nn.Conv2d)]
         return min(channels for layer in layers for channels in layer.weight.shape[:2])
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, views: int = 1) -> Tensor:
         """Apply the layers.
 
         Args:
             input: (B, C, H, W) for a dense head, (N, C) for one on vectors.
+            views: how many equal parts the batch is put together from. Each is normalised by its
+                own statistics, as if the head were applied to one after the other; but
+                the weights, and their gradients, are read and written once. It pays where those
+                are larger than the input.
 
         Returns:
             The same shape with the output's channels.
 
         Raises:
-            ValueError: in training, if every channel holds a single value.
+            ValueError: the parts are unequal; or, in training, every channel holds a single value.
         """
-        check_batch_statistics(self, input.numel() // input.shape[1], input.shape)
-        return super().forward(input)
+        if input.shape[0] % views:
+            raise ValueError(f"a batch of {input.shape[0]} does not consist of {views} equal views")
+        check_batch_statistics(self, input.numel() // input.shape[1] // views, input.shape)
+        for layer in self:
+            if views > 1 and isinstance(layer, _BatchNorm):
+                input = torch.cat([layer(view) for view in input.chunk(views)])
+            else:
+                input = layer(input)
+        return input
 
 
 class Projector(_Head):

@@ -10,7 +10,7 @@ PIXSIM = {"aux_classes": None, "pseudo_label_weight": 0.0, "region_weight": 0.0}
 
 
 def pixsim(model, z1, z2):
-    return model.losses(z1, z2, z1, z2, torch.tensor([True, True, False]))["sim"]
+    return model.category_losses(z1, z2, z1, z2, torch.tensor([True, True, False]))["sim"]
 
 
 @pytest.mark.parametrize("stop_gradient", [True, False])

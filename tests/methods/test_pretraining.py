@@ -187,15 +187,29 @@ def test_total_is_the_weighted_sum_of_the_losses():
     assert logged["train/valid_pairs"] == 1
 
 
+class LinearHead(nn.Conv2d):
+    """A head without batch normalisation, to which a batch of two views is like any other."""
+
+    def forward(self, input, views):
+        return super().forward(input)
+
+
+class NoHead(nn.Identity):
+    """The global branch's, whose loss plays no part."""
+
+    def forward(self, input, views):
+        return input
+
+
 def test_sampling_positions_agree_where_heads_are_linear():
     features = torch.randn(2, 4, 6, 5, 5, dtype=torch.float64).unbind()
     boxes1, boxes2, valid = geometry(batch())
-    heads = [nn.Conv2d(6, 6, kernel_size=1).double() for _ in range(2)]
+    heads = [LinearHead(6, 6, kernel_size=1).double() for _ in range(2)]
     results = []
     for at in ("encoder", "projector", "predictor"):
         model = tiny(sample_at=at, lambda2=0.0, hidden_channels=6).double()
         model.dense_projector, model.dense_predictor = heads
-        model.projector = model.predictor = nn.Identity()
+        model.projector = model.predictor = NoHead()
         results.append(model.losses(*features, boxes1, boxes2, valid)["dense"])
     for result in results[1:]:
         torch.testing.assert_close(result, results[0])
@@ -295,7 +309,7 @@ class Cut(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.randn(shape))
 
-    def forward(self, z):
+    def forward(self, z, views):
         return z.detach() + self.bias
 
 

@@ -65,9 +65,10 @@ def hard_cross_entropy(z, teacher, images, rebalance):
 def test_losses_are_the_papers(rebalance, view, images):
     model = tiny(rebalance=rebalance, pseudo_label_view=view)
     features1, features2 = torch.randn(2, 3, 16, 8, 12)
-    z1, z2 = model.projector(features1), model.projector(features2)
     weight = torch.tensor([b in images for b in range(3)])
-    losses = model.losses(features1, features2, z1, z2, weight)
+    losses, z1, z2 = model.losses(features1, features2, weight)
+    torch.testing.assert_close(z1, model.projector(features1))
+    torch.testing.assert_close(z2, model.projector(features2))
 
     p1, p2 = model.predictor(z1), model.predictor(z2)
     torch.testing.assert_close(
@@ -106,8 +107,7 @@ def test_total_is_the_weighted_sum_of_the_losses():
 def test_initial_losses_are_those_of_normal_logits():
     model = tiny(num_classes=27, aux_classes=128, hidden_channels=128)
     features = torch.randn(2, 4, 16, 24, 24)
-    z = [model.projector(f) for f in features]
-    losses = model.losses(*features, *z, torch.ones(4))
+    losses = model.losses(*features, torch.ones(4))[0]
     # The projector of noise is not quite normal, and the predictor is not quite flat.
     assert losses["sim"].item() == pytest.approx(math.log(27), abs=0.15)
     assert losses["aux"].item() == pytest.approx(math.log(128), abs=0.15)
@@ -184,7 +184,7 @@ def test_targets_of_the_similarity_receive_no_gradient():
 def test_pseudo_labels_receive_no_gradient(view):
     model = tiny(sim_weight=0.0, aux_classes=None, region_weight=0.0, pseudo_label_view=view)
     z1, z2 = (torch.randn(2, 5, 4, 4, requires_grad=True) for _ in range(2))
-    model.losses(z1, z2, z1, z2, torch.ones(2))["pseudo_label"].backward()
+    model.category_losses(z1, z2, z1, z2, torch.ones(2))["pseudo_label"].backward()
     teacher = z1 if view == "same" else z2
     hard = F.one_hot(teacher.argmax(1), 5).movedim(-1, 1)
     # The cross-entropy's own gradient and no more: softmax minus label, half the mean of 32 pixels.
@@ -207,7 +207,9 @@ def test_invalid_pairs_leave_no_trace():
     features1, features2 = torch.randn(2, 3, 16, 8, 12, requires_grad=True).unbind()
     z1, z2 = torch.randn(2, 3, 5, 8, 12, requires_grad=True).unbind()
     model.eval()  # batch normalisation would mix the images
-    losses = model.losses(features1, features2, z1, z2, torch.tensor([True, False, True]))
+    weight = torch.tensor([True, False, True])
+    losses = model.category_losses(features1, features2, z1, z2, weight)
+    losses["aux"] = model.losses(features1, features2, weight)[0]["aux"]
     for name, loss in losses.items():
         gradients = torch.autograd.grad(
             loss, (features1, features2, z1, z2), retain_graph=True, allow_unused=True

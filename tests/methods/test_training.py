@@ -380,7 +380,7 @@ def halves():
 def loss_of_half(rank):
     model, features, z = halves()
     half = slice(4 * rank, 4 * rank + 4)
-    return model.losses(*features[:, half], *z[:, half], torch.ones(4))["pseudo_label"]
+    return model.category_losses(*features[:, half], *z[:, half], torch.ones(4))["pseudo_label"]
 
 
 def join(store, rank):
@@ -406,7 +406,7 @@ def test_pseudo_labels_are_counted_over_all_processes(tmp_path):
     finally:
         dist.destroy_process_group()
     model, features, z = halves()
-    whole = model.losses(*features, *z, torch.ones(8))["pseudo_label"]
+    whole = model.category_losses(*features, *z, torch.ones(8))["pseudo_label"]
     torch.testing.assert_close((mine + torch.load(result)) / 2, whole)
     # Each by itself would count otherwise.
     assert not torch.allclose(loss_of_half(0), mine, rtol=1e-2)

@@ -1,5 +1,7 @@
 """Heads, layer by layer, as the method's table of networks has them."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -104,3 +106,37 @@ def test_one_value_per_channel_cannot_be_normalised(head, shape):
     assert head.eval()(torch.randn(shape)).shape == shape
     pair = (2, *shape[1:])
     assert head.train()(torch.randn(pair)).shape == pair
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("head", "shape"),
+    [
+        (Projector(6, 8, 5), (3, 6, 4, 2)),
+        (Predictor(6, 8), (3, 6, 4, 2)),
+        (Projector(6, 8, 5, dense=False), (4, 6)),
+        (Predictor(6, 8, dense=False), (4, 6)),
+    ],
+)
+def test_both_views_at_once_are_as_one_after_the_other(head, shape, training):
+    head = copy.deepcopy(head).double().train(training)
+    apart = copy.deepcopy(head)
+    views = [scale * torch.randn(shape, dtype=torch.float64) + scale for scale in (1, 3)]
+    together = head(torch.cat(views), views=2)
+    expected = torch.cat([apart(view) for view in views])
+    torch.testing.assert_close(together, expected)
+    weight = torch.randn_like(expected)
+    (together * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for mine, theirs in zip(head.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    for mine, theirs in zip(head.buffers(), apart.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_views_must_be_equal_and_have_something_to_average():
+    head = Predictor(6, 8, dense=False)
+    with pytest.raises(ValueError, match="5 does not consist of 2 equal views"):
+        head(torch.randn(5, 6), views=2)
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        head(torch.randn(2, 6), views=2)
