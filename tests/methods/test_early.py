@@ -28,14 +28,16 @@ def test_same_values_and_gradients(scale):
     outer, inner = heads()
     factor = None if scale is None else torch.tensor(scale)
 
+    def term(hidden, x, y):
+        return (inner(hidden) * x * y).mean()
+
     def late(x, y, c):
         hidden = outer(x * c)
-        return hidden.square().mean() + (inner(hidden) * y).mean()
+        return hidden.square().mean() + term(hidden, x, y)
 
     def early(x, y, c):
-        hidden = outer(x * c)
-        term = early_gradients(lambda h, y: (inner(h) * y).mean(), [hidden, y], [inner], factor)
-        return hidden.square().mean() + term
+        hidden = outer(x * c)  # depends on x, which the term takes too
+        return hidden.square().mean() + early_gradients(term, [hidden, x, y], [inner], factor)
 
     x, y, c = inputs()
     learning = [x, y, *outer.parameters(), *inner.parameters()]
@@ -72,10 +74,17 @@ def test_unused_and_constant_inputs_get_no_gradient():
 
 def test_without_gradients_it_is_just_the_loss():
     (head, _), (x, _, _) = heads(), inputs()
+    asked = []
+
+    def loss(x):
+        asked.append(torch.is_grad_enabled())
+        return head(x).sum()
+
     with torch.no_grad():
-        loss = early_gradients(lambda x: head(x).sum(), [x], [head])
-        assert loss == head(x).sum()
-    assert not loss.requires_grad
+        value = early_gradients(loss, [x], [head])
+        assert value == head(x).sum()
+    assert not value.requires_grad
+    assert asked == [False]
 
 
 def test_a_second_backward_says_why_it_cannot_be():
