@@ -1,14 +1,14 @@
 """Does pre-training help, and does DenseSiam segment better than PiCIE? Tried on CamVid.
 
     python -m tools.transfer_study --data CAMVID [--output FOLDER] [--seeds 0 1 2]
-        [--kinds pretrain probe finetune segment] [--minutes M] [--table]
+        [--kinds pretrain probe finetune segment] [--names NAME ...] [--minutes M] [--table]
 
 Pre-training: SimSiam and DenseSiam train the same backbone from scratch on the training images,
-without labels, for as many steps; then a linear probe and fine-tuning start from them, from random
+without labels, for as many steps, 160 or 1600; then a linear probe and fine-tuning start from them, from random
 tensors, and from random tensors whose batch normalisation has seen the images.
 
 Segmentation: DenseSiam and PiCIE train on the same images, with the same frozen encoder, for as
-many steps.
+many steps; and DenseSiam for as much processor time as PiCIE takes.
 
 Scores are of the test split, at the labels' full size; settings are those of
 ``configs/transfer/camvid_*.yaml`` and ``configs/camvid/classes11.yaml``, chosen beforehand and not
@@ -44,19 +44,28 @@ INITIALISATIONS = {
     "settled": "random, statistics settled",
     "simsiam": "SimSiam",
     "densesiam": "DenseSiam",
+    "simsiam-long": "SimSiam, ten times the steps",
+    "densesiam-long": "DenseSiam, ten times the steps",
 }
 _SIMSIAM = ["--model.lambda1", "0", "--model.lambda2", "0"]
+_LONG = ["--trainer.max_epochs", "80"]  # of 20 steps, in place of 8
 PRETRAININGS: dict[str, list[str]] = {
     # A network that was never trained normalises by statistics of nothing. At this rate 20 steps
     # change those alone: what is better than this was learned.
     "settled": [*_SIMSIAM, "--model.lr", "1e-9", "--trainer.max_epochs", "1"],
     "simsiam": _SIMSIAM,
     "densesiam": [],
+    "simsiam-long": [*_SIMSIAM, *_LONG],
+    "densesiam-long": _LONG,
 }
 USES = {"probe": ["probe", "segmentation"], "finetune": ["transfer", "segmentation"]}
 KINDS = ["pretrain", *USES, "segment"]
-EPOCHS = 3
-"""Of unsupervised segmentation, 22 steps each."""
+SEGMENTATIONS = {
+    "densesiam": ("DenseSiam", "fit", 3),
+    "densesiam-equal": ("DenseSiam, at PiCIE's cost", "fit", 5),
+    "picie": ("PiCIE", "picie", 3),
+}
+"""Title, command, and epochs of 22 steps."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +103,10 @@ class Run:
             settings = [*PRETRAININGS[self.name], "--data.train", str(images)]
             return ["pretrain", "--config", str(config), *settings, *common]
         if self.kind == "segment":
-            command = {"densesiam": "fit", "picie": "picie"}[self.name]
-            settings = ["--data.train", str(images), *test, "--trainer.max_epochs", str(EPOCHS)]
-            settings += ["--trainer.validate_every_n_epochs", str(EPOCHS)]
-            return [command, *_segmentation_config(self.name, output), *settings, *common]
+            _, command, epochs = SEGMENTATIONS[self.name]
+            settings = ["--data.train", str(images), *test, "--trainer.max_epochs", str(epochs)]
+            settings += ["--trainer.validate_every_n_epochs", str(epochs)]
+            return [command, *_segmentation_config(command, output), *settings, *common]
         configs = [CONFIGS / "transfer" / f"camvid_{name}.yaml" for name in ("data", self.kind)]
         start = [] if self.name == "random" else ["--model.weights", str(self._weights(output))]
         settings = ["--data.train.images", str(images), "--data.train.labels", str(labels), *test]
@@ -112,10 +121,10 @@ def _config(files: Iterable[Path]) -> list[str]:
     return [argument for file in files for argument in ("--config", str(file))]
 
 
-def _segmentation_config(name: str, output: Path) -> list[str]:
+def _segmentation_config(command: str, output: Path) -> list[str]:
     """The configuration of CamVid, without what only DenseSiam has where PiCIE is to read it."""
     file = CONFIGS / "camvid" / "classes11.yaml"
-    if name == "densesiam":
+    if command == "fit":
         return _config([file])
     content = yaml.safe_load(file.read_text())
     for setting in ("aux_classes", "hidden_channels"):
@@ -134,7 +143,7 @@ def runs(seeds: Sequence[int]) -> Iterator[Run]:
             for name in INITIALISATIONS:
                 yield Run(kind, name, seed)
     for seed in seeds:
-        for name in ("densesiam", "picie"):
+        for name in SEGMENTATIONS:
             yield Run("segment", name, seed)
 
 
@@ -184,7 +193,7 @@ def table(output: Path) -> str:
         cells.append(cell("pretrain", name, "processor_seconds", 1))
         lines.append(f"| {title} | {' | '.join(cells)} |")
     lines += ["", "| method | mIoU | accuracy | processor s |", "|---|---|---|---|"]
-    for name, title in (("densesiam", "DenseSiam"), ("picie", "PiCIE")):
+    for name, (title, _, _) in SEGMENTATIONS.items():
         cells = [cell("segment", name, entry) for entry in ("miou", "accuracy")]
         cells.append(cell("segment", name, "processor_seconds", 1))
         lines.append(f"| {title} | {' | '.join(cells)} |")
@@ -198,6 +207,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/transfer-study"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    names = list(dict.fromkeys([*INITIALISATIONS, *SEGMENTATIONS]))
+    parser.add_argument("--names", nargs="+", choices=names, default=names)
     parser.add_argument("--minutes", type=float, help="Begin no run after so many.")
     parser.add_argument("--table", action="store_true", help="Write the table and run nothing.")
     options = parser.parse_args()
@@ -207,7 +218,9 @@ def main() -> None:
             parser.error("--data must be CamVid's folder: train/images, train/labels, test/images")
         start = time.perf_counter()
         for run in runs(options.seeds):
-            if run.kind not in options.kinds or run.file(options.output).is_file():
+            if run.kind not in options.kinds or run.name not in options.names:
+                continue
+            if run.file(options.output).is_file():
                 continue
             if options.minutes and time.perf_counter() - start > 60 * options.minutes:
                 print("out of time; the same command goes on")
