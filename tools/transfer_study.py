@@ -4,8 +4,8 @@
         [--kinds pretrain probe finetune segment] [--names NAME ...] [--minutes M] [--table]
 
 Pre-training: SimSiam and DenseSiam train the same backbone from scratch on the training images,
-without labels, for as many steps, 160 or 1600; then a linear probe and fine-tuning start from them, from random
-tensors, and from random tensors whose batch normalisation has seen the images.
+without labels, for as many steps, 160 or 1600; then a linear probe and fine-tuning start from them,
+from random tensors, and from random tensors whose batch normalisation has seen the images.
 
 Segmentation: DenseSiam and PiCIE train on the same images, with the same frozen encoder, for as
 many steps; and DenseSiam for as much processor time as PiCIE takes.
