@@ -58,17 +58,19 @@ def region_loss(kit: Kit, heads: RegionSim, maps: list[Tensor], logits: list[Ten
     return symmetric(lambda a, b: region_contrast(a, b, heads.tau, weight), p, z)
 
 
-def products_alone(heads: Sequence[nn.Module]) -> Part:
+def products_alone(heads: Sequence[nn.Module], views_at_once: bool) -> Part:
     """The heads' 1x1 convolutions on both views, and nothing else: all of their matrix products.
 
     Args:
         heads: chains, each to be run on the features.
+        views_at_once: whether both views are one batch, as the method has them.
     """
     chains = [nn.Sequential(*_convolutions(head)) for head in heads]
     parameters = [p for chain in chains for p in chain.parameters()]
 
     def call(first: Tensor, second: Tensor, *_: Tensor) -> Tensor:
-        return torch.stack([chain(view).sum() for view in (first, second) for chain in chains])
+        batches = [torch.cat([first, second])] if views_at_once else [first, second]
+        return torch.stack([chain(batch).sum() for batch in batches for chain in chains])
 
     return Part(lambda *inputs: [*inputs[:2], *parameters], call, tuple(range(2 + len(parameters))))
 

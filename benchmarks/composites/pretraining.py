@@ -98,7 +98,7 @@ def problem(shape: Shape, setting: Setting) -> Problem:
             whole_boxes(batch),
             *inputs[4:],
         ],
-        parts={"products": products_alone(chains)},
+        parts={"products": products_alone(chains, views_at_once=True)},
         differentiable=(0, 1, *range(4, 4 + len(parameters))),
         forward_bytes=2 * map_bytes,
         backward_bytes=2 * map_bytes,

@@ -78,7 +78,7 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         eager=by(LIBRARY, always_regions=False),
         release=by(RELEASE, always_regions=True),
         comparable=lambda inputs: [*inputs[:2], whole_boxes(batch), *inputs[3:]],
-        parts={"products": products_alone(chains)},
+        parts={"products": products_alone(chains, views_at_once=False)},
         differentiable=(0, 1, *range(3, 3 + len(parameters))),
         forward_bytes=2 * map_bytes,
         backward_bytes=2 * map_bytes,
