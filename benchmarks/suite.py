@@ -66,7 +66,10 @@ def _own(name: str, batch: int, quick: bool) -> Iterator[Case]:
     shapes = [shape for shape in MODULES[name].SHAPES if shape.own]
     if quick and composite:
         shapes = shapes[:1]
-    for channels_last in (False,) if quick or composite or name in INTEGERS else (False, True):
+    layouts = [False] if quick or name in INTEGERS else [False, True]
+    if composite:
+        layouts = [True]  # as encoders give features
+    for channels_last in layouts:
         for shape in shapes:
             setting = Setting(batch, channels_last=channels_last)
             compiled = not quick and (not composite or (name, shape.name) == COMPILED_COMPOSITE)

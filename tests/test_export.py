@@ -67,8 +67,8 @@ def test_timm_takes_it_back(name, tmp_path):
     last = encoder.backbone.feature_info.module_name(-1).split("_")[0].split(".")[0]
     assert not any(key.split(".")[0] == last for key in loaded.missing_keys)
     x = images(2, 3, 64, 64)
-    _, stages = model.forward_intermediates(x)
-    assert_close(stages[-1], encoder.backbone(x)[-1])
+    _, stages = model.double().forward_intermediates(x.double())
+    torch.testing.assert_close(stages[-1], encoder.double().backbone(x.double())[-1])
 
 
 @torch.no_grad()
@@ -82,9 +82,10 @@ def test_torchvision_takes_it_back(name, tmp_path):
     assert not loaded.unexpected_keys
     assert set(loaded.missing_keys) == {"fc.weight", "fc.bias"}
     stages = create_feature_extractor(model.eval(), {f"layer{i}": str(i) for i in (1, 2, 3, 4)})
-    x = images(1, 3, 64, 96)
-    for found, expected in zip(stages(x).values(), encoder.backbone(x), strict=True):
-        assert_close(found, expected)
+    x = images(1, 3, 64, 96).double()
+    found, expected = stages.double()(x).values(), encoder.double().backbone(x)
+    for mine, theirs in zip(expected, found, strict=True):
+        torch.testing.assert_close(theirs, mine)
 
 
 # What detectron2's model zoo and its ResNet call their tensors, with the shapes of R-50.
@@ -182,8 +183,8 @@ def test_a_network_with_detectron2s_names_computes_the_same(tmp_path):
     loaded = model.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()}, False)
     assert not loaded.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in loaded.missing_keys)
-    x = images(1, 3, 64, 64)
-    assert_close(model(x), encoder.backbone(x)[-1])
+    x = images(1, 3, 64, 64).double()
+    torch.testing.assert_close(model.double()(x), encoder.double().backbone(x)[-1])
     resnets = yaml.safe_load((tmp_path / "r18.yaml").read_text())["MODEL"]["RESNETS"]
     assert (resnets["DEPTH"], resnets["RES2_OUT_CHANNELS"]) == (18, 64)
 

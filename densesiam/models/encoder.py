@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import timm
+import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, Format
 from torch import Tensor, nn
@@ -139,6 +140,7 @@ class Encoder(nn.Module):
         self.strides = tuple(strides)
         self.backbone_lr_factor = backbone_lr_factor
         self.backbone.requires_grad_(not self.frozen)
+        self.to(memory_format=torch.channels_last)
         self.train()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -149,8 +151,9 @@ class Encoder(nn.Module):
                 Backbones trained on another range get it.
 
         Returns:
-            (B, out_channels, ceil(H / stride), ceil(W / stride)) features; where H or W is no
-            multiple of the stride, some backbones round down.
+            (B, out_channels, ceil(H / stride), ceil(W / stride)) features, channels last in memory
+            where the backbone is made of convolutions; where H or W is no multiple of the stride,
+            some backbones round down.
 
         Raises:
             ValueError: in training, if the coarsest stage has a single feature to normalise.
@@ -159,6 +162,8 @@ class Encoder(nn.Module):
             B, _, H, W = images.shape
             coarsest = B * math.ceil(H / self.strides[-1]) * math.ceil(W / self.strides[-1])
             check_batch_statistics(self, coarsest, images.shape)
+        # Convolutions compute in this layout on most devices; in the other they reorder every map.
+        images = images.contiguous(memory_format=torch.channels_last)
         images = images * self.input_scale + self.input_shift
         stages = self.backbone(images)
         if getattr(self.backbone, "output_fmt", Format.NCHW) == Format.NHWC:

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from densesiam.models import Encoder
 
@@ -69,10 +70,10 @@ def test_any_image_size(height, width):
 
 @pytest.mark.parametrize("stride", [16, 32])
 def test_backbone_alone_gives_the_chosen_stage(stride):
-    encoder = Encoder(TINY, strides=(stride,), fpn=False).eval()
-    model = timm.create_model(TINY, features_only=True).eval()
+    encoder = Encoder(TINY, strides=(stride,), fpn=False).eval().double()
+    model = timm.create_model(TINY, features_only=True).eval().double()
     model.load_state_dict(encoder.backbone.state_dict(), strict=False)
-    x = images()
+    x = images().double()
     expected = model(in_the_weights_range(x))[{16: 3, 32: 4}[stride]]
     features = encoder(x)
     torch.testing.assert_close(features, expected)
@@ -100,6 +101,20 @@ def test_channels_first_from_backbones_that_work_channels_last():
     encoder = Encoder("swin_tiny_patch4_window7_224", strides=(8,), fpn=False).eval()
     with torch.no_grad():
         assert encoder(images(224, 224, batch=1)).shape == (1, 192, 28, 28)
+
+
+@pytest.mark.parametrize("fpn", [True, False])
+def test_features_have_their_channels_last_in_memory(fpn):
+    encoder = Encoder("test_resnet", strides=(4, 8) if fpn else (8,), fpn=fpn, channels=16)
+    images = torch.randn(2, 3, 64, 48, requires_grad=True)
+    features = encoder(images)
+    assert features.is_contiguous(memory_format=torch.channels_last)
+    assert not features.is_contiguous()
+    # Weights from a file keep the layout, which convolutions would otherwise have to undo.
+    encoder.load_state_dict({k: v.contiguous() for k, v in encoder.state_dict().items()})
+    assert encoder(images).is_contiguous(memory_format=torch.channels_last)
+    kernels = [m.weight for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    assert all(k.is_contiguous(memory_format=torch.channels_last) for k in kernels)
 
 
 def test_normalised_stages_have_mean_0_and_variance_1_per_channel():

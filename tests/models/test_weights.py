@@ -302,8 +302,11 @@ def test_lite0_recognises_photographs(backbone):
     assert int(coffee.argmax()) == 967  # espresso
     assert coffee[967] > 0.8
     # The encoder holds the same network: all but the classifier.
-    stages = classifier.forward_intermediates(x, indices=[1, 2, 3, 4], intermediates_only=True)
-    torch.testing.assert_close(lite0.backbone(x), stages)
+    x = x.double()
+    stages = classifier.double().forward_intermediates(
+        x, indices=[1, 2, 3, 4], intermediates_only=True
+    )
+    torch.testing.assert_close(lite0.double().backbone(x), stages)
 
 
 @torch.no_grad()
