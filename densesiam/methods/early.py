@@ -24,6 +24,10 @@ def early_gradients(
     cost as much to compute, but the peak of memory is the largest term's, not the sum of all.
     Terms may be nested.
 
+    Only inputs and modules get gradients: whatever else the loss uses counts as a constant, and no
+    error says so. Hooks on tensors inside see the gradient before it is multiplied. ``torch.func``
+    and ``torch.compile(fullgraph=True)`` cannot look inside.
+
     Args:
         loss: takes the inputs, returns a scalar.
         inputs: tensors that the loss depends on; those that require a gradient get theirs.
@@ -33,11 +37,12 @@ def early_gradients(
 
     Returns:
         The loss, a scalar. It can be run backward through once, and not be differentiated twice;
-        without gradients (`torch.no_grad`) it is just the loss.
+        where nothing requires a gradient, or under `torch.no_grad`, it is just the loss.
     """
-    if not torch.is_grad_enabled():
+    # Each once: modules may share them.
+    parameters = dict.fromkeys(chain.from_iterable(module.parameters() for module in modules))
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (*inputs, *parameters)):
         return loss(*inputs)
-    parameters = chain.from_iterable(module.parameters() for module in modules)
     return _EarlyGradients.apply(loss, scale, len(inputs), *inputs, *parameters)
 
 
@@ -50,7 +55,7 @@ def gradient_scale(module: L.LightningModule) -> Tensor | None:
     Returns:
         A scalar on the module's device; None where nothing scales.
     """
-    if module._trainer is None:
+    if module._trainer is None:  # what is public raises an error where there is none
         return None
     scaler = getattr(module.trainer.precision_plugin, "scaler", None)
     return None if scaler is None else scaler.scale(torch.ones((), device=module.device))
@@ -91,4 +96,8 @@ class _EarlyGradients(torch.autograd.Function):
             )
         factor = received if ctx.scale is None else received / ctx.scale
         gradients, ctx.gradients = ctx.gradients, None
-        return None, None, None, *(g if g is None else g.mul_(factor) for g in gradients)
+        for i, gradient in enumerate(gradients):
+            if gradient is not None:
+                # Not in place: autograd may have given one tensor to several of them.
+                gradients[i] = gradient * factor
+        return None, None, None, *gradients

@@ -262,9 +262,15 @@ class DenseSiamPretraining(Method):
         )
 
 
-def _of_both(head: nn.Module, views: Sequence[Tensor]) -> _Pair:
-    """Apply a head to both views at once: it has far more weights here than a view has features."""
-    first, second = head(torch.cat(list(views)), views=2).chunk(2)
+def _of_both(head: Projector | Predictor, views: Sequence[Tensor]) -> _Pair:
+    """Apply a head to both views, at once if they are of one size.
+
+    It has far more weights here than a view has features.
+    """
+    first, second = views
+    if first.shape != second.shape:
+        return head(first), head(second)
+    first, second = head(torch.cat([first, second]), views=2).chunk(2)
     return first, second
 
 

@@ -18,15 +18,15 @@ class _Head(nn.Sequential):
         layers = [layer for layer in self if isinstance(layer, nn.Linear | nn.Conv2d)]
         return min(channels for layer in layers for channels in layer.weight.shape[:2])
 
-    def forward(self, input: Tensor, views: int = 1) -> Tensor:
+    def forward(self, input: Tensor, *, views: int = 1) -> Tensor:
         """Apply the layers.
 
         Args:
             input: (B, C, H, W) for a dense head, (N, C) for one on vectors.
             views: how many equal parts the batch is put together from. Each is normalised by its
-                own statistics, as if the head were applied to one after the other; but
-                the weights, and their gradients, are read and written once. It pays where those
-                are larger than the input.
+                own statistics, as if the head were applied to one after the other; but the weights,
+                and their gradients, are read and written once. It pays where those are larger than
+                the input.
 
         Returns:
             The same shape with the output's channels.

@@ -49,6 +49,34 @@ def test_same_values_and_gradients(scale):
     )
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, y: (x + y).square().sum(),  # one tensor is the gradient of both
+        lambda x, y: x.sum() + (x + y - 1).square().mean(),
+        lambda x, y: x.sum() + y.sum(),  # a single number, expanded
+    ],
+)
+def test_gradients_that_share_memory(loss):
+    x, y, _ = inputs()
+    expected = torch.autograd.grad(3 * loss(x, y), (x, y))
+    got = torch.autograd.grad(3 * early_gradients(loss, [x, y], []), (x, y))
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_parameter_named_twice_counts_once():
+    (head, _), (x, _, _) = heads(), inputs()
+    expected = torch.autograd.grad(head(x).square().sum(), head.parameters())
+    loss = early_gradients(lambda x: head(x).square().sum(), [x], [head, head[0]])
+    torch.testing.assert_close(torch.autograd.grad(loss, head.parameters()), expected)
+
+
+def test_where_nothing_learns_it_is_just_the_loss():
+    (head, _), (_, _, c) = heads(), inputs()
+    head.requires_grad_(False)
+    assert not early_gradients(lambda c: head(c).sum(), [c], [head]).requires_grad
+
+
 def test_what_a_loss_needed_is_gone_before_backward():
     (head, _), (x, _, _) = heads(), inputs()
     kept = []

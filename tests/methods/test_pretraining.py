@@ -176,6 +176,20 @@ def test_losses_are_the_papers(at, similarity, extent, images, num_regions):
         )
 
 
+@pytest.mark.parametrize("at", ["encoder", "projector", "predictor"])
+def test_views_may_differ_in_size(at):
+    model = tiny(sample_at=at).double()
+    boxes1, boxes2, valid = geometry(batch())
+    features = [
+        torch.randn(4, model.encoder.out_channels, *size, dtype=torch.float64)
+        for size in ((5, 5), (4, 6))
+    ]
+    losses = model.losses(*features, boxes1, boxes2, valid)
+    expected = plain_losses(model, features, (boxes1, boxes2), [0, 1, 2, 3])
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss)
+
+
 def test_total_is_the_weighted_sum_of_the_losses():
     model = tiny(lambda1=3.0, lambda2=0.25)
     logged = {}
