@@ -243,7 +243,7 @@ class PredictionWriter(BasePredictionWriter):
     Args:
         folder: where all of it goes.
         root: folder that the images' names are relative to; None takes their bare names.
-        num_categories: K.
+        categories: what the K categories are called.
         protocol: how it is made, in words, for the page.
         titles: a name for each image on the contact sheet; by default the file names.
         most_on_sheet: how many images the contact sheet and the page show.
@@ -253,7 +253,7 @@ class PredictionWriter(BasePredictionWriter):
         self,
         folder: Path,
         root: Path | None,
-        num_categories: int,
+        categories: Sequence[str],
         protocol: Mapping[str, str],
         titles: Sequence[str] | None = None,
         most_on_sheet: int = 24,
@@ -261,12 +261,13 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.folder = folder
         self.root = root
-        self.num_categories = num_categories
+        self.categories = list(categories)
+        self.num_categories = len(self.categories)
         self.protocol = protocol
         self.titles = titles
         self.most_on_sheet = most_on_sheet
         self._names: list[Path] = []
-        self._usage = torch.zeros(num_categories, dtype=torch.int64)
+        self._usage = torch.zeros(self.num_categories, dtype=torch.int64)
         self._rows: list[list[Image.Image]] = []
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -307,22 +308,26 @@ class PredictionWriter(BasePredictionWriter):
         titles = list(self.titles or [name.as_posix() for name in self._names])[: len(self._rows)]
         sheet = contact_sheet(self._rows, titles, rows_across=2)
         _save(sheet, self.folder / "contact_sheet.jpg", quality=88)
-        _save(
-            legend([f"category {k}" for k in range(self.num_categories)]),
-            self.folder / "legend.png",
-        )
+        _save(legend(self.categories), self.folder / "legend.png")
         shares = self._usage / self._usage.sum()
         with (self.folder / "categories.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["category", "pixel_share"], *enumerate(shares.tolist())])
+            rows = zip(range(self.num_categories), self.categories, shares.tolist(), strict=True)
+            csv.writer(file).writerows([["category", "name", "pixel_share"], *rows])
         protocol = {"images": self._extent(), **self.protocol}
         write_prediction_page(
-            self.folder / "report.html", titles, self._rows, shares.tolist(), protocol
+            self.folder / "report.html",
+            titles,
+            self._rows,
+            self.categories,
+            shares.tolist(),
+            protocol,
         )
         write_json(
             self.folder / "summary.json",
             {
                 "protocol": protocol,
                 "images": [name.as_posix() for name in self._names],
+                "categories": self.categories,
                 "category_shares": shares.tolist(),
                 "categories_used": int((self._usage > 0).sum()),
                 "usage_perplexity": float(torch.special.entr(shares).sum().exp()),

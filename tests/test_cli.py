@@ -303,6 +303,23 @@ def test_a_matching_learned_on_one_split_scores_another(tmp_path, photos, capsys
     assert f"taken from {learned}" in said
     assert "enlarged bilinearly to the label's size" in said
 
+    # The same matching gives a prediction's categories their names.
+    last, out = str(run / "checkpoints" / "last.ckpt"), tmp_path / "named"
+    named = ["predict", last, other["images"], "--output", str(out), "--matching", str(learned)]
+    assert cli.main(named) == 0
+    classes = scores["classes"]
+    expected = [
+        f"{classes[c]} ({k})" if c >= 0 else f"category {k}"
+        for k, c in enumerate(content["assignment"])
+    ]
+    assert any(name.startswith(classes[0]) for name in expected)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["categories"] == expected
+    assert f"matched to in {learned} (Hungarian" in summary["protocol"]["categories"]
+    rows = (out / "categories.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows[1:]] == [[str(k), n] for k, n in enumerate(expected)]
+    assert expected[0] in (out / "report.html").read_text()
+
     wrong = [*base, "--matching", "greedy"]
     assert 'no matching greedy: expected "hungarian", "majority"' in error(capsys, *wrong)
 

@@ -15,10 +15,11 @@ from densesiam.commands.folders import claim_folder
 from densesiam.commands.trainer import TrainerOptions, build_trainer, interruptible
 from densesiam.data import Evaluation, SamplePhotos
 from densesiam.data.module import SegmentationData
+from densesiam.evaluation.report import read_matching
 from densesiam.methods import METHODS, Method, Segmenter
 
 SUMMARY = "Segment photographs with a trained model."
-USAGE = "CHECKPOINT IMAGES [--output FOLDER] [--resize PIXELS]"
+USAGE = "CHECKPOINT IMAGES [--output FOLDER] [--resize PIXELS] [--matching FILE]"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -36,6 +37,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Shorter side that the network sees, in pixels. Default: as the model was trained.",
     )
     parser.add_argument(
+        "--matching",
+        type=str | None,
+        help="The scores.json of a validation of this model: categories are called after the "
+        "classes that they were matched to.",
+    )
+    parser.add_argument(
         "--accelerator",
         type=Literal["auto", "cpu", "gpu"],
         default="auto",
@@ -46,7 +53,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(parser: ArgumentParser, config: Namespace) -> None:
     """Run the command."""
     folder = claim_folder(config.output, "outputs/predictions")
-    predict(Path(config.checkpoint), config.images, folder, config.resize, config.accelerator)
+    predict(
+        Path(config.checkpoint),
+        config.images,
+        folder,
+        config.resize,
+        Path(config.matching) if config.matching else None,
+        config.accelerator,
+    )
 
 
 def predict(
@@ -54,6 +68,7 @@ def predict(
     images: str,
     folder: Path,
     resize: int | None = None,
+    matching: Path | None = None,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
 ) -> None:
     """Segment photographs with a trained model; see `PredictionWriter` for the files.
@@ -64,12 +79,13 @@ def predict(
         folder: where the files go; it exists.
         resize: shorter side that the network sees, in pixels; by default the ``predict_transform``
             that the model was trained with.
+        matching: the ``scores.json`` of a validation of this model, which names the categories.
         accelerator: "auto", "cpu" or "gpu".
 
     Raises:
         Interrupted: Ctrl-C; the files written so far are kept.
-        ValueError: the checkpoint is none, or of another model.
-        OSError: there are no images, or one cannot be read.
+        ValueError: the checkpoint is none, or of another model; or the matching is.
+        OSError: there are no images, or one cannot be read; or there is no such matching.
     """
     checkpoint = read_checkpoint(ckpt_path)
     method = METHODS[checkpoint[Method.KEY]]
@@ -79,18 +95,26 @@ def predict(
         trained = yaml.safe_load(checkpoint.get(CheckpointConfig.KEY, "{}"))
         resize = trained.get("data", {}).get("predict_transform", {}).get("resize")
     data = SegmentationData(predict=images, predict_transform=Evaluation(resize=resize))
+    categories = [f"category {k}" for k in range(model.num_classes)]
+    named = "learned without labels"
+    if matching is not None:
+        assignment, classes, learned = read_matching(matching, model.num_classes)
+        for k, c in enumerate(assignment):
+            if c >= 0:
+                categories[k] = f"{classes[c]} ({k})"
+        named += f"; called after the classes that they were matched to in {matching} ({learned})"
     samples = images == "samples"
     root = None if samples or not Path(images).is_dir() else Path(images)
     protocol = {
         "from": images,
         "checkpoint": str(ckpt_path),
-        "categories": f"{model.num_classes}, learned without labels",
+        "categories": f"{model.num_classes}, {named}",
         "resizing": f"{data.predict_transform.description}; logits enlarged bilinearly to the "
         "source's size, the greatest of a pixel decides",
         "software": f"densesiam {__version__}",
     }
     writer = PredictionWriter(
-        folder, root, model.num_classes, protocol, SamplePhotos.names if samples else None
+        folder, root, categories, protocol, SamplePhotos.names if samples else None
     )
     callbacks: list[Callback] = [writer]
     if interactive():

@@ -125,7 +125,7 @@ def validate(
     assignment, rule = None, f"{_RULES[kind]}, learned from the very labels it is scored on"
     if matching not in get_args(Matching):
         names = data.val.classes.names
-        assignment, learned = read_matching(Path(matching), model.num_classes, names)
+        assignment, _, learned = read_matching(Path(matching), model.num_classes, names)
         rule = f"taken from {matching} ({learned})"
     set_evaluator(model, data, kind, assignment, legacy)
     images = ImageCounts()

@@ -332,26 +332,28 @@ class ValidationReport:
 
 
 def read_matching(
-    path: Path, num_clusters: int, class_names: Sequence[str]
-) -> tuple[list[int], str]:
+    path: Path, num_clusters: int, class_names: Sequence[str] | None = None
+) -> tuple[list[int], list[str], str]:
     """Read the matching of an earlier validation.
 
     Args:
         path: its ``scores.json``.
         num_clusters: clusters of the model that it will be used on.
-        class_names: classes of the labels that it will be used on.
+        class_names: classes of the labels that it will be used on; None where there are no labels.
 
     Returns:
-        Class of each cluster, -1 for none; and what it was learned on, in words.
+        Class of each cluster, -1 for none; the names of the classes; and what it was learned on, in
+        words.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no such file, or of another model or data set.
     """
     if not path.is_file():
+        kinds = "" if class_names is None else '"hungarian", "majority", or '
         raise FileNotFoundError(
-            f'no matching {path}: expected "hungarian", "majority", or the scores.json of an '
-            "earlier `densesiam validate`"
+            f"no matching {path}: expected {kinds}the scores.json of an earlier "
+            "`densesiam validate`"
         )
     try:
         content = json.loads(path.read_text())
@@ -366,18 +368,19 @@ def read_matching(
             f"the matching in {path} is for {len(assignment)} clusters, the model has "
             f"{num_clusters}: learn it with the same model"
         )
-    if names != list(class_names):
+    if class_names is not None and names != list(class_names):
         raise ValueError(
             f"the matching in {path} is for other classes ({', '.join(names)}) than the labels "
             f"have ({', '.join(class_names)})"
         )
-    return assignment, learned
+    return assignment, names, learned
 
 
 def write_prediction_page(
     path: Path,
     names: Sequence[str],
     rows: Sequence[Sequence[Image.Image]],
+    categories: Sequence[str],
     shares: Sequence[float],
     protocol: Mapping[str, str],
 ) -> None:
@@ -387,6 +390,7 @@ def write_prediction_page(
         path: the file.
         names: of the images that `rows` shows.
         rows: photograph, categories and overlay of each.
+        categories: what they are called.
         shares: of the pixels of all images, for each category.
         protocol: how it was made, in words.
     """
@@ -407,19 +411,20 @@ def write_prediction_page(
                 "Images",
                 page.paragraph("Photograph, categories, and both together."),
                 Html(f'<div class="gallery">{page.join(figures)}</div>'),
-                page.legend([(colours[k], f"category {k}") for k in used]),
+                page.legend([(colours[k], categories[k]) for k in used]),
             ),
             page.section(
                 "Categories",
                 page.paragraph(
-                    "The model found these by itself. They have numbers, not names: what a "
-                    "category stands for shows in the images."
+                    "The model found these by itself: what a category stands for shows in the "
+                    "images. A name, where it has one, is that of the class whose pixels it mostly "
+                    "shares in the validation named above."
                 ),
                 page.table(
                     [Column("category"), Column("pixels, %", "share", "of all images together")],
                     [
-                        [Html(f"{page.swatch(colours[k])}category {k}"), share]
-                        for k, share in enumerate(shares)
+                        [page.join([page.swatch(colours[k]), name]), share]
+                        for k, (name, share) in enumerate(zip(categories, shares, strict=True))
                     ],
                 ),
             ),

@@ -94,7 +94,9 @@ def test_a_stored_matching_is_read_back(tmp_path):
 
     path = tmp_path / "scores.json"
     write_json(path, report(COUNTS, TABLE).content())
-    assignment, learned = read_matching(path, 5, TABLE.names)
+    assignment, names, learned = read_matching(path, 5, TABLE.names)
+    assert names == list(TABLE.names)
+    assert read_matching(path, 5) == (assignment, names, learned)
     assert sorted(assignment) == [-1, 0, 1, 2, 3]
     assert assignment[:3] == [1, 0, 2]
     assert learned == "Hungarian, on these very labels, on three <images>"
@@ -104,6 +106,8 @@ def test_a_stored_matching_is_read_back(tmp_path):
         read_matching(path, 5, ["cat"])
     with pytest.raises(FileNotFoundError, match='expected "hungarian", "majority", or the'):
         read_matching(tmp_path / "greedy", 5, TABLE.names)
+    with pytest.raises(FileNotFoundError, match=r"greedy: expected the scores\.json"):
+        read_matching(tmp_path / "greedy", 5)
     for wrong in ("{}", "[]", "not JSON"):
         path.write_text(wrong)
         with pytest.raises(ValueError, match="holds no matching"):
@@ -141,12 +145,14 @@ def test_a_browser_shows_the_whole_report(tmp_path, width):
 def test_a_browser_shows_a_prediction(tmp_path):
     row = [Image.new("RGB", (60, 40), colour) for colour in ("red", "lime", "blue")]
     path = tmp_path / "report.html"
-    write_prediction_page(path, ["a <b>"], [row], [0.25, 0.75, 0.0], {"images": "some"})
+    names = ["cat & dog (0)", "category 1", "category 2"]
+    write_prediction_page(path, ["a <b>"], [row], names, [0.25, 0.75, 0.0], {"images": "some"})
     seen = open_page(path, tmp_path)
     assert seen.wrong == []
     assert seen.requests == []
     assert [image[0] for image in seen.images] == [60] * 3
-    assert "category 2" in seen.text
+    assert seen.text.count("cat & dog (0)") == 2  # legend and table
+    assert seen.text.count("category 2") == 1  # no pixel has it
 
 
 def test_many_classes_and_clusters(tmp_path):
