@@ -27,7 +27,8 @@ def calls(monkeypatch):
 
     def short(arguments):
         made.append(arguments)
-        run([*arguments, *SHORT[arguments[0]], "--data.batch_size", "4"])
+        batch = [] if arguments[1] == "knn" else ["--data.batch_size", "4"]
+        run([*arguments, *(SHORT[arguments[0]] if batch else []), *batch])
 
     monkeypatch.setattr(cli, "run", short)
     return made
@@ -40,8 +41,8 @@ def study(monkeypatch, *arguments):
 
 def test_what_is_trained_is_what_is_scored(camvid, tmp_path, calls, monkeypatch, capsys):  # noqa: F811
     arguments = ["--data", camvid, "--output", tmp_path, "--seeds", 3, "--names", "densesiam"]
-    study(monkeypatch, *arguments, "--kinds", "pretrain", "probe", "finetune")
-    assert [call[0] for call in calls] == ["pretrain", "probe", "transfer"]
+    study(monkeypatch, *arguments, "--kinds", "pretrain", *USES)
+    assert [call[:2] for call in calls[1:]] == [command for _, command, _ in USES.values()]
     checkpoint = str(tmp_path / "pretrain-densesiam-3" / "checkpoints" / "last.ckpt")
     for call in calls[1:]:
         assert call[call.index("--model.weights") + 1] == checkpoint
@@ -54,10 +55,10 @@ def test_what_is_trained_is_what_is_scored(camvid, tmp_path, calls, monkeypatch,
     # What is there is not run again.
     calls.clear()
     capsys.readouterr()
-    study(monkeypatch, *arguments, "--kinds", "pretrain", "probe", "finetune")
+    study(monkeypatch, *arguments, "--kinds", "pretrain", *USES)
     assert calls == []
     row = next(line for line in capsys.readouterr().out.splitlines() if "| DenseSiam |" in line)
-    assert row.count("(1)") == 5
+    assert row.count("(1)") == 7
 
 
 @needs_weights
@@ -102,7 +103,7 @@ def test_the_table_has_means_and_spread(tmp_path):
         scores = {"miou": 2 * miou, "accuracy": 0.7}
         write_json(run.file(tmp_path), {"scores": scores, "processor_seconds": 10.0 + seed})
     lines = transfer_study.table(tmp_path).splitlines()
-    assert "| random | 20.0 ± 10.0 (3) | 50.0 ± 0.0 (3) | - | - | - |" in lines
+    assert "| random | 20.0 ± 10.0 (3) | 50.0 ± 0.0 (3) | - | - | - | - | - |" in lines
     assert "| PiCIE | 40.0 ± 20.0 (3) | 70.0 ± 0.0 (3) | 11.0 ± 1.0 (3) |" in lines
 
 

@@ -1,11 +1,12 @@
 """Does pre-training help, and does DenseSiam segment better than PiCIE? Tried on CamVid.
 
     python -m tools.transfer_study --data CAMVID [--output FOLDER] [--seeds 0 1 2]
-        [--kinds pretrain probe finetune segment] [--names NAME ...] [--minutes M] [--table]
+        [--kinds pretrain probe knn finetune segment] [--names NAME ...] [--minutes M] [--table]
 
 Pre-training: SimSiam and DenseSiam train the same backbone from scratch on the training images,
-without labels, for as many steps, 160 or 1600; then a linear probe and fine-tuning start from them,
-from random tensors, and from random tensors whose batch normalisation has seen the images.
+without labels, for as many steps, 160 or 1600; then a linear probe, nearest neighbours and
+fine-tuning start from them, from random tensors, and from random tensors whose batch normalisation
+has seen the images.
 
 Segmentation: DenseSiam and PiCIE train on the same images, with the same frozen encoder, for as
 many steps; and DenseSiam for as much processor time as PiCIE takes.
@@ -58,7 +59,12 @@ PRETRAININGS: dict[str, list[str]] = {
     "simsiam-long": [*_SIMSIAM, *_LONG],
     "densesiam-long": _LONG,
 }
-USES = {"probe": ["probe", "segmentation"], "finetune": ["transfer", "segmentation"]}
+USES = {
+    "probe": ("probe", ["probe", "segmentation"], ["data", "probe"]),
+    "knn": ("kNN", ["probe", "knn"], ["knn"]),
+    "finetune": ("fine-tuned", ["transfer", "segmentation"], ["data", "finetune"]),
+}
+"""Title, command, and files of settings."""
 KINDS = ["pretrain", *USES, "segment"]
 SEGMENTATIONS = {
     "densesiam": ("DenseSiam", "fit", 3),
@@ -107,10 +113,11 @@ class Run:
             settings = ["--data.train", str(images), *test, "--trainer.max_epochs", str(epochs)]
             settings += ["--trainer.validate_every_n_epochs", str(epochs)]
             return [command, *_segmentation_config(command, output), *settings, *common]
-        configs = [CONFIGS / "transfer" / f"camvid_{name}.yaml" for name in ("data", self.kind)]
+        _, command, files = USES[self.kind]
+        configs = [CONFIGS / "transfer" / f"camvid_{name}.yaml" for name in files]
         start = [] if self.name == "random" else ["--model.weights", str(self._weights(output))]
         settings = ["--data.train.images", str(images), "--data.train.labels", str(labels), *test]
-        return [*USES[self.kind], *_config(configs), *start, *settings, *common]
+        return [*command, *_config(configs), *start, *settings, *common]
 
     def _weights(self, output: Path) -> Path:
         pretraining = Run("pretrain", self.name, self.seed)
@@ -154,12 +161,13 @@ def execute(run: Run, data: Path, output: Path) -> None:
     processor, clock = time.process_time(), time.perf_counter()
     cli.run(run.arguments(data, output))
     seconds = time.process_time() - processor
-    epochs = json.loads((folder / "summary.json").read_text())["epochs"]
     result: dict[str, Any] = {
         "processor_seconds": seconds,
         "seconds": time.perf_counter() - clock,
-        "epochs": epochs,
     }
+    epochs = []
+    if (summary := folder / "summary.json").is_file():  # nearest neighbours train nothing
+        epochs = result["epochs"] = json.loads(summary.read_text())["epochs"]
     if run.kind in USES:
         result["scores"] = json.loads((folder / "results.json").read_text())["scores"]
     elif run.kind == "segment":
@@ -183,11 +191,9 @@ def table(output: Path) -> str:
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.1f}{spread} ({len(values)})"
 
-    lines = [
-        "| start | probe mIoU | probe accuracy | fine-tuned mIoU | fine-tuned accuracy | "
-        "pre-training, processor s |",
-        "|---|---|---|---|---|---|",
-    ]
+    columns = [f"{title} {score}" for title, *_ in USES.values() for score in ("mIoU", "accuracy")]
+    columns = ["start", *columns, "pre-training, processor s"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, title in INITIALISATIONS.items():
         cells = [cell(kind, name, entry) for kind in USES for entry in ("miou", "accuracy")]
         cells.append(cell("pretrain", name, "processor_seconds", 1))
