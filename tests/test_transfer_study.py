@@ -39,7 +39,7 @@ def study(monkeypatch, *arguments):
     transfer_study.main()
 
 
-def test_what_is_trained_is_what_is_scored(camvid, tmp_path, calls, monkeypatch, capsys):  # noqa: F811
+def test_what_is_trained_is_scored(camvid, tmp_path, calls, monkeypatch, capsys):  # noqa: F811  a fixture
     arguments = ["--data", camvid, "--output", tmp_path, "--seeds", 3, "--names", "densesiam"]
     study(monkeypatch, *arguments, "--kinds", "pretrain", *USES)
     assert [call[:2] for call in calls[1:]] == [command for _, command, _ in USES.values()]
@@ -63,7 +63,7 @@ def test_what_is_trained_is_what_is_scored(camvid, tmp_path, calls, monkeypatch,
 
 @needs_weights
 @pytest.mark.parametrize("name", ["densesiam-equal", "picie"])
-def test_segmentation(name, camvid, tmp_path, calls, monkeypatch):  # noqa: F811
+def test_segmentation(name, camvid, tmp_path, calls, monkeypatch):  # noqa: F811  a fixture
     arguments = ["--data", camvid, "--output", tmp_path, "--seeds", 0, "--kinds", "segment"]
     study(monkeypatch, *arguments, "--names", name)
     assert [call[0] for call in calls] == [SEGMENTATIONS[name][1]]
