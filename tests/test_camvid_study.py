@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from tools import camvid_study
@@ -64,6 +65,32 @@ def test_a_run_that_chooses_never_sees_the_test_split(camvid, tmp_path, monkeypa
     result = measure(Run("6 groups", "search-x", "1 minute", 0), camvid, tmp_path)
     assert "val" in result
     assert "test" not in result
+
+
+def settings(row, camvid):
+    """What a row's model and data are made with, by dotted key."""
+    config = camvid_study._build(Run("6 groups", row, "1 minute", 0), camvid).config
+    return flat(yaml.safe_load(config))
+
+
+def flat(nested, prefix=""):
+    items = {}
+    for name, value in nested.items():
+        key = prefix + name
+        items |= flat(value, key + ".") if isinstance(value, dict) else {key: value}
+    return items
+
+
+@pytest.fixture(scope="module")
+def plain(camvid):
+    return settings("densesiam", camvid)
+
+
+@needs_weights
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_changes_the_settings_that_it_names_and_no_other(row, camvid, plain):
+    changed = {k: v for k, v in settings(row, camvid).items() if v != plain[k]}
+    assert changed == ROWS[row].settings
 
 
 @needs_weights
