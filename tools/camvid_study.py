@@ -76,6 +76,7 @@ class Row:
         fit: makes the segmenter.
         trains: whether it takes a budget; the others are run once.
         random: whether the seed matters.
+        share: of a budget's epochs that it trains, where its steps take longer.
     """
 
     title: str
@@ -83,6 +84,7 @@ class Row:
     fit: Callable[[Built], Segmenter] = field(default=lambda built: _train(built))
     trains: bool = True
     random: bool = True
+    share: float = 1
 
 
 @dataclass(frozen=True)
@@ -206,16 +208,23 @@ DENSESIAM = {
     "no-region": Row("RegionSim off", {"model.region_weight": 0}),
     "no-aux": Row("over-clustering off", {"model.aux_classes": None}),
 }
-SCORED_FINE = {
-    "data.val.init_args.transform.resize": 216,
-    "data.predict_transform.resize": 216,
-}
-FINE = {
-    "data.views.init_args.resize": 216,
-    "data.views.init_args.size": [144, 192],
-    **SCORED_FINE,
-}
-"""Images half as large again, in training and in evaluation."""
+
+
+def _sizes(shorter: int, view: tuple[int, int]) -> dict[str, Any]:
+    """Settings of images' shorter side and of views' height and width, in training and scoring."""
+    return {
+        "data.views.init_args.resize": shorter,
+        "data.views.init_args.size": list(view),
+        **_scored_at(shorter),
+    }
+
+
+def _scored_at(shorter: int) -> dict[str, Any]:
+    """Settings of images' shorter side in scoring alone."""
+    return {
+        "data.val.init_args.transform.resize": shorter,
+        "data.predict_transform.resize": shorter,
+    }
 
 
 def _photometric(**amounts: float) -> dict[str, float]:
@@ -252,17 +261,20 @@ SEARCHED = {
         "region-from-0": Row("RegionSim from the start", {"model.region_start": 0}),
         "lr-0.2": Row("learning rate 0.2", {"model.lr": 0.2}),
         "wide": Row("128 channels", {"model.channels": 128, "model.hidden_channels": 128}),
-        "fine-144": Row("views of 144 x 192, 3 epochs", {**FINE, "trainer.max_epochs": 3}),
-        "scored-216": Row("images of 216 x 288 in evaluation alone", SCORED_FINE),
+        "scored-216": Row("images of 216 x 288 in scoring alone", _scored_at(216)),
+        "fine-144": Row("views of 144 x 192, half the steps", _sizes(216, (144, 192)), share=1 / 2),
+        "fine-192": Row(
+            "views of 192 x 256, a third of the steps", _sizes(288, (192, 256)), share=1 / 3
+        ),
         "features-16-216": Row(
             "k-means, stride 16, images of 216 x 288",
-            FINE,
+            _scored_at(216),
             fit=lambda built: _frozen_features(built, 16),
             trains=False,
         ),
     }.items()
 }
-CHOSEN = {"same-colours": SEARCHED[SEARCH + "same-colours"]}
+CHOSEN = {name: SEARCHED[SEARCH + name] for name in ("same-colours", "fine-144", "features-16-216")}
 """What was found on the validation split, and then scored on the test split."""
 
 ROWS = {**BASELINES, **DENSESIAM, **CHOSEN, **SEARCHED}
@@ -301,7 +313,7 @@ def _build(run: Run, data: Path) -> Built:
     """Make model and data, as `densesiam fit` would with the same settings."""
     settings = {
         "seed": run.seed,
-        "trainer.max_epochs": BUDGETS[run.budget],
+        "trainer.max_epochs": round(ROWS[run.row].share * BUDGETS[run.budget]),
         "data.train": str(data / "train" / "images"),
         "data.val.init_args.images": str(data / "val" / "images"),
         "data.val.init_args.labels": str(data / "val" / "labels"),
