@@ -262,6 +262,8 @@ SEARCHED = {
         "lr-0.2": Row("learning rate 0.2", {"model.lr": 0.2}),
         "wide": Row("128 channels", {"model.channels": 128, "model.hidden_channels": 128}),
         "scored-216": Row("images of 216 x 288 in scoring alone", _scored_at(216)),
+        "half-the-steps": Row("half the steps", share=1 / 2),
+        "fine-144-all": Row("views of 144 x 192, all steps", _sizes(216, (144, 192))),
         "fine-144": Row("views of 144 x 192, half the steps", _sizes(216, (144, 192)), share=1 / 2),
         "fine-192": Row(
             "views of 192 x 256, a third of the steps", _sizes(288, (192, 256)), share=1 / 3
