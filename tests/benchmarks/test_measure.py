@@ -94,7 +94,7 @@ def test_small_inputs_get_more_sets():
 
 
 def test_clone_moves_half_in_and_half_out():
-    call = measure.clone_of(1000, torch.device("cpu"))
+    call = measure.clone_of(1000)
     assert call.forward(0).nbytes == 500
     assert call.forward(10**6).nbytes == 500
 
