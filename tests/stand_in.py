@@ -25,8 +25,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-WAITING = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
-"""Operators that wait for the device to tell a number or a size."""
+WAITING = (
+    torch.ops.aten._local_scalar_dense,  # a number comes from the device
+    torch.ops.aten.nonzero,  # a size does
+    torch.ops.aten.lift_fresh,  # torch.tensor: numbers go to it, from memory that it cannot read
+)
+"""Operators that wait for the device."""
 
 
 class _Refusing(TorchDispatchMode):
@@ -149,7 +153,7 @@ class StandIn:
 def activate() -> None:
     """Take a GPU's place for the rest of the process."""
     from benchmarks import device
-    from densesiam.ops import _backends
+    from densesiam.ops import _backends, _checks
     from densesiam.ops._registry import OPERATIONS
     from tests.emulator import NAMESPACE, load_emulator
 
@@ -163,6 +167,7 @@ def activate() -> None:
     )
     _backends._MISSING["cuda"] = None
     _backends._SERVES["cuda"] = "cpu"
+    _checks._CHECKED = set()  # on a GPU values are not looked at
     device.gpu = StandIn()
 
 
