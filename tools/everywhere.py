@@ -40,7 +40,6 @@ from tools.fresh import (
     Step,
     clean_environment,
     clone,
-    cuda_required,
     find_python,
     git,
     make_environment,
@@ -130,9 +129,9 @@ class Row:
         return row
 
 
-def suite(name: str, variables: Mapping[str, str]) -> Action:
+def suite(name: str, variables: Mapping[str, str], workers: int) -> Action:
     """The op suite with some variables set; the step says what pytest counted."""
-    command = ["-m", "pytest", "-q", "--numprocesses", str(os.cpu_count()), *SUITE]
+    command = ["-m", "pytest", "-q", "--numprocesses", str(workers), *SUITE]
     return lambda place: counted(place.run(name, command, variables=variables))
 
 
@@ -140,10 +139,8 @@ def make(target: str, torch: str) -> Action:
     """A target of the Makefile, with a torch."""
 
     def run(place: Place) -> Step:
-        step = place.run(
-            f"make {target}", ["make", target, f"PYTHON={place.python}", f"TORCH={torch}"]
-        )
-        return counted(step)
+        command = ["make", target, f"PYTHON={place.python}", f"TORCH={torch}"]
+        return counted(place.run(f"make {target}", command))
 
     return run
 
@@ -160,16 +157,30 @@ def counted(step: Step) -> Step:
     return replace(step, said=counts[-1]) if counts else step
 
 
-def actions(combination: Combination, torch: str | None) -> dict[str, Action]:
-    """The steps of a combination in order, once its clone and environment are there."""
+def actions(combination: Combination, interpreter: Path, workers: int) -> dict[str, Action]:
+    """The steps of a combination, in order.
+
+    Args:
+        combination: what to run, in its clone.
+        interpreter: its Python.
+        workers: processes of pytest.
+    """
+    lowest = combination.torch == "lowest"
+    asked = "torch" if combination.torch == "newest" else f"torch=={combination.torch}.*"
+    torch = None if lowest else newest(asked, combination.python)
     if "make" in combination.parts:
         return {f"make {target}": make(target, str(torch)) for target in ("test", "demo")}
-    steps: dict[str, Action] = {"build": three_uses.build, "op suite": suite("op suite", {})}
+    extras = ["bench", "test", *(["demo"] if lowest else [])]
+    steps: dict[str, Action] = {
+        "environment": lambda place: make_environment(place, interpreter, torch, extras, lowest),
+        "build": three_uses.build,
+        "op suite": suite("op suite", {}, workers),
+    }
     if "settings" in combination.parts:
-        steps |= {name: suite(name, variables) for name, variables in SETTINGS.items()}
+        steps |= {name: suite(name, variables, workers) for name, variables in SETTINGS.items()}
     if "uses" in combination.parts:
         steps |= {name: use for name, use in three_uses.USES.items() if name != "build"}
-    if combination.torch == "lowest":
+    if lowest:
         output, model = "outputs/oldest", "outputs/oldest/checkpoints/last.ckpt"
         short = ["--trainer.max_epochs", "1", "--data.samples_per_epoch", "32"]
         demo = ["--config", "configs/demo.yaml", "--output", output, *short]
@@ -181,13 +192,14 @@ def actions(combination: Combination, torch: str | None) -> dict[str, Action]:
     return steps
 
 
-def run(combination: Combination, folder: Path, commit: str) -> Row:
+def run(combination: Combination, folder: Path, commit: str, workers: int) -> Row:
     """Run what has not passed yet, and print a line for each step.
 
     Args:
         combination: what to run.
         folder: for clone, environment, logs and ``row.json``.
         commit: that is checked out.
+        workers: processes of a compilation and of pytest.
     """
     kept = folder / "row.json"
     row = Row.read(kept, combination, commit)
@@ -198,40 +210,23 @@ def run(combination: Combination, folder: Path, commit: str) -> Row:
         row.missing = f"no python{combination.python} on the path or among pyenv's"
         print(f"{combination.name}: not run: {row.missing}", flush=True)
         return row
-    place = Place(
-        folder / "tree",
-        interpreter if "make" in combination.parts else folder / "venv" / "bin" / "python",
-        folder,
-        clean_environment() | {"TORCH_CUDA_ARCH_LIST": "9.0"},
-    )
+    own = folder / "venv" / "bin" / "python"
+    variables = clean_environment() | {"TORCH_CUDA_ARCH_LIST": "9.0", "MAX_JOBS": str(workers)}
+    python = interpreter if "make" in combination.parts else own
+    place = Place(folder / "tree", python, folder, variables)
+    steps = actions(combination, interpreter, workers)
     if not (place.tree.exists() and row.steps):
         row.steps = {}
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         clone(place.tree, commit)
-
-    def passes(name: str, action: Action) -> bool:
-        if name not in row.steps or not row.steps[name].ok:
-            row.steps[name] = action(place)
-            print(f"{combination.name}: {row.steps[name].line()}", flush=True)
-            row.write(kept)
-        return row.steps[name].ok
-
-    torch = None
-    if combination.torch != "lowest":
-        wanted = combination.torch
-        ask = "torch" if wanted == "newest" else f"torch=={wanted}.*"
-        torch = newest(ask, combination.python)
-    if "make" not in combination.parts:
-        extras = ["bench", "test"] + (["demo"] if combination.torch == "lowest" else [])
-        lowest = combination.torch == "lowest"
-        if not passes(
-            "environment", lambda place: make_environment(place, interpreter, torch, extras, lowest)
-        ):
-            return row
-        place = replace(place, environment={**place.environment, **cuda_required(place)})
-    for name, action in actions(combination, torch).items():
-        if not passes(name, action) and name in NEEDED:
+    for name, action in steps.items():
+        if name in row.steps and row.steps[name].ok:
+            continue
+        row.steps[name] = action(place)
+        row.write(kept)
+        print(f"{combination.name}: {row.steps[name].line()}", flush=True)
+        if name in NEEDED and not row.steps[name].ok:
             return row
     row.complete = all(step.ok for step in row.steps.values())
     if row.complete:
@@ -241,10 +236,10 @@ def run(combination: Combination, folder: Path, commit: str) -> Row:
     return row
 
 
-def attempt(combination: Combination, folder: Path, commit: str) -> Row:
+def attempt(combination: Combination, folder: Path, commit: str, workers: int) -> Row:
     """`run`; where not even a step can be tried, that is what failed."""
     try:
-        return run(combination, folder, commit)
+        return run(combination, folder, commit, workers)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         step = Step("start", False, str(error), 0, 0, str(folder))
         print(f"{combination.name}: {step.line()}", flush=True)
@@ -321,9 +316,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     commit, output = git("rev-parse", "HEAD"), options.output.resolve()
     print(f"commit {commit[:10]}; the working tree: {uncommitted()}", flush=True)
+    workers = max(1, (os.cpu_count() or 1) // options.jobs)
+
+    def row(one: Combination) -> Row:
+        return attempt(one, output / one.name, commit, workers)
+
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
-            rows = list(pool.map(lambda one: attempt(one, output / one.name, commit), chosen))
+            rows = list(pool.map(row, chosen))
         except KeyboardInterrupt:
             os._exit(130)  # Ctrl-C has ended the commands too; their steps are run again next time
     text = table(rows)

@@ -226,7 +226,7 @@ def cuda_required(place: Place) -> dict[str, str]:
     """FORCE_CUDA where there is an nvcc of the major version that torch was built with."""
     home = place.environment.get("CUDA_HOME")
     nvcc = f"{home}/bin/nvcc" if home else shutil.which("nvcc")
-    if nvcc is None:
+    if nvcc is None or "FORCE_CPU" in place.environment:
         return {}
     said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     ask = [str(place.python), "-W", "ignore", "-c", "import torch; print(torch.version.cuda)"]

@@ -52,9 +52,10 @@ print(json.dumps({
 """
 
 
-def build(place: Place, variables: Mapping[str, str] | None = None) -> Step:
+def build(place: Place) -> Step:
     """The command of the README, then whether what it built loads."""
-    step = place.run("build", ["setup.py", "build_ext", "--inplace"], variables=variables)
+    command = ["setup.py", "build_ext", "--inplace"]
+    step = place.run("build", command, variables=cuda_required(place))
     if not step.ok:
         return step
     loaded = place.run("build loads", ["-W", "ignore", "-c", LOADED])
@@ -165,7 +166,7 @@ def fresh_place(output: Path, python: str | None, torch: str) -> Place:
     print(step.line(), flush=True)
     if not step.ok:
         sys.exit(1)
-    return replace(place, environment={**place.environment, **cuda_required(place)})
+    return place
 
 
 def main(arguments: list[str] | None = None) -> int:
