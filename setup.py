@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,10 @@ import torch
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "densesiam/__init__.py").read_text())[1]
+try:
+    VERSION = runpy.run_path(str(ROOT / "densesiam/__init__.py"))["__version__"]
+except ImportError as refusal:  # torch is too old
+    raise SystemExit(f"densesiam: {refusal}") from None
 # Each GPU family since Ampere; PTX of the last lets newer ones compile at first use.
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 STABLE_ABI = "0x020d000000000000"  # torch 2.13, the oldest torch that the libraries load into

@@ -1,6 +1,7 @@
 """What setup.py finds, chooses and says, without building anything."""
 
 import importlib.util
+import runpy
 import shutil
 import stat
 from pathlib import Path
@@ -139,6 +140,24 @@ def test_without_a_compiler_nothing_is_built(build, monkeypatch, capsys):
     monkeypatch.setattr(build, "find_compiler", lambda: None)
     assert build.extensions() == ([], {})
     assert "the package will run on its PyTorch references" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "error"), [("densesiam/__init__.py", ImportError), ("setup.py", SystemExit)]
+)
+def test_a_torch_that_is_too_old(file, error, monkeypatch):
+    path = str(ROOT / file)
+    for version in ("2.10.0a0+git", "2.10.0", "2.15.0+cu132", "3.0.0"):
+        monkeypatch.setattr(torch, "__version__", version)
+        runpy.run_path(path)
+    for version in ("1.13.1", "2.9.1+cu128"):
+        monkeypatch.setattr(torch, "__version__", version)
+        with pytest.raises(error) as refusal:
+            runpy.run_path(path)
+        assert str(refusal.value).removeprefix("densesiam: ") == (
+            f"densesiam needs torch 2.10 or newer, and this is torch {version}. "
+            "Install another: pip install 'torch>=2.10'"
+        )
 
 
 def test_a_wrong_cxx_is_an_error(build, monkeypatch):

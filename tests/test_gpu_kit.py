@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu_kit import build, commit, page, process, report, stages, visit
+from tools.gpu_kit import process, report, stages, visit
 from tools.gpu_kit.report import MOST_BYTES, STAGES, Report, Stage
 from tools.gpu_kit.visit import RefusalError, Step, Visit
 

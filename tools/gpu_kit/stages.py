@@ -104,6 +104,7 @@ def use(name: str) -> Callable[[Visit, Step, float], Record]:
         output = visit.work / f"use-{name}"
         command = [sys.executable, "-W", "ignore", "-m", "tools.three_uses", "--here"]
         done = visit.program(step.name, [*command, "--uses", name, "--output", output], seconds)
+        visit.take_logs(output, step.name)
         data = {"results": read_json(output / "benchmarks.json")} if name == "benchmarks" else None
         return record(done, done.state == "done", data=data)
 

@@ -192,6 +192,13 @@ class Visit:
         self.report.keep_logs(log.parent)
         return outcome
 
+    def take_logs(self, folder: Path, title: str) -> None:
+        """Keep the logs that a program wrote into a folder of its own."""
+        for path in sorted(folder.glob("*.log")):
+            name = "".join(c if c.isalnum() else "-" for c in f"{title} {path.stem}")
+            shutil.copyfile(path, self.work / "logs" / f"{self._logs:03d}-{name}.log")
+        self.report.keep_logs(self.work / "logs")
+
     def _earlier_logs(self) -> int:
         """Unpack the logs that were handed back in, and count on from them."""
         path = self.report.folder / LOGS
