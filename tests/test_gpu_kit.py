@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu_kit import process, report, stages, visit
+from tools.gpu_kit import build, commit, page, process, report, stages, visit
 from tools.gpu_kit.report import MOST_BYTES, STAGES, Report, Stage
 from tools.gpu_kit.visit import RefusalError, Step, Visit
 
@@ -558,3 +558,169 @@ class TestSweep:
         monkeypatch.setattr(Visit, "module", lambda self, *_: python("import no_such_module"))
         assert go({2: [step("x cuda", stages.sweep("x", "cuda"))]}) == 1
         assert "no_such_module" in (tmp_path / "report" / "report.md").read_text()
+
+
+def bench_row(name="segmentation", compiled=False):
+    timing = {"median": 1.5, "low": 1.0, "high": 2.0}
+    peers = {"eager": timing, "cuda": timing} | ({"compile": timing} if compiled else {})
+    return {
+        "op": "overlap_sample",
+        "name": name,
+        "shape": "8x1",
+        "layout": "contiguous",
+        "dtype": "float32",
+        "threads": 1,
+        "group": "own",
+        "rounds": 3,
+        "mandatory_bytes": 10,
+        "milliseconds": peers,
+        "called_milliseconds": peers,
+        "parts": {"roi_align": timing},
+        "clocks": dict.fromkeys(peers, "graph"),
+        "refused": {"triton": "wrong by 1e+00"},
+        "wrong_peers": {},
+    }
+
+
+@pytest.fixture
+def brought_back(tmp_path):
+    """A report as it comes back."""
+    folder = Report(tmp_path / "report")
+    subject = {"sources": "abc", "gpu": "NVIDIA Example 80GB", "torch": "2.11.0"}
+    item = {"item": "map: float32", "verdict": "right", "compared": [{"error": 1e-7, "of": 2.0}]}
+    wrong = {"item": "grid: float16", "verdict": "wrong", "said": "result: error 1 of 2"}
+    rows = {"machine": {"device": "NVIDIA Example 80GB"}, "rows": [bench_row()]}
+    compiled = rows | {"rows": [bench_row(compiled=True), bench_row("C2")]}
+    tests = [
+        {"test": "tests/a.py::b", "outcome": "passed", "seconds": 1},
+        {"test": "tests/a.py::c", "outcome": "failed", "seconds": 1, "said": "assert"},
+    ]
+    given = {
+        1: {"build": RIGHT},
+        2: {"overlap_sample cuda": {"state": "done", "right": False, "data": [item, wrong]}},
+        3: {
+            "ceilings": RIGHT | {"data": {"ceilings": {"copy GB/s": 1}}},
+            "overlap_sample": RIGHT | {"data": rows},
+            "overlap_sample compiled": RIGHT | {"data": compiled},
+        },
+        4: {"tests": {"state": "failed", "right": False, "data": tests}},
+    }
+    there = {number: Stage(number, subject, steps) for number, steps in given.items()}
+    for stage in there.values():
+        folder.save(stage)
+    folder.write("report.md", page.render(there, FACTS, rehearsal=False))
+    return folder.folder
+
+
+class TestPage:
+    def test_what_it_tells(self, brought_back):
+        text = (brought_back / "report.md").read_text()
+        assert "- GPU: {'name': 'Example GPU'}" in text
+        assert "| overlap_sample cuda | 1 right, 1 wrong | 5.0e-08 | map: float32 |" in text
+        assert "| overlap_sample cuda | grid: float16 | wrong | result: error 1 of 2 |" in text
+        assert "cuda 1.500 (1.500 from Python)" in text
+        assert "roi_align 1.500; triton: wrong by 1e+00" in text
+        assert "| tests/a.py::c | failed | assert |" in text
+        assert "tests/a.py::b" not in text
+
+    def test_a_rehearsal_says_so_first(self):
+        assert page.render({n: Stage(n, {}) for n in STAGES}, FACTS, rehearsal=True).startswith(
+            "# GPU report\n\n**A rehearsal"
+        )
+
+
+class TestCommit:
+    def test_two_files_for_the_repository(self, brought_back, tmp_path):
+        assert commit.main([str(brought_back), "--results", str(tmp_path)]) == 0
+        folder = tmp_path / "nvidia-example-80gb"
+        assert {path.name for path in folder.iterdir()} == {"report.md", "results.json"}
+        text = (folder / "results.json").read_text()
+        assert len(text) < commit.LARGEST
+        kept = json.loads(text)
+        assert [row["name"] for row in kept["rows"]] == ["segmentation", "C2"]
+        assert "compile" in kept["rows"][0]["milliseconds"]
+        assert kept["ceilings"] == {"copy GB/s": 1}
+        accuracy = kept["visit"]["accuracy"]["steps"]["overlap_sample cuda"]["data"]
+        assert accuracy[0] == {
+            "item": "map: float32",
+            "verdict": "right",
+            "errors": ["1.0e-07/2.0e+00"],
+        }
+        assert kept["visit"]["tests"]["steps"]["tests"]["data"] == [
+            {"test": "tests/a.py::c", "outcome": "failed", "seconds": 1, "said": "assert"}
+        ]
+
+    def test_it_is_a_result_of_the_benchmarks(self, brought_back, tmp_path):
+        from benchmarks.results import Results
+
+        commit.main([str(brought_back), "--results", str(tmp_path)])
+        results = Results.read(tmp_path / "nvidia-example-80gb" / "results.json")
+        assert results.rows[0].called_milliseconds["cuda"].median == 1.5
+        assert results.rows[0].faster("cuda", "eager") == 1
+
+    def test_a_rehearsal_is_not_kept(self, brought_back, tmp_path):
+        path = brought_back / "1-uses.json"
+        path.write_text(path.read_text().replace("NVIDIA Example", "stand-in"))
+        with pytest.raises(SystemExit, match="is of a rehearsal"):
+            commit.main([str(brought_back), "--results", str(tmp_path)])
+
+    def test_no_report(self, tmp_path):
+        with pytest.raises(SystemExit, match="holds no report"):
+            commit.main([str(tmp_path)])
+
+
+class TestBuild:
+    def test_only_what_is_missing_travels(self):
+        asked = " ".join(build.requirements())
+        assert "jsonargparse" in asked
+        assert "pycocotools" in asked
+        for there in ("torch", "numpy", "lightning", "efficientnet", "densesiam"):
+            assert there not in asked
+
+    def test_sources_are_those_that_git_tracks_without_pictures(self):
+        if not (build.ROOT / ".git").exists():
+            pytest.skip("not a clone")
+        found = build.sources()
+        assert {"setup.py", "csrc/info.cpp", "tools/gpu_kit/run.py", "docs/gpu.md"} <= set(found)
+        assert not [path for path in found if path.endswith((".jpg", ".png", ".so"))]
+
+    def test_a_kit_that_cannot_travel_is_an_error(self, tmp_path, monkeypatch):
+        if not (build.ROOT / ".git").exists():
+            pytest.skip("not a clone")
+        built = tmp_path / "built"
+        built.mkdir()
+        (built / "_cuda.abi3.so").write_bytes(os.urandom(1000))
+        monkeypatch.setattr(build, "missing_packages", lambda: ["a==1"])
+        monkeypatch.setattr(build, "download", lambda packages, folder: folder.mkdir())
+        build.build(tmp_path / "kit", "9.0", built)
+        described = json.loads((tmp_path / "kit" / "kit.json").read_text())
+        assert described["wheels"] == ["a==1"]
+        assert (tmp_path / "kit" / "source" / "pyproject.toml").exists()
+        monkeypatch.setattr(build, "LARGEST", 1000)
+        with pytest.raises(SystemExit, match=r"at most 0 MB can travel. Largest: "):
+            build.build(tmp_path / "kit", "9.0", built)
+
+    def test_without_cuda_kernels_there_is_no_kit(self, tmp_path):
+        with pytest.raises(SystemExit, match="no library of CUDA kernels"):
+            build.take_libraries(tmp_path, tmp_path)
+
+
+def test_all_that_a_visit_imports_is_of_the_standard_library():
+    code = "import sys; before = set(sys.modules); import tools.gpu_kit.stages as s\n"
+    code += "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, '.'); {code}"],
+        cwd=build.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = set(eval(done.stdout))
+    assert found <= sys.stdlib_module_names | {"tools"}
+
+
+def test_every_step_has_a_name_of_its_own_and_its_stage_ends_in_time():
+    for steps in stages.STEPS.values():
+        names = [each.name for each in steps]
+        assert len(set(names)) == len(names)
+        assert all(each.seconds < visit.STAGE_SECONDS - visit.MARGIN for each in steps)
