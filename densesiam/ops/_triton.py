@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -31,6 +32,9 @@ KERNELS = frozenset(
 NO_FLOAT64: frozenset[str] = frozenset()
 """Those of them that cannot take float64."""
 
+OLDEST = (3, 6)
+"""The oldest Triton that the kernels run on: torch 2.10 brings it."""
+
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -38,6 +42,11 @@ def missing() -> str | None:
     """Register the operators; None, or why this process cannot use them."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (`pip install triton`)"
+    if (found := _version()) is not None and found < OLDEST:
+        return (
+            f"its kernels need Triton {_dotted(OLDEST)} or newer, and this is {_dotted(found)} "
+            "(`pip install --upgrade triton`)"
+        )
     if not _INTERPRET and not torch.cuda.is_available():
         return "torch finds no GPU; on the CPU its kernels run under TRITON_INTERPRET=1 only"
     namespace = f"{NAMESPACE}_triton"
@@ -46,6 +55,19 @@ def missing() -> str | None:
         for name in {op, f"{op}_backward"} & SCHEMAS.keys():
             torch.library.impl(f"{namespace}::{name}", "default", _lazy(op, name))
     return None
+
+
+def _version() -> tuple[int, ...] | None:
+    """(major, minor) of Triton, without importing it; None where a package of another name has it."""
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def _lazy(op: str, name: str) -> Callable[..., Any]:
