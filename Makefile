@@ -1,6 +1,8 @@
 # Every target makes what it needs in .venv from nothing; a second run is quick.
 #   make demo    train on nine photographs and look at the segmentation (a few minutes on two cores)
 #   make test    everything that shows that the parts are right
+#   make gpu-kit        one folder for a machine with a GPU (docs/gpu.md)
+#   make gpu-rehearsal  its whole visit here, with the emulator in the GPU's place
 #   make lint    formatters, linters, type checker
 #   make bench   kernel benchmarks, quick mode
 #   make bench-full   all of them (about twelve minutes), kept in RESULTS, and docs/benchmarks.md
@@ -20,7 +22,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 # Names what the environment was made with: another choice has another name, and is made anew.
 CHOICE := $(VENV)/of-$(subst /,-,$(PYTHON))-torch-$(or $(TORCH),newest)
 
-.PHONY: demo test lint bench bench-full three-uses everywhere clean
+.PHONY: demo test lint bench bench-full gpu-kit gpu-rehearsal three-uses everywhere clean
 
 demo: $(VENV)/built
 	$(BIN)/densesiam demo
@@ -40,6 +42,12 @@ bench: $(VENV)/built
 bench-full: $(VENV)/built
 	$(BIN)/python -m benchmarks --full --minutes 11 --output $(RESULTS)
 	$(BIN)/python -m benchmarks report $(RESULTS)/results.json --into docs/benchmarks.md
+
+gpu-kit: $(VENV)/built
+	$(BIN)/python -m tools.gpu_kit build
+
+gpu-rehearsal: gpu-kit
+	$(BIN)/python -m tools.gpu_kit rehearse
 
 # Without build isolation the build uses the torch of $(VENV), so what it needs is installed first.
 $(VENV)/built: $(VENV)/requirements $(SOURCES)

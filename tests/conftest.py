@@ -5,6 +5,9 @@ import os
 import pytest
 import torch
 
+from benchmarks import device
+from tests.gpu import gpu as gpu  # a fixture
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported by anything
 
@@ -19,7 +22,7 @@ def one_thread():
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
+    if device.gpu:
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, and torch finds none here")
     for item in items:

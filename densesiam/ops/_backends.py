@@ -27,6 +27,7 @@ _NO_FLOAT64: dict[str, frozenset[str]] = {}  # backend -> operations that cannot
 _forced: ContextVar[str | None] = ContextVar("densesiam_backend", default=None)
 _ENVIRONMENT = os.environ.get("DENSESIAM_BACKEND") or "auto"
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+_SERVES = {"cuda": "cuda", "triton": "cpu" if _INTERPRET else "cuda", "cpu": "cpu"}  # devices
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,8 @@ def _why_not(name: str, op: str, tensors: tuple[Tensor, ...]) -> str | None:
     if op not in _KERNELS[name]:
         return f"it has no kernel for {op} yet"
     device = tensors[0].device.type
-    serves = "cpu" if name == "cpu" or (name == "triton" and _INTERPRET) else "cuda"
-    if device != serves:
-        return f"it serves tensors on {serves}, and these are on {device}"
+    if device != _SERVES[name]:
+        return f"it serves tensors on {_SERVES[name]}, and these are on {device}"
     if op in _NO_FLOAT64.get(name, ()) and tensors[0].dtype == torch.float64:
         return f"its {op} does not take float64"
     return None

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_CHECK_VALUES_ON_GPU = os.environ.get("DENSESIAM_CHECK") == "1"
+_CHECKED = {"cpu", "cuda"} if os.environ.get("DENSESIAM_CHECK") == "1" else {"cpu"}
+"""Devices whose values are looked at."""
 
 # A `raise` cannot be traced. Where a traced call is found to be wrong, this operator takes its
 # place in the graph and raises the same error when the graph runs.
@@ -115,7 +116,7 @@ def finite_boxes(op: str, name: str, boxes: Tensor) -> Tensor:
     That is on the CPU, and on a GPU under ``DENSESIAM_CHECK=1``. In a compiled graph the check is
     an operator of its own.
     """
-    if boxes.device.type != "cpu" and not _CHECK_VALUES_ON_GPU:
+    if boxes.device.type not in _CHECKED:
         return boxes
     if torch.compiler.is_compiling():
         return torch.ops.densesiam.finite_boxes(boxes.detach(), op, name)
