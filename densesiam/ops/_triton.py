@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,15 +30,11 @@ KERNELS = frozenset(
 NO_FLOAT64: frozenset[str] = frozenset()
 """Those of them that cannot take float64."""
 
-_INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-
 
 def missing() -> str | None:
-    """Register the operators; None, or why this process cannot use them."""
+    """Register the operators; None, or why no process can use them."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (`pip install triton`)"
-    if not _INTERPRET and not torch.cuda.is_available():
-        return "torch finds no GPU; on the CPU its kernels run under TRITON_INTERPRET=1 only"
     namespace = f"{NAMESPACE}_triton"
     register_namespace(namespace)
     for op in sorted(KERNELS):
