@@ -33,7 +33,6 @@ except ImportError as refusal:  # torch is too old
 # Compute capabilities without their dot, as in sm_86. The kernels multiply in tf32, new in Ampere.
 OLDEST = 80
 DEFAULT = ("80", "86", "89", "90", "100", "120")  # each GPU family since; PTX for those to come
-STABLE_ABI = "0x020d000000000000"  # torch 2.13, the oldest torch that the libraries load into
 
 
 def say(message: str) -> None:
@@ -283,8 +282,7 @@ def extensions() -> tuple[list, dict[str, Any]]:
         "-fopenmp-simd",
         "-fvisibility=hidden",
     ]
-    stable = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
-    cxx = [*optimise, *stable, *sanitizer]
+    cxx = [*optimise, *sanitizer]
     headers = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.*h"))]
 
     def sources(folder: str, pattern: str) -> list[str]:
@@ -314,14 +312,13 @@ def extensions() -> tuple[list, dict[str, Any]]:
                 library_dirs=[str(cuda[0] / "lib64")],
                 # Static: the library then loads without the toolkit, and without a driver.
                 libraries=["cudart_static", "rt", "dl", "pthread"],
-                extra_compile_args={"cxx": cxx, "nvcc": [*nvcc_flags, *architectures, *stable]},
+                extra_compile_args={"cxx": cxx, "nvcc": [*nvcc_flags, *architectures]},
             )
         )
     compiler_version = subprocess.run([compiler, "--version"], capture_output=True, text=True)
     report = {
         "VERSION": VERSION,
         "TORCH": torch.__version__,
-        "STABLE_ABI": "2.13",
         "COMPILER": compiler_version.stdout.splitlines()[0],
         "CXX_FLAGS": " ".join([*optimise, *sanitizer]),
         "CUDA": cuda[1] if cuda else "",

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import densesiam
 import densesiam.ops._backends as backends
 from densesiam import ops
 
+needs_kernels = pytest.mark.skipif(
+    "overlap_sample" not in backends.kernels("cpu"), reason="no compiled kernels"
+)
 FEATURES = torch.randn(2, 3, 4, 5)
 BOXES = torch.tensor([[0.0, 0, 1, 1]]).expand(2, 4)
 
@@ -109,9 +113,48 @@ def test_environment_variable(value, expected):
     assert expected in run.stdout + run.stderr
 
 
+def backend_that_ran(call):
+    with torch.profiler.profile() as profile:
+        call(FEATURES)
+    kernels = {event.name for event in profile.events()}
+    return "cpu" if "densesiam::overlap_sample" in kernels else "reference"
+
+
+@needs_kernels
+def test_a_compiled_call_runs_on_the_backend_of_its_caller():
+    torch._dynamo.reset()
+    call = torch.compile(lambda x: ops.overlap_sample(x, BOXES, 3), fullgraph=True, backend="eager")
+    ran = [backend_that_ran(call)]
+    with ops.use_backend("reference"):
+        ran.append(backend_that_ran(call))
+        with ops.use_backend("cpu"):
+            ran.append(backend_that_ran(call))
+        with ThreadPoolExecutor(1) as pool:  # the choice is this thread's
+            ran.append(pool.submit(backend_that_ran, call).result())
+        ran.append(backend_that_ran(call))
+    ran.append(backend_that_ran(call))
+    assert ran == ["cpu", "reference", "cpu", "cpu", "reference", "cpu"]
+
+
+@needs_kernels
+def test_a_backend_is_chosen_inside_a_compiled_function():
+    def both(x):
+        with ops.use_backend("reference"):
+            y = ops.overlap_sample(x, BOXES, 3)
+        return y, ops.overlap_sample(x, BOXES, 3)
+
+    graphs = []
+    torch._dynamo.reset()
+    torch.compile(both, fullgraph=True, backend=lambda g, _: graphs.append(g) or g.forward)(
+        FEATURES
+    )
+    calls = [n for n in graphs[0].graph.nodes if "densesiam.overlap_sample" in str(n.target)]
+    assert len(calls) == 1
+    assert backend_that_ran(lambda x: ops.overlap_sample(x, BOXES, 3)) == "cpu"
+
+
+@needs_kernels
 def test_backward_runs_where_forward_ran():
-    if "overlap_sample" not in backends.kernels("cpu"):
-        pytest.skip("no compiled kernels")
     features = FEATURES.clone().requires_grad_()
     with ops.use_backend("cpu"):
         result = ops.overlap_sample(features, BOXES, 3)

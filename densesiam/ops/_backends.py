@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,10 +25,26 @@ NAMESPACES = {"cuda": NAMESPACE, "cpu": NAMESPACE, "triton": f"{NAMESPACE}_trito
 _MISSING: dict[str, str | None] = {}  # backend -> why no process can use what is installed
 _KERNELS: dict[str, frozenset[str]] = {}  # backend -> operations it has
 _NO_FLOAT64: dict[str, frozenset[str]] = {}  # backend -> operations that cannot take float64
-_forced: ContextVar[str | None] = ContextVar("densesiam_backend", default=None)
+_MOST_ELEMENTS: dict[str, int | None] = {  # backend -> of one image: the width of its offsets
+    "cuda": 2**31 - 1,
+    "cpu": None,
+}
 _ENVIRONMENT = os.environ.get("DENSESIAM_BACKEND") or "auto"
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 _SERVES = {"cuda": "cuda", "triton": "cpu" if _INTERPRET else "cuda", "cpu": "cpu"}  # devices
+
+
+class _Forced(threading.local):
+    """What `use_backend` asked for in this thread. torch.compile guards on it, in every torch.
+
+    It would not on an attribute of the class, nor can it trace a ContextVar before torch 2.14.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+
+_forced = _Forced()
 
 
 @dataclass(frozen=True)
@@ -89,7 +105,7 @@ def check_backend(name: str) -> None:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every operation inside the block on one backend.
+    """Run every operation inside the block on one backend, in this thread.
 
     Args:
         name: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"``, or ``"auto"`` (the default
@@ -102,11 +118,12 @@ def use_backend(name: str) -> Iterator[None]:
             it cannot serve. It never falls back to another.
     """
     check_backend(name)
-    token = _forced.set(name)
+    before = _forced.name
+    _forced.name = name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.name = before
 
 
 def kernels(name: str) -> list[str]:
@@ -125,20 +142,26 @@ def missing(name: str) -> str | None:
     return None
 
 
-def select(op: str, *tensors: Tensor) -> str:
+def select(op: str, *tensors: Tensor, elements: int = 0) -> str:
     """Name of the backend that serves this call.
+
+    Args:
+        op: the operation.
+        *tensors: its arguments, images first of all axes.
+        elements: of one image of what the call makes, where an argument may have fewer.
 
     Raises:
         RuntimeError: a backend was asked for that cannot.
     """
-    wanted = _forced.get() or _ENVIRONMENT
+    wanted = _forced.name or _ENVIRONMENT
     if wanted == "auto":
         for name in BACKENDS:
-            if _why_not(name, op, tensors) is None and not _interpreted(name, tensors):
+            reason = _why_not(name, op, tensors, elements)
+            if reason is None and not _interpreted(name, tensors):
                 return name
     reason = f"there is no such backend; it must be one of {', '.join(BACKENDS)} or auto"
     if wanted in BACKENDS:
-        problem = _why_not(wanted, op, tensors)
+        problem = _why_not(wanted, op, tensors, elements)
         if problem is None:
             return wanted
         reason = problem
@@ -173,7 +196,7 @@ def explain(op: str | Callable[..., Tensor], *tensors: Tensor) -> Explanation:
     return Explanation(name, chosen, others)
 
 
-def _why_not(name: str, op: str, tensors: tuple[Tensor, ...]) -> str | None:
+def _why_not(name: str, op: str, tensors: tuple[Tensor, ...], elements: int = 0) -> str | None:
     if (reason := _MISSING[name]) is not None:
         return reason
     if name == "reference":
@@ -185,6 +208,15 @@ def _why_not(name: str, op: str, tensors: tuple[Tensor, ...]) -> str | None:
         return f"it serves tensors on {_SERVES[name]}, and these are on {device}"
     if op in _NO_FLOAT64.get(name, ()) and tensors[0].dtype == torch.float64:
         return f"its {op} does not take float64"
+    if (most := _MOST_ELEMENTS.get(name)) is not None:
+        for tensor in tensors:
+            if tensor.numel() > most:
+                elements = max(elements, tensor.shape[0], tensor.numel() // tensor.shape[0])
+        if elements > most:
+            return (
+                f"it takes at most {most} images, of at most {most} elements each, and this call "
+                f"has {elements}"
+            )
     if name == "cuda":
         return _device_problem(tensors[0].device.index)
     return None
