@@ -1,6 +1,7 @@
 """What is special to the compiled CPU kernels; tests/ops holds them to the shared contract."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 
 from densesiam import ops, reference
 from densesiam.ops import _backends
+from tests.rounding import deviations, error_bound
+from tests.tolerance import FACTOR, assert_within, tolerance
 
 pytestmark = pytest.mark.skipif(
     "overlap_similarity" not in _backends.kernels("cpu"), reason="the CPU kernels were not built"
@@ -70,27 +73,35 @@ class TestManyTiles:
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
     def test_matches_the_reference(self, name, layout, dtype):
-        results = []
-        for backend in ("cpu", "reference"):
-            leaves = [maps(B, C, H, W, layout=layout, dtype=dtype, seed=i) for i in (0, 1)]
-            if backend == "reference":
-                leaves = [leaf.double() for leaf in leaves]
-            leaves = [leaf.requires_grad_() for leaf in leaves]
-            with ops.use_backend(backend):
-                result = CALLS[name](leaves.__getitem__)
-            # The reference's own result makes the same cotangent for both.
-            cotangent = torch.linspace(-1, 1, result.numel()).view(result.shape).to(result)
-            grads = torch.autograd.grad(
-                result, leaves, cotangent, allow_unused=True, materialize_grads=True
-            )
-            results.append((result, *grads))
-        # Rounding is that of the terms: cosines of magnitude 1 that cancel in a mean, and in
-        # region_pool's gradient differences of sums several times as large (14 epsilons measured).
-        scales = [max(1.0, results[1][0].abs().max().item())]
-        scales += [2 * grad.abs().max().item() for grad in results[1][1:]]
-        for actual, expected, scale in zip(*results, scales, strict=True):
-            tolerance = 8 * torch.finfo(dtype).eps * scale
-            torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=0)
+        leaves = [maps(B, C, H, W, layout=layout, dtype=dtype, seed=i) for i in (0, 1)]
+        found = results(name, leaves)
+        with ops.use_backend("reference"):
+            expected = results(name, [leaf.double() for leaf in leaves])
+        for actual, right, steps, halves in zip(found, expected, *rounding(name), strict=True):
+            assert_within(actual, right, error_bound(right, steps, halves, dtype, actual.dtype))
+
+
+def results(name, leaves):
+    """The result and its gradients, of zeros where there is none."""
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    result = CALLS[name](leaves.__getitem__)
+    cotangent = torch.linspace(-1, 1, result.numel()).view(result.shape).to(result)
+    grads = torch.autograd.grad(
+        result, leaves, cotangent, allow_unused=True, materialize_grads=True
+    )
+    return [result.detach(), *grads]
+
+
+@cache
+def rounding(name):
+    """What rounding of all steps, and of matrices to the inputs' type, does to each element."""
+    leaves = [maps(B, C, H, W, dtype=torch.float64, seed=i) for i in (0, 1)]
+
+    def program():
+        return results(name, [leaf.detach() for leaf in leaves])
+
+    with ops.use_backend("reference"):
+        return deviations(program), deviations(program, step=0, half_step=1)
 
 
 def test_exp_is_accurate_to_two_units_in_the_last_place():
@@ -118,11 +129,14 @@ def test_log_is_accurate_to_two_units_in_the_last_place():
 
 
 def test_sums_over_thousands_of_channels_stay_accurate():
-    p, z = maps(2, 2048, 3, 3), maps(2, 2048, 3, 3, seed=1)
+    p, z = maps(2, 2048, 16, 16), maps(2, 2048, 16, 16, seed=1)
     p = p + z  # a similarity near 0.7, not near 0
     actual = ops.pixel_similarity(p, z, reduction="none").double()
     expected = reference.pixel_similarity(p.double(), z.double(), reduction="none")
-    torch.testing.assert_close(actual, expected, atol=4 * EPS, rtol=0)
+    # Totals of 64 channels are added up: 32 running sums that grow to 0.7. One sum of 2048 would
+    # round 8 times as much. This is the usual error, not the largest.
+    usual = tolerance(32, 0.7 / 3**0.5, torch.float32) / FACTOR
+    assert (actual - expected).square().mean().sqrt() <= usual
 
 
 @pytest.mark.parametrize("kind", ["cosine", "cross_entropy"])

@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from densesiam import _libraries
+from densesiam import _devices, _libraries
 from densesiam.ops._registry import NAMESPACE, OPERATIONS
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
@@ -21,7 +22,7 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 NAMESPACES = {"cuda": NAMESPACE, "cpu": NAMESPACE, "triton": f"{NAMESPACE}_triton"}
 """Where each backend's operators live in the dispatcher; ``reference`` is plain PyTorch."""
 
-_MISSING: dict[str, str | None] = {}  # backend -> why this process cannot use it
+_MISSING: dict[str, str | None] = {}  # backend -> why no process can use what is installed
 _KERNELS: dict[str, frozenset[str]] = {}  # backend -> operations it has
 _NO_FLOAT64: dict[str, frozenset[str]] = {}  # backend -> operations that cannot take float64
 _MOST_ELEMENTS: dict[str, int | None] = {  # backend -> of one image: the width of its offsets
@@ -61,12 +62,13 @@ class Explanation:
 
 
 def load_backends() -> None:
-    """Load what was built. Called once, after every operation is registered."""
+    """Load what was built. Called once, after every operation is registered.
+
+    No device is looked for here, which would start CUDA: each is judged at its first call.
+    """
     _MISSING["reference"] = None
     _MISSING["cpu"] = _libraries.load("_cpu")
     _MISSING["cuda"] = _libraries.load("_cuda")
-    if _MISSING["cuda"] is None:
-        _MISSING["cuda"] = _device_problem()
     _KERNELS["reference"] = frozenset(OPERATIONS)
     _KERNELS["cpu"] = _registered("CPU")
     _KERNELS["cuda"] = _registered("CUDA")
@@ -85,38 +87,6 @@ def _registered(key: str) -> frozenset[str]:
     return frozenset(op for op in OPERATIONS if has_kernel(f"{NAMESPACE}::{op}", key))
 
 
-def _device_problem() -> str | None:
-    """Why kernels that were built and loaded cannot run on this machine's device."""
-    if not torch.cuda.is_available():
-        return "it was built, but torch finds no CUDA device on this machine"
-    built = (_libraries.build_info() or {}).get("architectures", "")
-    return architecture_problem(built, torch.cuda.get_device_capability())
-
-
-def architecture_problem(built: str, device: tuple[int, int]) -> str | None:
-    """Why a device of that compute capability cannot run a build; None if it can.
-
-    Machine code runs on its own major version from its minor version on; PTX on everything newer.
-
-    Args:
-        built: a TORCH_CUDA_ARCH_LIST, such as ``"8.0;9.0+PTX"``.
-        device: (major, minor).
-    """
-    for name in built.replace(" ", ";").split(";"):
-        number = name.removesuffix("+PTX").rstrip("af")
-        if "." not in number:
-            continue
-        major, minor = (int(part) for part in number.split("."))
-        same_family = device[0] == major and device[1] >= minor
-        if same_family or (name.endswith("+PTX") and device >= (major, minor)):
-            return None
-    wanted = f"{device[0]}.{device[1]}"
-    return (
-        f"it was built for architectures {built or 'unknown'}, and this GPU is {wanted}. Build it "
-        f"again on this machine, or with TORCH_CUDA_ARCH_LIST={wanted}"
-    )
-
-
 def _load_triton() -> None:
     from densesiam.ops import _triton
 
@@ -129,7 +99,7 @@ def check_backend(name: str) -> None:
     """Raise if this process cannot run that backend at all."""
     if name not in (*BACKENDS, "auto"):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)} or auto, got {name!r}")
-    if name != "auto" and (reason := _MISSING[name]) is not None:
+    if name != "auto" and (reason := missing(name)) is not None:
         raise RuntimeError(f"backend {name!r} cannot be used: {reason}")
 
 
@@ -162,8 +132,14 @@ def kernels(name: str) -> list[str]:
 
 
 def missing(name: str) -> str | None:
-    """Why this process cannot use a backend at all; None if it can."""
-    return _MISSING[name]
+    """Why this process cannot use a backend at all; None if it can. It may start CUDA."""
+    if (reason := _MISSING[name]) is not None:
+        return reason
+    if name == "cuda":
+        return _devices.problem_everywhere()
+    if name == "triton" and not _INTERPRET and _devices.count() == 0:
+        return "torch finds no GPU; on the CPU its kernels run under TRITON_INTERPRET=1 only"
+    return None
 
 
 def select(op: str, *tensors: Tensor, elements: int = 0) -> str:
@@ -241,7 +217,27 @@ def _why_not(name: str, op: str, tensors: tuple[Tensor, ...], elements: int = 0)
                 f"it takes at most {most} images, of at most {most} elements each, and this call "
                 f"has {elements}"
             )
+    if name == "cuda":
+        return _device_problem(tensors[0].device.index)
     return None
+
+
+@torch.compiler.assume_constant_result  # asked while tracing, not traced
+def _device_problem(index: int) -> str | None:
+    return _first_use(index)
+
+
+@cache
+def _first_use(index: int) -> str | None:
+    """Judge a device once, and say what keeps kernels that were built from running on it."""
+    problem = _devices.problem(index)
+    if problem is not None:
+        warnings.warn(
+            f"densesiam's CUDA kernels do not run on cuda:{index}: {problem}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return problem
 
 
 def _interpreted(name: str, tensors: tuple[Tensor, ...]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,11 +34,9 @@ NO_FLOAT64: frozenset[str] = frozenset()
 OLDEST = (3, 6)
 """The oldest Triton that the kernels run on: torch 2.10 brings it."""
 
-_INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-
 
 def missing() -> str | None:
-    """Register the operators; None, or why this process cannot use them."""
+    """Register the operators; None, or why no process can use them."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (`pip install triton`)"
     if (found := _version()) is not None and found < OLDEST:
@@ -47,8 +44,6 @@ def missing() -> str | None:
             f"its kernels need Triton {_dotted(OLDEST)} or newer, and this is {_dotted(found)} "
             "(`pip install --upgrade triton`)"
         )
-    if not _INTERPRET and not torch.cuda.is_available():
-        return "torch finds no GPU; on the CPU its kernels run under TRITON_INTERPRET=1 only"
     namespace = f"{NAMESPACE}_triton"
     register_namespace(namespace)
     for op in sorted(KERNELS):

@@ -7,12 +7,14 @@ A test file subclasses `OpSuite`, states its cases and errors, and adds what is 
         CASES = {"grid": Case(make, differentiable=(0,)), ...}
         ERRORS = {"boxes of two columns": Error(make_bad, ValueError, "must have shape"), ...}
 
-The oracle is `densesiam.reference` in float64 on the very same (rounded) inputs.
+The oracle is `densesiam.reference` in float64 on the very same (rounded) inputs. How far a result
+may be from it follows from the oracle's own steps, element by element: see `tests/rounding.py`.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,17 +26,11 @@ from torch import Tensor
 
 from densesiam import ops, reference
 from densesiam.ops import _backends, _checks
+from tests.rounding import Without, accumulate_dtype, deviations, error_bound
+from tests.tolerance import assert_within
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = ["contiguous", "channels_last"]
-
-# Errors are measured against the largest magnitude of the reference. Results are rounded once
-# to their own type (half an epsilon); before that, float32 sums of up to a few hundred terms lose a
-# few epsilons, which the factor of 8 covers. In float64 the reference rounds as much as what it is
-# compared with, and gradients are differences of larger sums: 64 (measured: up to 14). Nothing here
-# depends on the backend.
-TOLERANCE = {dtype: 8 * torch.finfo(dtype).eps for dtype in DTYPES}
-TOLERANCE[torch.float64] *= 8
 
 
 class Maker:
@@ -95,29 +91,19 @@ def upcast(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
 
 
-def assert_close(
-    actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str, scale: float = 0.0
-) -> None:
-    """Compare within the tolerance of `dtype`, relative to the largest expected magnitude.
-
-    `scale` is the least magnitude to measure against: that of the terms, where they cancel.
-    """
-    assert actual.shape == expected.shape, what
-    actual = actual.detach().double().cpu()
-    assert torch.equal(actual.isnan(), expected.isnan()), f"{what}: NaN in other places"
-    if not expected.numel():
-        return
-    error = (actual - expected).nan_to_num().abs().max().item()
-    scale = max(scale, expected.nan_to_num().abs().max().item())
-    assert error <= TOLERANCE[dtype] * scale, (
-        f"{what}: error {error:.2e} of {scale:.2e}, tolerance {TOLERANCE[dtype]:.1e}"
-    )
+def same_numbers(results: list[Tensor], expected: list[Tensor]) -> bool:
+    """Whether nothing differs but the last bits of float64."""
+    pairs = zip(results, expected, strict=True)
+    return all((a - b).abs().max() <= 1e-14 * b.abs().max() for a, b in pairs)
 
 
 def same_layout(a: Tensor, b: Tensor) -> bool:
     """Whether channels lie side by side in both, or in neither."""
     last = [not t.is_contiguous() and t.movedim(1, -1).is_contiguous() for t in (a, b)]
     return last[0] == last[1]
+
+
+_DEVIATIONS: dict[tuple[type, int, bool], tuple[list[Tensor], list[Tensor]]] = {}
 
 
 class OpSuite:
@@ -127,8 +113,8 @@ class OpSuite:
     CASES: dict[str, Case]
     ERRORS: dict[str, Error]
     result_dtype: str = "accumulate"  # or "features": outputs in the features' own type
-    rounds_in_input_dtype = False  # intermediate results may be rounded to the inputs' type
-    scale = 0.0  # magnitude of the terms of a result, where they may cancel
+    # Matrix operands, and what the oracle marks, may be rounded to the inputs' type on the way.
+    rounds_in_input_dtype = False
 
     # -- helpers -------------------------------------------------------------------------------
 
@@ -138,15 +124,56 @@ class OpSuite:
     def oracle(self, args: list[Any], keywords: dict[str, Any] | None = None) -> Any:
         return getattr(reference, self.op)(*args, **(keywords or {}))
 
-    def compare(self, actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> None:
-        assert_close(actual, expected, dtype, what, self.scale)
+    def compare(self, actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:
+        assert_within(actual, expected, bound, what)
 
-    def same(self, actual: Tensor, expected: Tensor, backend: str) -> None:
-        """Equal bits; close for the reference, which promises none."""
-        if backend == "reference" and actual.is_floating_point():
-            assert_close(actual, upcast(expected), actual.dtype, "reference", self.scale)
-        else:
+    def bounds(
+        self, case: Case, dtype: torch.dtype, expected: list[Tensor], ones: bool = False
+    ) -> list[Tensor]:
+        """How far the result and the gradients of inputs of `dtype` may be from the expected.
+
+        Every step is rounded to the type of sums, and what comes out to its own type. `ones`: the
+        gradients are those of the result's sum.
+        """
+        if not expected[0].is_floating_point():
+            return [torch.zeros(())]
+        result = dtype if self.result_dtype == "features" else accumulate_dtype(dtype)
+        outputs = [result, *[dtype] * len(case.differentiable)]
+        steps, halves = self._deviations(case, ones)
+        return [
+            error_bound(value, step, half, dtype, output)
+            for value, step, half, output in zip(expected, steps, halves, outputs, strict=True)
+        ]
+
+    def _deviations(self, case: Case, ones: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """In units of epsilon: of all steps, and of what may be rounded to the inputs' type."""
+        key = (type(self), id(case), ones)
+        if key not in _DEVIATIONS:
+            program = self.program(case, ones)
+            steps = deviations(program)
+            halves = [torch.zeros_like(step) for step in steps]
+            if self.rounds_in_input_dtype:
+                halves = deviations(program, step=0, half_step=1)
+            _DEVIATIONS[key] = steps, halves
+        return _DEVIATIONS[key]
+
+    def program(self, case: Case, ones: bool = False) -> Callable[[], list[Tensor]]:
+        """The oracle's result and gradients, in float64."""
+        args = case.make(Maker(torch.float64, "contiguous", "cpu"))
+        cotangent = torch.ones(()) if ones else None
+
+        def call() -> list[Tensor]:
+            result, grads, _ = self.run(case, args, self.oracle, cotangent)
+            return [result.detach(), *grads]
+
+        return call
+
+    def same(self, actual: Tensor, expected: Tensor, bound: Tensor | None) -> None:
+        """Equal bits where there is no bound."""
+        if bound is None or not actual.is_floating_point():
             assert torch.equal(actual, expected)
+        else:
+            assert_within(actual, expected, bound)
 
     def run(
         self, case: Case, args: list[Any], function: Callable[..., Tensor], cotangent: Tensor | None
@@ -163,7 +190,7 @@ class OpSuite:
         if cotangent is None:
             generator = torch.Generator().manual_seed(7)
             cotangent = torch.randn(result.shape, generator=generator, dtype=torch.float64)
-        cotangent = cotangent.to(result.dtype).to(result.device)
+        cotangent = cotangent.to(result.dtype).to(result.device).expand(result.shape)
         return result, list(torch.autograd.grad(result, leaves, cotangent)), cotangent
 
     # -- values --------------------------------------------------------------------------------
@@ -176,18 +203,60 @@ class OpSuite:
         expected, expected_grads, _ = self.run(case, exact, self.oracle, cotangent)
 
         if result.is_floating_point():
-            accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-            wanted = dtype if self.result_dtype == "features" else accumulate
+            wanted = dtype if self.result_dtype == "features" else accumulate_dtype(dtype)
             assert result.dtype == wanted
             if self.result_dtype == "features":
                 assert same_layout(result, args[0])
-        measured_in = dtype if self.rounds_in_input_dtype else result.dtype
-        self.compare(result, expected, measured_in, "result")
-        for i, grad, wanted_grad in zip(case.differentiable, grads, expected_grads, strict=True):
+        bounds = self.bounds(case, dtype, [expected, *expected_grads])
+        self.compare(result, expected, bounds[0], "result")
+        for i, grad, wanted_grad, bound in zip(
+            case.differentiable, grads, expected_grads, bounds[1:], strict=True
+        ):
             assert grad.dtype == args[i].dtype
             if backend != "reference":  # plain PyTorch gives gradients the layout it likes
                 assert same_layout(grad, args[i])
-            assert_close(grad, wanted_grad, dtype, f"gradient of argument {i}")
+            assert_within(grad, wanted_grad, bound, f"gradient of argument {i}")
+
+    def test_a_missing_term_is_found(self, case):
+        """The tolerance is not too wide: in float32 and float64 for one term less in any sum."""
+        self.leave_out([torch.float64, torch.float32], case, row=0)
+
+    def test_a_missing_row_is_found(self, case):
+        """The same in half types, for a row of pixels less."""
+        self.leave_out([torch.float16, torch.bfloat16], case, row=1)
+
+    def leave_out(self, dtypes: list[torch.dtype], case: Case, row: int) -> None:
+        program = self.program(case)
+        right = program()
+        if not right[0].is_floating_point():
+            pytest.skip(f"{self.op} gives whole numbers")
+        bounds = {dtype: self.bounds(case, dtype, right) for dtype in dtypes}
+        row *= case.make(Maker(torch.float64, "contiguous", "cpu"))[0].shape[-1]
+        for place in itertools.count():
+            missed = set()
+            # A term has the usual size. Of rows one of the largest will do: where the weights are
+            # next to nothing, one can be less than rounding.
+            for rank in range(4 if row else 1):
+                with Without(place, row, rank) as mode:
+                    wrong = program()
+                if not mode.found:
+                    assert place, "the oracle has no sum"
+                    return
+                if same_numbers(wrong, right):  # it was multiplied by 0
+                    continue
+                missed = {dtype for dtype in dtypes if self.passes(wrong, right, bounds[dtype])}
+                if not missed:
+                    break
+            assert not missed, f"sum {place} of the oracle may lack something in {missed}"
+
+    @staticmethod
+    def passes(results: list[Tensor], right: list[Tensor], bounds: list[Tensor]) -> bool:
+        try:
+            for args in zip(results, right, bounds, strict=True):
+                assert_within(*args)
+        except AssertionError:
+            return False
+        return True
 
     def test_strided_inputs_and_gradients(self, case, backend, device):
         args = case.make(Maker(torch.float32, "contiguous", device))
@@ -206,22 +275,25 @@ class OpSuite:
             return t.transpose(-1, -2).contiguous().transpose(-1, -2)
 
         expected, grads, cotangent = self.run(case, args, self.call, None)
+        right = [expected, *grads]
+        bounds = self.bounds(case, torch.float32, right)
         for rearrange in (sliced, transposed):
             again, grads_again, _ = self.run(
                 case, [rearrange(a) for a in args], self.call, cotangent
             )
             # Three dimensions transposed are channels last: another path, another order of sums.
-            promise = backend if rearrange is sliced else "reference"
-            self.same(again, expected, promise)
-            for a, b in zip(grads_again, grads, strict=True):
-                self.same(a, b, promise)
+            # The reference promises no bits at all.
+            same_bits = backend != "reference" and rearrange is sliced
+            for a, b, bound in zip([again, *grads_again], right, bounds, strict=True):
+                self.same(a, b, None if same_bits else bound)
         if not grads:
             return
         ones = torch.ones((), device=device)
         _, grads, _ = self.run(case, args, self.call, ones.expand(expected.shape).clone())
         _, stride_zero, _ = self.run(case, args, self.call, ones.expand(expected.shape))
-        for a, b in zip(stride_zero, grads, strict=True):
-            self.same(a, b, backend)
+        bounds = self.bounds(case, torch.float32, [expected, *grads], ones=True)
+        for a, b, bound in zip(stride_zero, grads, bounds[1:], strict=True):
+            self.same(a, b, None if backend != "reference" else bound)
 
     def test_empty_batch(self, case, backend, device):
         args = case.make(Maker(torch.float32, "contiguous", device))
@@ -342,9 +414,10 @@ class OpSuite:
             lambda args: self.call(args, case.keywords), fullgraph=True, backend="aot_eager"
         )
         result, grads_again, _ = self.run(case, args, lambda args, _: compiled(args), None)
-        self.compare(result, upcast(expected), torch.float32, "compiled result")
-        for a, b in zip(grads_again, grads, strict=True):
-            assert_close(a, upcast(b), torch.float32, "compiled gradient")
+        bounds = self.bounds(case, torch.float32, [expected, *grads])
+        self.compare(result, expected, bounds[0], "compiled result")
+        for a, b, bound in zip(grads_again, grads, bounds[1:], strict=True):
+            assert_within(a, b, bound, "compiled gradient")
 
     # -- autocast and bad input ----------------------------------------------------------------
 

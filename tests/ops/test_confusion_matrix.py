@@ -47,7 +47,7 @@ class TestConfusionMatrix(OpSuite):
         ),
     }
 
-    def compare(self, actual, expected, dtype, what):
+    def compare(self, actual, expected, bound, what):
         assert torch.equal(actual.cpu(), expected), what
 
     @pytest.mark.parametrize("name", ["label", "prediction"])

@@ -1,7 +1,9 @@
 import torch
 
 from densesiam import ops, reference
-from tests.ops.suite import Case, Error, Maker, OpSuite
+from tests.ops.suite import Case, Error, Maker, OpSuite, upcast
+from tests.rounding import accumulate_dtype, deviations
+from tests.tolerance import tolerance
 
 
 class TestLabelMap(OpSuite):
@@ -32,23 +34,26 @@ class TestLabelMap(OpSuite):
         ),
     }
 
-    def compare(self, actual, expected, dtype, what):
-        # Rounding may settle a near tie either way; test_labels_are_the_greatest bounds how near.
+    def compare(self, actual, expected, bound, what):
+        # Rounding may settle a near tie either way: see test_labels_are_the_greatest.
         assert actual.dtype == torch.int64
         assert actual.shape == expected.shape
-        assert (actual.cpu() != expected).float().mean() <= 0.01, what
 
     def test_labels_are_the_greatest(self, case, backend, dtype, layout, device):
         logits, size = case.make(Maker(dtype, layout, device))
         labels = ops.label_map(logits, size)
         pair = size if isinstance(size, tuple) else (size, size)
-        exact = logits.double().cpu()
+        exact = upcast(logits)
         whole = torch.tensor([[0.0, 0, 1, 1]], dtype=torch.float64).expand(exact.shape[0], 4)
-        resized = reference.overlap_sample(exact, whole, pair)
-        chosen = resized.gather(1, labels.cpu().unsqueeze(1)).squeeze(1)
-        # Interpolation in float32 moves a logit by a few roundings of the largest.
-        eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-        assert (resized.amax(1) - chosen).max() <= 8 * eps * exact.abs().max()
+
+        def resize():
+            return [reference.overlap_sample(exact, whole, pair)]
+
+        (resized,), (steps,) = resize(), deviations(resize)
+        near = tolerance(1, steps, accumulate_dtype(dtype))
+        best, chosen = resized.argmax(1, keepdim=True), labels.cpu().unsqueeze(1)
+        lost = resized.gather(1, best) - resized.gather(1, chosen)
+        assert (lost <= near.gather(1, best) + near.gather(1, chosen)).all()
 
     def test_ties_go_to_the_lowest_index(self, backend, device):
         logits = torch.zeros(1, 5, 3, 3, device=device)

@@ -23,7 +23,6 @@ def cross_entropy(weight, **keywords):
 
 class TestPixelSimilarity(OpSuite):
     op = "pixel_similarity"
-    scale = 1.0  # cosines of either sign cancel
     CASES = {
         "cosine": cosine(False),
         "cosine, weighted": cosine(True),

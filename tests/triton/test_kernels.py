@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from densesiam import ops, reference
+from densesiam import ops
 from densesiam.ops import _backends, _triton
+from tests.rounding import deviations, error_bound
+from tests.tolerance import assert_within
 
 if _backends.missing("triton") is not None or torch.cuda.is_available():
     pytest.skip("runs in Triton's interpreter only", allow_module_level=True)
@@ -70,14 +72,19 @@ CALLS: dict[str, Callable[..., tuple[Callable[..., Tensor], list[Any], list[Any]
 }
 
 
-def run(function: Callable[..., Tensor], features: list[Tensor], rest: list[Any]) -> list[Tensor]:
+def run(
+    function: Callable[..., Tensor],
+    features: list[Tensor],
+    rest: list[Any],
+    backend: str = "triton",
+) -> list[Tensor]:
     """The result and the gradients of all features that have one."""
     features = [f.detach().requires_grad_() for f in features]
-    with ops.use_backend("triton"):
+    with ops.use_backend(backend):
         result = function(*features, *rest)
         if not result.requires_grad:
             return [result]
-        cotangent = torch.linspace(-1, 2, result.numel()).view(result.shape)
+        cotangent = torch.linspace(-1, 2, result.numel()).view(result.shape).to(result)
         grads = torch.autograd.grad(result, features, cotangent, allow_unused=True)
     return [result.detach(), *(g for g in grads if g is not None)]
 
@@ -135,15 +142,16 @@ def test_region_pool_of_several_blocks(dtype, channels_last):
     features = normal(1, 133, 5, 7, channels_last=channels_last, dtype=dtype)
     logits = normal(1, 131, 5, 7, channels_last=channels_last, dtype=dtype)
     result, *grads = run(ops.region_pool, [features, logits], [])
-    leaves = [t.double().requires_grad_() for t in (features, logits)]
-    expected = reference.region_pool(*leaves)
-    cotangent = torch.linspace(-1, 2, expected.numel()).view(expected.shape)
-    expected_grads = torch.autograd.grad(expected, leaves, cotangent.double())
-    # As in the op suite; half types round the mask to half before the product.
-    tolerance = 8 * torch.finfo(dtype).eps
-    for actual, wanted in zip([result, *grads], [expected, *expected_grads], strict=True):
-        error = (actual.double() - wanted).abs().max()
-        assert error <= tolerance * wanted.abs().max()
+    exact = [features.double(), logits.double()]
+
+    def program():
+        return run(ops.region_pool, exact, [], backend="reference")
+
+    expected = program()
+    # Half types round the mask to half before the product.
+    rounding = zip(deviations(program), deviations(program, step=0, half_step=1), strict=True)
+    for actual, right, bounds in zip([result, *grads], expected, rounding, strict=True):
+        assert_within(actual, right, error_bound(right, *bounds, dtype, actual.dtype))
 
 
 @pytest.mark.parametrize("call", [c for c in CALLS if c != "region_pool of many regions"])
