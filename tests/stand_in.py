@@ -153,6 +153,7 @@ class StandIn:
 def activate() -> None:
     """Take a GPU's place for the rest of the process."""
     from benchmarks import device
+    from densesiam import _devices
     from densesiam.ops import _backends, _checks
     from densesiam.ops._registry import OPERATIONS
     from tests.emulator import NAMESPACE, load_emulator
@@ -166,6 +167,8 @@ def activate() -> None:
         op for op in OPERATIONS if has_kernel(f"{NAMESPACE}::{op}", "CPU")
     )
     _backends._MISSING["cuda"] = None
+    _devices.count = lambda: 1
+    _devices.problem = _devices._problem_of_machine = lambda *_: None
     _backends._SERVES["cuda"] = "cpu"
     _checks._CHECKED = set()  # on a GPU values are not looked at
     device.gpu = StandIn()

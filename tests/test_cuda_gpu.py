@@ -105,4 +105,6 @@ def test_tensors_beyond_32_bit_indices(gpu, layout):
         whole, reference.pixel_similarity(last, last, reduction="none"), rtol=0, atol=1e-5
     )
     torch.testing.assert_close(samples, reference.overlap_sample(last, boxes(last), 7))
-    assert (labels == reference.label_map(last, min(side, 64))).float().mean() > 0.999  # near ties may differ
+    assert (
+        labels == reference.label_map(last, min(side, 64))
+    ).float().mean() > 0.999  # near ties may differ

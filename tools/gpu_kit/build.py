@@ -11,6 +11,7 @@ kit.json    what all this is
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -127,11 +128,16 @@ def compile_libraries(folder: Path, architectures: str) -> None:
 
 def take_libraries(folder: Path, target: Path) -> None:
     """Copy the libraries, and what the build says of itself, without symbols for debuggers."""
-    found = [*folder.glob("_*.so"), *folder.glob("_*.json")]
+    found = list(folder.glob("_*.so"))
     if not any(path.name.startswith("_cuda") for path in found):
         raise SystemExit(f"there is no library of CUDA kernels in {folder}: build it, with nvcc")
     for path in found:
         shutil.copy(path, target)
+    for path in folder.glob("_info*.so"):  # a module of this Python; others read the copy
+        spec = importlib.util.spec_from_file_location("densesiam._info", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        (target / "_info.json").write_text(json.dumps(module.build))
 
 
 def requirements() -> list[str]:

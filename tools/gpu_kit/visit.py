@@ -408,7 +408,7 @@ def digest(folder: Path, names: Sequence[str], more: str = "") -> str:
     for name in names:
         path = folder / name
         for file in sorted([path] if path.is_file() else path.rglob("*")):
-            if file.is_file() and file.suffix not in (".so", ".pyc") and file.name != "_build.json":
+            if file.is_file() and file.suffix not in (".so", ".pyc") and file.name != "_info.json":
                 total.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
     return total.hexdigest()[:16]
 
