@@ -98,13 +98,13 @@ def test_tensors_beyond_32_bit_indices(gpu, layout):
     for image in p:
         image.normal_()
     last = p[-1:].clone()
+    size = min(side, 64)
     whole = ops.pixel_similarity(p, p, reduction="none")[-1:]
     samples = ops.overlap_sample(p, boxes(p), 7)[-1:]
-    labels = ops.label_map(p, min(side, 64))[-1:]
+    labels = ops.label_map(p, size)[-1:]
     torch.testing.assert_close(
         whole, reference.pixel_similarity(last, last, reduction="none"), rtol=0, atol=1e-5
     )
     torch.testing.assert_close(samples, reference.overlap_sample(last, boxes(last), 7))
-    assert (
-        labels == reference.label_map(last, min(side, 64))
-    ).float().mean() > 0.999  # near ties may differ
+    # Near ties may differ.
+    assert (labels == reference.label_map(last, size)).float().mean() > 0.999

@@ -425,7 +425,9 @@ class TestRefusals:
 
 
 NCU = """==PROF== Connected to process 1
-==PROF== Profiling "k": 0%....100% - 3 passes
+==PROF== Profiling "region_pool" - 0: 0%....50%....100% - 3 passes
+launched: region_pool 64x128x80x80, planar, float16
+==PROF== Profiling "clone" - 1: 0%....100% - 3 passes
 "ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
 "0","1","region_pool<32>(float*)","gpu__time_duration.sum","ns","12,345"
 "0","1","region_pool<32>(float*)","launch__registers_per_thread","register/thread","64"
@@ -456,9 +458,12 @@ class TestTools:
 
     def test_absent(self, go, tool, tmp_path, monkeypatch):
         monkeypatch.setattr(stages.shutil, "which", lambda name: None)
-        steps = [step("memcheck", stages.sanitizer("memcheck")), step("ncu", stages.profile)]
+        steps = [
+            step("memcheck", stages.sanitizer("memcheck")),
+            step("ncu cuda", stages.profile("cuda")),
+        ]
         assert go({4: steps}) == 0
-        assert states(tmp_path / "report", 4) == {"memcheck": "absent", "ncu": "absent"}
+        assert states(tmp_path / "report", 4) == {"memcheck": "absent", "ncu cuda": "absent"}
 
     @pytest.mark.parametrize("name", ["compute-sanitizer", "ncu"])
     @pytest.mark.parametrize(
@@ -471,7 +476,7 @@ class TestTools:
     )
     def test_what_they_may_do_wrong(self, go, tool, tmp_path, name, code, state, said):
         tool(name, code)
-        run = stages.profile if name == "ncu" else stages.sanitizer("memcheck")
+        run = stages.profile("cuda") if name == "ncu" else stages.sanitizer("memcheck")
         go({4: [step("tool", run, seconds=3), step("after")]})
         assert states(tmp_path / "report", 4) == {"tool": state, "after": "done"}
         assert said in (tmp_path / "report" / "report.md").read_text()
@@ -480,13 +485,18 @@ class TestTools:
 
     def test_the_profiler_is_understood(self, go, tool, tmp_path):
         tool("ncu", f"print({NCU!r})")
-        assert go({4: [step("ncu", stages.profile)]}) == 0
-        data = json.loads((tmp_path / "report" / "4-tests.json").read_text())["steps"]["ncu"][
+        assert go({4: [step("ncu cuda", stages.profile("cuda"))]}) == 0
+        data = json.loads((tmp_path / "report" / "4-tests.json").read_text())["steps"]["ncu cuda"][
             "data"
         ]
         assert data == [
-            {"kernel": "region_pool<32>(float*)", "nanoseconds": 12345.0, "registers": 64.0},
-            {"kernel": "clone", "nanoseconds": None},
+            {
+                "of": "region_pool 64x128x80x80, planar, float16",
+                "kernel": "region_pool<32>(float*)",
+                "nanoseconds": 12345.0,
+                "registers": 64.0,
+            },
+            {"of": "", "kernel": "clone", "nanoseconds": None},
         ]
         assert (
             "| region_pool<32>(float*) | 12345 | 64 |"

@@ -129,7 +129,11 @@ def _tests(stage: Stage) -> list[str]:
             f"| {_line(test['test'])} | {test['outcome']} | {_line(test.get('said'))} |"
             for test in failed[:MOST_ROWS]
         ]
-    kernels = (stage.steps.get("ncu") or {}).get("data") or []
+    kernels = [
+        kernel
+        for name, step in stage.steps.items()
+        for kernel in (step.get("data") or [] if name.startswith("ncu") else [])
+    ]
     if kernels:
         columns = list(dict.fromkeys(column for kernel in kernels for column in kernel))
         parts += ["", "## Kernels, profiled", "", "| " + " | ".join(columns) + " |"]

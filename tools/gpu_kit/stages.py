@@ -250,7 +250,7 @@ def sanitizer(tool: str) -> Callable[[Visit, Step, float], Record]:
         program = find_tool("compute-sanitizer")
         if program is None:
             return {"state": "absent", "right": True, "said": "compute-sanitizer is not here"}
-        launch = visit.module("tools.gpu_kit.launches", "--side", "14", "--backends", "cuda")
+        launch = [*visit.module("tools.gpu_kit.launches", "--side", "14"), *until(seconds)]
         flags = ["--tool", tool, "--print-limit", "20", "--error-exitcode", "86"]
         done = visit.program(
             step.name,
@@ -268,33 +268,52 @@ def sanitizer(tool: str) -> Callable[[Visit, Step, float], Record]:
     return run
 
 
-def profile(visit: Visit, step: Step, seconds: float) -> Record:
+def profile(backend: str) -> Callable[[Visit, Step, float], Record]:
     """Nsight Compute over every kernel at the method's own shapes."""
-    program = find_tool("ncu")
-    if program is None:
-        return {"state": "absent", "right": True, "said": "ncu is not here"}
-    flags = ["--csv", "--print-units", "base", "--clock-control", "none"]
-    flags += ["--profile-from-start", "off", "--target-processes", "all"]
-    launch = visit.module("tools.gpu_kit.launches", "--warm", "--batch", "64")
-    metrics = ["--metrics", ",".join(METRICS)]
-    done = visit.program(step.name, [program, *flags, *metrics, *launch], seconds)
-    kernels = kernels_in(done.text)
-    if not kernels:
-        return record(done, True, "its output was not understood; it is in the log")
-    return record(done, True, f"{len(kernels)} launches", kernels)
+
+    def run(visit: Visit, step: Step, seconds: float) -> Record:
+        program = find_tool("ncu")
+        if program is None:
+            return {"state": "absent", "right": True, "said": "ncu is not here"}
+        flags = ["--csv", "--print-units", "base", "--clock-control", "none"]
+        flags += ["--profile-from-start", "off", "--target-processes", "all"]
+        launch = visit.module("tools.gpu_kit.launches", "--warm", "--batch", "64")
+        command = [*launch, "--backend", backend, *until(seconds)]
+        metrics = ["--metrics", ",".join(METRICS)]
+        done = visit.program(step.name, [program, *flags, *metrics, *command], seconds)
+        kernels = kernels_in(done.text)
+        if not kernels:
+            return record(done, True, "its output was not understood; it is in the log")
+        return record(done, True, f"{len(kernels)} launches", kernels)
+
+    return run
+
+
+def until(seconds: float) -> list[str]:
+    """The launches' own end, early enough for a tool to tell what it saw."""
+    return ["--seconds", f"{0.6 * seconds:.0f}"]
 
 
 def kernels_in(text: str) -> list[dict[str, Any]]:
-    """One entry a launch, of ncu's table of comma-separated values."""
+    """One entry a launch, of ncu's table of comma-separated values and what else was printed."""
     lines = text.splitlines()
     heads = [i for i, line in enumerate(lines) if line.startswith('"ID"')]
     if not heads:
         return []
+    launched: dict[str, str] = {}
+    begun: list[str] = []
+    for line in lines[: heads[0]]:
+        if line.startswith("launched: "):
+            launched |= dict.fromkeys(begun, line.removeprefix("launched: "))
+            begun = []
+        elif found := re.match(r'==PROF== Profiling ".*" - (\d+)', line):
+            begun.append(found[1])
     kernels: dict[str, dict[str, Any]] = {}
     for row in csv.DictReader(line for line in lines[heads[0] :] if line.startswith('"')):
         name, value = row.get("Metric Name"), (row.get("Metric Value") or "").replace(",", "")
         if name in METRICS:
-            kernel = kernels.setdefault(row["ID"], {"kernel": row.get("Kernel Name", "")[:300]})
+            of = {"of": launched.get(row["ID"], ""), "kernel": row.get("Kernel Name", "")[:300]}
+            kernel = kernels.setdefault(row["ID"], of)
             try:
                 kernel[METRICS[name]] = float(value)
             except ValueError:  # "n/a": this GPU does not count it
@@ -325,8 +344,9 @@ STEPS: dict[int, list[Step]] = {
     ],
     4: [
         Step("tests", 4 * 60, tests),
-        Step("memcheck", 90, sanitizer("memcheck")),
-        Step("ncu", 120, profile),
-        Step("racecheck", 90, sanitizer("racecheck")),
+        Step("ncu cuda", 100, profile("cuda")),
+        Step("memcheck", 100, sanitizer("memcheck")),
+        Step("ncu triton", 100, profile("triton")),
+        Step("racecheck", 100, sanitizer("racecheck")),
     ],
 }

@@ -2,10 +2,10 @@
 
     python -m tools.gpu_kit.sweep OP BACKEND [--skip FILE] [--batch 8]
 
-The cases are those of the op suite (tests/ops) and the method's own shapes (benchmarks/ops); the
-measure is ``densesiam.reference`` in float64 on the very same rounded inputs, and the tolerances are
-theirs. Each item is printed as it begins and as it ends, a line of JSON after ``@ ``, so that
-whoever reads along knows which one hangs or takes the process down.
+The cases are those of the op suite (tests/ops) and the method's own shapes (benchmarks/ops), with
+their tolerances; the measure is ``densesiam.reference`` in float64 on the very same rounded inputs.
+Each item is printed as it begins and as it ends, a line of JSON after ``@ ``, so that whoever reads
+along knows which one hangs or takes the process down.
 """
 
 from __future__ import annotations
