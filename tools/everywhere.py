@@ -53,6 +53,7 @@ SETTINGS = {
     "ATen avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
     "ours baseline": {"DENSESIAM_CPU_CAPABILITY": "baseline"},
     "ours avx2": {"DENSESIAM_CPU_CAPABILITY": "avx2"},
+    "2 threads": {"DENSESIAM_TEST_THREADS": "2"},  # else 1
 }
 NEEDED = ("environment", "build", "fit")  # what comes after them needs them
 
