@@ -41,6 +41,7 @@ from tools.fresh import (
     clean_environment,
     clone,
     cuda_required,
+    find_nvcc,
     find_python,
     git,
     make_environment,
@@ -168,8 +169,8 @@ def cuda_apart(place: Place) -> Step:
     take of torch has no CUDA in it, so it is shown that they fit this torch: to setup.py it is one
     without CUDA.
     """
-    if cuda_required(place):
-        return Step("CUDA apart", True, "no need: built above", 0, 0, "")
+    if cuda_required(place) or not find_nvcc(place):
+        return Step("CUDA apart", True, "not needed, or no nvcc: see the build", 0, 0, "")
     step = place.run("CUDA apart", ["-c", ACROSS], variables={"FORCE_CUDA": "1"})
     return three_uses.loading(place, step)
 
