@@ -183,10 +183,10 @@ def _why_not(name: str, op: str, tensors: tuple[Tensor, ...]) -> str | None:
     serves = "cpu" if name == "cpu" or (name == "triton" and _INTERPRET) else "cuda"
     if device != serves:
         return f"it serves tensors on {serves}, and these are on {device}"
+    if name == "cuda" and (problem := _device_problem(tensors[0].device.index)) is not None:
+        return problem
     if op in _NO_FLOAT64.get(name, ()) and tensors[0].dtype == torch.float64:
         return f"its {op} does not take float64"
-    if name == "cuda":
-        return _device_problem(tensors[0].device.index)
     return None
 
 
