@@ -206,6 +206,8 @@ def _why_not(name: str, op: str, tensors: tuple[Tensor, ...], elements: int = 0)
     device = tensors[0].device.type
     if device != _SERVES[name]:
         return f"it serves tensors on {_SERVES[name]}, and these are on {device}"
+    if name == "cuda" and (problem := _device_problem(tensors[0].device.index)) is not None:
+        return problem
     if op in _NO_FLOAT64.get(name, ()) and tensors[0].dtype == torch.float64:
         return f"its {op} does not take float64"
     if (most := _MOST_ELEMENTS.get(name)) is not None:
@@ -217,8 +219,6 @@ def _why_not(name: str, op: str, tensors: tuple[Tensor, ...], elements: int = 0)
                 f"it takes at most {most} images, of at most {most} elements each, and this call "
                 f"has {elements}"
             )
-    if name == "cuda":
-        return _device_problem(tensors[0].device.index)
     return None
 
 
