@@ -102,7 +102,8 @@ class Place:
 def clean_environment() -> dict[str, str]:
     """The caller's variables less those that would change what is built, imported or made."""
     others = ("DENSESIAM_", "FORCE_", "TORCH_", "PYTHON", "VIRTUAL_ENV", "MAKE", "MFLAGS")
-    return {key: value for key, value in os.environ.items() if not key.startswith(others)}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
+    return {"UV_HTTP_TIMEOUT": "300"} | kept  # seconds; a busy machine is no reason to fail
 
 
 def last_line(log: Path) -> str:
