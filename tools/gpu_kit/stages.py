@@ -23,6 +23,11 @@ OPERATIONS = (
 )
 COMPOSITES = ("segmentation", "pretraining")
 WITHOUT_TRITON = ("confusion_matrix",)
+GPU_TESTS = (
+    *("tests/ops", "tests/test_cuda_gpu.py", "tests/benchmarks/test_measure.py"),
+    "tests/reference/test_confusion_matrix.py",
+)
+"""Where tests marked gpu are: each worker would import all others for nothing."""
 SILENCE = 120.0  # seconds: a kernel that takes so long to compile or to run hangs
 MOST_RESTARTS = 20
 PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/nsight-compute*", "/opt/nvidia/nsight-compute/*")
@@ -216,7 +221,7 @@ def tests(visit: Visit, step: Step, seconds: float) -> Record:
         *("-m", "gpu", "-p", "tools.gpu_kit.recorder", "-p", "no:cacheprovider", "-q"),
         *("--continue-on-collection-errors", "--tb=short"),
         *(parallel if packages != "not installed" else []),
-        *(visit.options.tests or ["tests"]),
+        *(visit.options.tests or GPU_TESTS),
     ]
     done = visit.program(
         step.name,
