@@ -1,4 +1,4 @@
-"""Shared by all tests: the Triton interpreter where there is no GPU, and one thread a process."""
+"""Shared by all tests: the Triton interpreter where there is no GPU, and the number of threads."""
 
 import os
 
@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 def one_thread():
     """Test processes run side by side; a test of threads sets its own number."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("DENSESIAM_TEST_THREADS", "1")))
     yield
     torch.set_num_threads(before)
 

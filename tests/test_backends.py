@@ -1,5 +1,7 @@
 """Choosing a backend, and saying why."""
 
+import importlib.metadata
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import torch
 import densesiam
 import densesiam.ops._backends as backends
 from densesiam import ops
+from densesiam.ops import _triton
 
 needs_kernels = pytest.mark.skipif(
     "overlap_sample" not in backends.kernels("cpu"), reason="no compiled kernels"
@@ -151,6 +154,14 @@ def test_a_backend_is_chosen_inside_a_compiled_function():
     calls = [n for n in graphs[0].graph.nodes if "densesiam.overlap_sample" in str(n.target)]
     assert len(calls) == 1
     assert backend_that_ran(lambda x: ops.overlap_sample(x, BOXES, 3)) == "cpu"
+
+
+def test_a_triton_that_is_too_old_is_said(monkeypatch):
+    version = importlib.metadata.version
+    older = lambda name: "3.5.1" if name == "triton" else version(name)  # noqa: E731  # short
+    monkeypatch.setattr(importlib.metadata, "version", older)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert "need Triton 3.6 or newer, and this is 3.5" in _triton.missing()
 
 
 @needs_kernels

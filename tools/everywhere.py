@@ -40,6 +40,8 @@ from tools.fresh import (
     Step,
     clean_environment,
     clone,
+    cuda_required,
+    find_nvcc,
     find_python,
     git,
     make_environment,
@@ -53,6 +55,7 @@ SETTINGS = {
     "ATen avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
     "ours baseline": {"DENSESIAM_CPU_CAPABILITY": "baseline"},
     "ours avx2": {"DENSESIAM_CPU_CAPABILITY": "avx2"},
+    "2 threads": {"DENSESIAM_TEST_THREADS": "2"},  # else 1
 }
 NEEDED = ("environment", "build", "fit")  # what comes after them needs them
 
@@ -66,7 +69,8 @@ class Combination:
     Attributes:
         torch: such as 2.10; "newest"; "lowest", as of everything else.
         python: such as 3.12.
-        parts: what is run beside build and op suite: "uses", "settings"; or "make" alone.
+        parts: what is run beside build and op suite: "uses", "settings", "cuda" (`cuda_apart`);
+            or "make" alone.
     """
 
     torch: str
@@ -83,7 +87,7 @@ class Combination:
 
 TABLE = (
     Combination("2.10", "3.11"),
-    Combination("2.10", "3.12", ("uses", "settings")),
+    Combination("2.10", "3.12", ("uses", "settings", "cuda")),
     Combination("2.10", "3.13"),
     Combination("2.11", "3.12", ("uses", "settings")),
     Combination("2.12", "3.11"),
@@ -150,6 +154,27 @@ def command(name: str, *words: str) -> Action:
     return lambda place: place.run(name, ["-W", "ignore", "-m", "densesiam.cli", *words])
 
 
+ACROSS = """
+import runpy, sys, torch
+torch.version.cuda = None
+sys.argv = ["setup.py", "build_ext", "--inplace"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+def cuda_apart(place: Place) -> Step:
+    """The CUDA sources compiled and loaded where torch is of another CUDA major than the nvcc.
+
+    setup.py refuses to build for such a pair, which no GPU has been seen to run. What the sources
+    take of torch has no CUDA in it, so it is shown that they fit this torch: to setup.py it is one
+    without CUDA.
+    """
+    if cuda_required(place) or not find_nvcc(place):
+        return Step("CUDA apart", True, "not needed, or no nvcc: see the build", 0, 0, "")
+    step = place.run("CUDA apart", ["-c", ACROSS], variables={"FORCE_CUDA": "1"})
+    return three_uses.loading(place, step)
+
+
 def counted(step: Step) -> Step:
     """The step with what pytest's last line counts, if there is one."""
     text = Path(step.log).read_text()
@@ -180,6 +205,8 @@ def actions(combination: Combination, interpreter: Path, workers: int) -> dict[s
         steps |= {name: suite(name, variables, workers) for name, variables in SETTINGS.items()}
     if "uses" in combination.parts:
         steps |= {name: use for name, use in three_uses.USES.items() if name != "build"}
+    if "cuda" in combination.parts:
+        steps["CUDA apart"] = cuda_apart
     if lowest:
         output, model = "outputs/oldest", "outputs/oldest/checkpoints/last.ckpt"
         short = ["--trainer.max_epochs", "1", "--data.samples_per_epoch", "32"]

@@ -222,10 +222,15 @@ print(", ".join(parts))
 """
 
 
+def find_nvcc(place: Place) -> str | None:
+    """CUDA's compiler, of CUDA_HOME or on the path."""
+    home = place.environment.get("CUDA_HOME")
+    return f"{home}/bin/nvcc" if home else shutil.which("nvcc")
+
+
 def cuda_required(place: Place) -> dict[str, str]:
     """FORCE_CUDA where there is an nvcc of the major version that torch was built with."""
-    home = place.environment.get("CUDA_HOME")
-    nvcc = f"{home}/bin/nvcc" if home else shutil.which("nvcc")
+    nvcc = find_nvcc(place)
     if nvcc is None or "FORCE_CPU" in place.environment:
         return {}
     said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout

@@ -55,12 +55,16 @@ print(json.dumps({
 def build(place: Place) -> Step:
     """The command of the README, then whether what it built loads."""
     command = ["setup.py", "build_ext", "--inplace"]
-    step = place.run("build", command, variables=cuda_required(place))
+    return loading(place, place.run("build", command, variables=cuda_required(place)))
+
+
+def loading(place: Place, step: Step) -> Step:
+    """A build that went well, judged by whether its libraries load."""
     if not step.ok:
         return step
-    loaded = place.run("build loads", ["-W", "ignore", "-c", LOADED])
+    loaded = place.run(f"{step.name} loads", ["-W", "ignore", "-c", LOADED])
     if not loaded.ok:
-        return replace(loaded, name="build")
+        return replace(loaded, name=step.name)
     found = json.loads(Path(loaded.log).read_text().splitlines()[-1])
     text = Path(step.log).read_text()
     return replace(step, **judge_build(found["libraries"], text))

@@ -17,7 +17,9 @@ _CHECKED = {"cpu", "cuda"} if os.environ.get("DENSESIAM_CHECK") == "1" else {"cp
 # A `raise` cannot be traced. Where a traced call is found to be wrong, this operator takes its
 # place in the graph and raises the same error when the graph runs.
 torch.library.define("densesiam::reject", "(Tensor like, str error, str message) -> Tensor")
-_ERRORS: dict[str, type[Exception]] = {"ValueError": ValueError, "TypeError": TypeError}
+_ERRORS: dict[str, type[Exception]] = {
+    error.__name__: error for error in (ValueError, TypeError, RuntimeError)
+}
 
 
 @torch.library.impl("densesiam::reject", "CompositeExplicitAutograd")
@@ -44,11 +46,13 @@ def checked(check: Callable[..., None]) -> Callable[[Callable[..., Any]], Callab
                 return function(*args, **kwargs)
             try:
                 check(*args, **kwargs)
+                return function(*args, **kwargs)
             except ValueError as error:
                 return torch.ops.densesiam.reject(args[0].detach(), "ValueError", error.args[0])
             except TypeError as error:
                 return torch.ops.densesiam.reject(args[0].detach(), "TypeError", error.args[0])
-            return function(*args, **kwargs)
+            except RuntimeError as error:  # no backend can serve the call
+                return torch.ops.densesiam.reject(args[0].detach(), "RuntimeError", error.args[0])
 
         return call
 

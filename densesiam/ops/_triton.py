@@ -53,7 +53,7 @@ def missing() -> str | None:
 
 
 def _version() -> tuple[int, ...] | None:
-    """(major, minor) of Triton, without importing it; None where a package of another name has it."""
+    """(major, minor) of Triton, which is not imported; None where it has another package's name."""
     try:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
