@@ -327,8 +327,7 @@ class Visit:
         """
         self.unpack_wheels()
         self.facts = self.look_around()
-        if not self.options.rehearse:
-            self.require()
+        self.require()
         self.stages = {number: self.report.stage(number, self.subject) for number in STAGES}
         self.say(f"libraries: {self.prepare_libraries()}")
         for number in self.options.stages:
