@@ -28,6 +28,8 @@ from torch.utils._pytree import tree_flatten
 WAITING = (
     torch.ops.aten._local_scalar_dense,  # a number comes from the device
     torch.ops.aten.nonzero,  # a size does
+    torch.ops.aten.bincount,
+    torch.ops.aten.masked_select,
     torch.ops.aten.lift_fresh,  # torch.tensor: numbers go to it, from memory that it cannot read
 )
 """Operators that wait for the device."""
@@ -37,7 +39,10 @@ class _Refusing(TorchDispatchMode):
     """Refuses operators that wait for the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in WAITING:
+        # A mask as an index is a size as well.
+        indices = args[1] if func.overloadpacket == torch.ops.aten.index else ()
+        mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        if mask or func.overloadpacket in WAITING:
             raise RuntimeError(f"{func} waits for the device")
         return func(*args, **(kwargs or {}))
 

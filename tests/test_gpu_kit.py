@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -734,3 +735,14 @@ def test_every_step_has_a_name_of_its_own_and_its_stage_ends_in_time():
         names = [each.name for each in steps]
         assert len(set(names)) == len(names)
         assert all(each.seconds < visit.STAGE_SECONDS - visit.MARGIN for each in steps)
+
+
+def test_every_test_for_a_gpu_is_where_the_visit_looks():
+    root = build.ROOT
+    marked = {
+        path.relative_to(root).as_posix()
+        for path in (root / "tests").rglob("test_*.py")
+        if re.search(r"mark\.gpu|def test_\w+\((self, )?gpu\b", path.read_text())
+    }
+    assert marked
+    assert {path for path in marked if not path.startswith(stages.GPU_TESTS)} == set()

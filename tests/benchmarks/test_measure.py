@@ -105,7 +105,7 @@ def test_clone_moves_half_in_and_half_out():
 
 
 def test_graphs_replay(gpu):
-    x = [torch.randn(1 << 20, device=gpu.device, requires_grad=True) for _ in range(3)]
+    x = [torch.randn(1 << 23, device=gpu.device, requires_grad=True) for _ in range(3)]
     call = Call(
         lambda i: x[i].exp(),
         lambda i, result: torch.autograd.grad(result, [x[i]], torch.ones_like(result)),

@@ -59,7 +59,7 @@ def items(op: str, backend: str, batch: int) -> Iterator[Item]:
                     f"{name}: {kind}",
                     lambda c=case, d=dtype, y=layout: of_suite(tests, c, backend, d, y),
                 )
-            for shape in (shape for shape in ops.MODULES[op].SHAPES if shape.own):
+            for shape in (shape for shape in ops.MODULES[op].SHAPES if shape.own and batch):
                 setting = Setting(batch, dtype, layout == "channels_last")
                 yield (
                     f"own shape {shape.name}: {kind}",
@@ -150,7 +150,7 @@ def main() -> int:
     parser.add_argument("op", choices=ops.MODULES)
     parser.add_argument("backend", choices=["cuda", "triton", "cpu"])
     parser.add_argument("--skip", type=Path, help="file of names of items that have run")
-    parser.add_argument("--batch", type=int, default=8, help="images of the method's own shapes")
+    parser.add_argument("--batch", type=int, default=8, help="of its own shapes; 0: none")
     options = parser.parse_args()
     skipped = set(options.skip.read_text().splitlines()) if options.skip else set()
     torch.manual_seed(0)

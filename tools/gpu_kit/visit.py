@@ -20,6 +20,7 @@ import math
 import os
 import shutil
 import signal
+import site
 import sys
 import tempfile
 import threading
@@ -111,15 +112,15 @@ class Visit:
             if name not in ("PYTHONHOME", "PYTHONSTARTUP", "PYTHONDONTWRITEBYTECODE")
             and not name.startswith(("DENSESIAM", "PYTEST", "TORCH_CUDA_ARCH", "FORCE_"))
         }
-        home, site = self.work / "home", self.work / "site"
+        home, packages = self.work / "home", self.work / "site"
         paths = {
             "PATH": [
                 Path(sys.executable).parent,
-                site / "bin",
+                packages / "bin",
                 inherited.get("PATH", os.defpath),
                 "/usr/local/cuda/bin",
             ],
-            "PYTHONPATH": [self.source, site, inherited.get("PYTHONPATH", "")],
+            "PYTHONPATH": [self.source, packages, inherited.get("PYTHONPATH", "")],
         }
         joined = {k: os.pathsep.join(str(p) for p in v if str(p)) for k, v in paths.items()}
         settings = {
@@ -127,6 +128,7 @@ class Visit:
             "PYTHONUTF8": "1",
             "LC_ALL": "C.UTF-8",
             "HOME": str(home),
+            "PYTHONUSERBASE": site.getuserbase(),  # packages there are found by the old home
             "TMPDIR": str(self.work / "tmp"),
             "XDG_CACHE_HOME": str(home / ".cache"),
             "MPLCONFIGDIR": str(home / "matplotlib"),
@@ -325,8 +327,7 @@ class Visit:
         """
         self.unpack_wheels()
         self.facts = self.look_around()
-        if not self.options.rehearse:
-            self.require()
+        self.require()
         self.stages = {number: self.report.stage(number, self.subject) for number in STAGES}
         self.say(f"libraries: {self.prepare_libraries()}")
         for number in self.options.stages:
