@@ -7,10 +7,10 @@ every type that matters here.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +54,7 @@ def measure(rounds: int, scale: int) -> dict[str, dict[str, float]]:
         # Not zeros: with them a GPU needs less power, and is faster.
         a, b = (torch.randn(side, side, device=DEVICE).to(dtype) for _ in range(2))
         with tf32(name == "tf32"):
-            rate = _rate(partial(torch.matmul, a, b), 2e-12 * side**3, rounds)
+            rate = _rate(functools.partial(torch.matmul, a, b), 2e-12 * side**3, rounds)
         found[f"product {name} TFLOP/s"] = rate
     return found
 
