@@ -28,7 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--kit", type=Path, default=ROOT / "build" / "gpu-kit")
     parser.add_argument("--python", default=sys.executable, help="that has what is there as well")
     parser.add_argument("--report", type=Path, default=ROOT / "build" / "gpu-rehearsal")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of each visit")
+    parser.add_argument("--minutes", type=float, default=25.0, help="of each visit")
+    parser.add_argument("--patience", type=float, default=3.0, help="times every limit")
     parser.add_argument("--visits", type=int, default=3, help="at the most")
     parser.add_argument("others", nargs="*", help="after --: further arguments of each visit")
     options = parser.parse_args(arguments)
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
         for number in range(1, options.visits + 1):
             report = options.report.absolute() / f"visit-{number}"
             command = [options.python, str(away / "run.py"), "--rehearse", "--report", str(report)]
-            command += ["--minutes", str(options.minutes), *earlier, *options.others]
+            command += ["--minutes", str(options.minutes), "--patience", str(options.patience)]
+            command += [*earlier, *options.others]
             print(f"visit {number}: {' '.join(command)}", flush=True)
             code = subprocess.run(command, cwd=folder, env=variables, check=False).returncode
             earlier = ["--earlier", str(report)]

@@ -97,9 +97,9 @@ def libraries(visit: Visit, step: Step, seconds: float) -> Record:
 
 def look(visit: Visit, title: str) -> dict[str, Any]:
     """The machine's facts, with the libraries that are there now."""
-    file = visit.work / "facts.json"
+    file, limit = visit.work / "facts.json", 120 * visit.patience
     file.unlink(missing_ok=True)
-    visit.program(title, visit.module("tools.gpu_kit.environment", "--json", file), 120)
+    visit.program(title, visit.module("tools.gpu_kit.environment", "--json", file), limit)
     return read_json(file) or {}
 
 
@@ -145,7 +145,7 @@ def sweep(op: str, backend: str) -> Callable[[Visit, Step, float], Record]:
                 ),
                 deadline - time.monotonic(),
                 variables={"OMP_NUM_THREADS": "1"},  # as many run side by side as there are cores
-                silence=SILENCE,
+                silence=SILENCE * visit.patience,
                 tick=note,
             )
             begun = None

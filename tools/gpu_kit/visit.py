@@ -86,6 +86,7 @@ class Visit:
     def __init__(self, root: Path, options: argparse.Namespace) -> None:
         self.root, self.options = root, options
         self.end = time.monotonic() + 60 * options.minutes
+        self.patience = options.patience
         self.stopped = False
         self.report = Report(options.report.absolute(), options.earlier)
         self.work = Path(options.work or tempfile.mkdtemp(prefix="gpu-kit-")).absolute()
@@ -233,7 +234,7 @@ class Visit:
         file = self.work / "environment.json"
         file.unlink(missing_ok=True)
         command = self.module("tools.gpu_kit.environment", "--json", file)
-        done = self.program("environment", command, 180)
+        done = self.program("environment", command, 180 * self.patience)
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -338,7 +339,9 @@ class Visit:
         return code
 
     def _run_stage(self, stage: Stage, steps: list[Step]) -> None:
-        self._stage_end = min(time.monotonic() + STAGE_SECONDS - MARGIN, self.end - MARGIN)
+        self._stage_end = min(
+            time.monotonic() + STAGE_SECONDS * self.patience - MARGIN, self.end - MARGIN
+        )
         self.say(f"stage {stage.number}: {STAGES[stage.number]}")
         for _, side_by_side in groupby(steps, lambda step: step.together or step.name):
             todo = [step for step in side_by_side if not stage.has(step.name)]
@@ -346,7 +349,8 @@ class Visit:
                 list(pool.map(lambda step: self._run_step(stage, step), todo))
 
     def _run_step(self, stage: Stage, step: Step) -> None:
-        seconds = min(step.seconds, self._stage_end - time.monotonic())
+        own = step.seconds * self.patience
+        seconds = min(own, self._stage_end - time.monotonic())
         before = stage.steps.get(step.name, {})
         start = time.monotonic()
         if seconds < LEAST or self.stopped:
@@ -357,7 +361,7 @@ class Visit:
                 record = step.run(self, step, seconds)
             except Exception:  # a step's own fault costs that step
                 record = {"state": "failed", "said": traceback.format_exc()}
-            if self.stopped or (record["state"] == "timed out" and seconds < step.seconds):
+            if self.stopped or (record["state"] == "timed out" and seconds < own):
                 record["state"] = "cut off"
             record["seconds"] = round(before.get("seconds", 0) + time.monotonic() - start, 1)
         self.note(stage, step, record)
@@ -425,6 +429,9 @@ def parser() -> argparse.ArgumentParser:
         "--stages", type=int, nargs="+", choices=STAGES, default=list(STAGES), help="only these"
     )
     made.add_argument("--minutes", type=float, default=math.inf, help="end within so many")
+    made.add_argument(
+        "--patience", type=float, default=1.0, help="times every limit, on a slow or busy machine"
+    )
     made.add_argument("--work", help="folder for what does not come back (default: a new one)")
     made.add_argument(
         "--tests", nargs="+", help="of stage 4, in place of all (paths, pytest's way)"
