@@ -2,9 +2,9 @@
 // what is newer does not compile. Nothing else includes torch.
 #pragma once
 
-#include "stable_abi.h"
-// Declares aoti_torch_get_current_cuda_stream.
-#define USE_CUDA
+// clang-format off
+#include "stable_abi.h"  // first: torch's headers read it
+// clang-format on
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>

@@ -10,6 +10,7 @@
 #ifdef DENSESIAM_EMULATOR
 #define DENSESIAM_DEVICE_KEY CPU
 #else
+#include <dlfcn.h>
 #define DENSESIAM_DEVICE_KEY CUDA
 #endif
 
@@ -22,16 +23,27 @@ class OnDevice {
   cudaStream_t stream() const { return nullptr; }
 };
 #else
+// The one function that torch's CUDA library alone has. It is looked up rather than linked, so that
+// this library loads next to a torch without CUDA too, and says there what is missing.
+inline void* current_stream(std::int32_t device) {
+  using Function = AOTITorchError (*)(std::int32_t, void**);
+  static const auto function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    if (!symbol) throw std::runtime_error("densesiam: this torch has no CUDA");
+    return reinterpret_cast<Function>(symbol);
+  }();
+  void* stream;
+  TORCH_ERROR_CODE_CHECK(function(device, &stream));
+  return stream;
+}
+
 // Makes the tensor's device current for a scope, and knows the stream to launch on.
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {}
 
-  cudaStream_t stream() const {
-    void* stream;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
-    return static_cast<cudaStream_t>(stream);
-  }
+  cudaStream_t stream() const { return static_cast<cudaStream_t>(current_stream(index_)); }
 
  private:
   torch::stable::accelerator::DeviceIndex index_;
