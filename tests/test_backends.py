@@ -157,12 +157,18 @@ def test_a_backend_is_chosen_inside_a_compiled_function():
     assert backend_that_ran(lambda x: ops.overlap_sample(x, BOXES, 3)) == "cpu"
 
 
-def test_a_triton_that_is_too_old_is_said(monkeypatch):
-    version = importlib.metadata.version
-    older = lambda name: "3.5.1" if name == "triton" else version(name)  # noqa: E731  # short
-    monkeypatch.setattr(importlib.metadata, "version", older)
+@pytest.mark.parametrize(
+    ("versions", "reason"),
+    [
+        ({"triton": "3.5.1"}, "its kernels need Triton 3.6 or newer, and this is 3.5"),
+        ({"triton": "3.6.0", "numpy": "2.5.1"}, "needs NumPy older than 2.4, and this is 2.5"),
+    ],
+)
+def test_a_triton_that_cannot_serve_is_said(versions, reason, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", versions.get)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    assert "need Triton 3.6 or newer, and this is 3.5" in _triton.missing()
+    monkeypatch.setattr(_triton, "_INTERPRET", True)
+    assert reason in _triton.missing()
 
 
 @needs_kernels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,15 +35,24 @@ NO_FLOAT64: frozenset[str] = frozenset()
 OLDEST = (3, 6)
 """The oldest Triton that the kernels run on: torch 2.10 brings it."""
 
+_INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+
 
 def missing() -> str | None:
     """Register the operators; None, or why no process can use them."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (`pip install triton`)"
-    if (found := _version()) is not None and found < OLDEST:
+    found = _version("triton")
+    if found is not None and found < OLDEST:
         return (
             f"its kernels need Triton {_dotted(OLDEST)} or newer, and this is {_dotted(found)} "
             "(`pip install --upgrade triton`)"
+        )
+    numpy = _version("numpy")
+    if _INTERPRET and found == (3, 6) and numpy is not None and numpy >= (2, 4):
+        return (
+            f"the interpreter of Triton 3.6 needs NumPy older than 2.4, and this is "
+            f"{_dotted(numpy)} (`pip install 'numpy<2.4'`)"
         )
     namespace = f"{NAMESPACE}_triton"
     register_namespace(namespace)
@@ -52,10 +62,10 @@ def missing() -> str | None:
     return None
 
 
-def _version() -> tuple[int, ...] | None:
-    """(major, minor) of Triton, which is not imported; None where it has another package's name."""
+def _version(package: str) -> tuple[int, ...] | None:
+    """(major, minor) of a package, which is not imported; None where it has another name."""
     try:
-        version = importlib.metadata.version("triton")
+        version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
     return tuple(int(part) for part in version.split(".")[:2])

@@ -30,6 +30,8 @@ def backend(request):
         return
     if suite is not None and suite.op not in _backends.kernels(name):
         pytest.skip(f"{name} has no kernel for {suite.op}")
+    if name == "triton" and (reason := _backends.missing(name)) is not None:
+        pytest.skip(f"triton cannot be used: {reason}")
     with use_backend(name):
         yield name
 
