@@ -45,9 +45,10 @@ class TestProcess:
         pid = int(done.text)
         assert _gone(pid)
 
-    def test_what_a_program_leaves_running_ends_with_it(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("group", ["", ", process_group=0"])  # the second, as ninja does
+    def test_what_a_program_leaves_running_ends_with_it(self, tmp_path, monkeypatch, group):
         monkeypatch.setattr(process, "GRACE", 0.2)
-        code = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid)"
+        code = f"import subprocess; print(subprocess.Popen(['sleep', '600']{group}).pid)"
         done = process.run(python(code), tmp_path / "log", 60)
         assert done.state == "done"
         assert _gone(int(done.text))
@@ -693,6 +694,7 @@ class TestBuild:
             pytest.skip("not a clone")
         found = build.sources()
         assert {"setup.py", "csrc/info.cpp", "tools/gpu_kit/run.py", "docs/gpu.md"} <= set(found)
+        assert "benchmarks/results.py" in found
         assert not [path for path in found if path.endswith((".jpg", ".png", ".so"))]
 
     def test_a_kit_that_cannot_travel_is_an_error(self, tmp_path, monkeypatch):

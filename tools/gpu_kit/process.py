@@ -46,7 +46,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Run a program in a process group of its own, which ends with it, or when its time is over.
+    """Run a program in a session of its own, which ends with it, or when its time is over.
 
     Args:
         command: program and arguments.
@@ -114,7 +114,7 @@ def _wait(
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End the whole group: also what a program that ended by itself has left running."""
+    """End the whole session: also what a program that ended by itself has left running."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         _kill(process, number)
         # One that hangs in the driver may outlive even that: it is left behind.
@@ -123,5 +123,9 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _kill(process: subprocess.Popen, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left of it
-        os.killpg(process.pid, number)
+    """Signal every process of the session; ninja gives each of its own a group of its own."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == process.pid:
+                os.kill(int(folder.name), number)

@@ -40,11 +40,11 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         away = Path(folder) / "kit"
         shutil.copytree(options.kit, away)
-        if (ROOT / "build" / "emulator").is_dir():  # what it has, it has not to build again
-            built = away / "source" / "build" / "emulator"
-            shutil.copytree(ROOT / "build" / "emulator", built)
+        # The GPU's place is taken before the visit begins, and its time with it.
         command = [options.python, "-m", "tests.emulator.build"]
-        subprocess.run(command, cwd=away / "source", check=True)
+        subprocess.run(command, cwd=ROOT, check=True)
+        emulator = away / "source" / "build" / "emulator"
+        shutil.copytree(ROOT / "build" / "emulator", emulator)
         for path in [*away.rglob("*"), away]:
             path.chmod(path.stat().st_mode & 0o555)
         variables = {name: value for name, value in os.environ.items() if name in KEPT}
