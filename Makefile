@@ -1,17 +1,28 @@
 # Every target makes what it needs in .venv from nothing; a second run is quick.
 #   make demo    train on nine photographs and look at the segmentation (a few minutes on two cores)
 #   make test    everything that shows that the parts are right
+#   make gpu-kit        one folder for a machine with a GPU (docs/gpu.md)
+#   make gpu-rehearsal  its whole visit here, with the emulator in the GPU's place
 #   make lint    formatters, linters, type checker
 #   make bench   kernel benchmarks, quick mode
 #   make bench-full   all of them (about twelve minutes), kept in RESULTS, and docs/benchmarks.md
+# With another Python or torch than python3 and the newest: make test PYTHON=python3.12 TORCH=2.10.0
+# From a clean clone in environments of their own, made by uv in build/:
+#   make three-uses   build, train and measure with Python 3.12 and torch 2.11
+#   make everywhere   the table torch x Python; JOBS=2 for two at a time (some hours of a core)
 
 PYTHON ?= python3
+TORCH ?=
+JOBS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
+UV := build/uv/bin
 RESULTS ?= benchmarks/results/full
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+# Names what the environment was made with: another choice has another name, and is made anew.
+CHOICE := $(VENV)/of-$(subst /,-,$(PYTHON))-torch-$(or $(TORCH),newest)
 
-.PHONY: demo test lint bench bench-full clean
+.PHONY: demo test lint bench bench-full gpu-kit gpu-rehearsal three-uses everywhere clean
 
 demo: $(VENV)/built
 	$(BIN)/densesiam demo
@@ -32,16 +43,42 @@ bench-full: $(VENV)/built
 	$(BIN)/python -m benchmarks --full --minutes 11 --output $(RESULTS)
 	$(BIN)/python -m benchmarks report $(RESULTS)/results.json --into docs/benchmarks.md
 
+gpu-kit: $(VENV)/built
+	$(BIN)/python -m tools.gpu_kit build
+
+gpu-rehearsal: gpu-kit
+	$(BIN)/python -m tools.gpu_kit rehearse
+
 # Without build isolation the build uses the torch of $(VENV), so what it needs is installed first.
 $(VENV)/built: $(VENV)/requirements $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,demo,test,dev]"
 	touch $@
 
-$(VENV)/requirements: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/requirements: $(CHOICE) pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
 	touch $@
+
+# --clear also removes what marks an older choice. A torch that is asked for by name goes before the
+# constraints that pip is set to on this machine.
+$(CHOICE):
+	$(PYTHON) -m venv --clear $(VENV)
+	$(if $(TORCH),echo "torch==$(TORCH)" > $(VENV)/torch.txt)
+	touch $@
+
+ifneq ($(TORCH),)
+export PIP_CONSTRAINT := $(abspath $(VENV)/torch.txt)
+endif
+
+three-uses: $(UV)/uv
+	$(UV)/python -m tools.three_uses
+
+everywhere: $(UV)/uv
+	$(UV)/python -m tools.everywhere --jobs $(JOBS)
+
+$(UV)/uv:
+	$(PYTHON) -m venv build/uv
+	$(UV)/python -m pip install --quiet uv
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info densesiam/*.so

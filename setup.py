@@ -14,20 +14,25 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 import torch
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "densesiam/__init__.py").read_text())[1]
-# Each GPU family since Ampere; PTX of the last lets newer ones compile at first use.
-DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
-STABLE_ABI = "0x020d000000000000"  # torch 2.13, the oldest torch that the libraries load into
+try:
+    VERSION = runpy.run_path(str(ROOT / "densesiam/__init__.py"))["__version__"]
+except ImportError as refusal:  # torch is too old
+    raise SystemExit(f"densesiam: {refusal}") from None
+# Compute capabilities without their dot, as in sm_86. The kernels multiply in tf32, new in Ampere.
+OLDEST = 80
+DEFAULT = ("80", "86", "89", "90", "100", "120")  # each GPU family since; PTX for those to come
 
 
 def say(message: str) -> None:
@@ -138,34 +143,110 @@ def choose_cuda() -> tuple[Path, str] | None:
     return cuda_home, version
 
 
-def choose_architectures() -> str:
-    """What to compile the CUDA kernels for, and why."""
-    if given := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        say(f"architectures {given} (TORCH_CUDA_ARCH_LIST)")
-        return given
-    if torch.cuda.is_available():
-        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-        local = ";".join(f"{major}.{minor}" for major, minor in sorted(found))
-        say(f"architectures {local} (the GPUs of this machine)")
-        return local
-    say(f"architectures {DEFAULT_ARCHITECTURES} (no GPU here: the default)")
-    return DEFAULT_ARCHITECTURES
+def nvcc_knows(cuda_home: Path, number: str) -> bool:
+    """Whether nvcc compiles for an architecture, such as 86, 90a or 100f."""
+    code = f"-gencode=arch=compute_{number},code=sm_{number}"
+    command = [cuda_home / "bin" / "nvcc", "--dryrun", code, "-x", "cu", "-c", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def gencode(architectures: str) -> list[str]:
-    """One intermediate code, of the oldest architecture, for all machine codes.
+def codes_of_gpus(cuda_home: Path) -> set[str]:
+    """Codes for the GPUs of this machine: PTX for one that is newer than this nvcc."""
+    codes = set()
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        number = "{}{}".format(*torch.cuda.get_device_capability(index))
+        if int(number) < OLDEST:
+            say(f"cuda:{index} is left out: it is sm_{number}, and the kernels need sm_{OLDEST}")
+        elif nvcc_knows(cuda_home, number):
+            codes.add(f"sm_{number}")
+        else:
+            older = [n for n in DEFAULT if int(n) < int(number) and nvcc_knows(cuda_home, n)]
+            codes |= {f"sm_{older[-1]}", f"compute_{older[-1]}"}
+    return codes
 
-    No kernel uses what newer architectures alone have, and compiling the intermediate code is most
-    of the time: once instead of six times. Other notations are left to torch.
+
+def codes_of_word(word: str, cuda_home: Path) -> set[str]:
+    """Codes that one word of TORCH_CUDA_ARCH_LIST asks for: sm_86, compute_90a."""
+    if word == "native":
+        return codes_of_gpus(cuda_home) or fail(
+            "TORCH_CUDA_ARCH_LIST is native, and torch finds no GPU here that the kernels run on. "
+            "Name the architectures, such as 9.0."
+        )
+    if number := re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", word):
+        codes = {f"sm_{number[1]}{number[2]}"}
+        return codes | {f"compute_{number[1]}{number[2]}"} if number[3] else codes
+    # Anything else must be a name of torch's, such as Hopper; what it means depends on the torch.
+    from torch.utils.cpp_extension import _get_cuda_arch_flags
+
+    try:
+        with mock.patch.dict(os.environ, TORCH_CUDA_ARCH_LIST=word):
+            return set(re.findall(r",code=(\w+)", " ".join(_get_cuda_arch_flags())))
+    except ValueError:
+        fail(
+            f"TORCH_CUDA_ARCH_LIST holds {word!r}, which is no architecture. Expected are numbers "
+            "such as 9.0, 9.0a, 10.0f or 8.0+PTX, native, and torch's names such as Hopper, with "
+            "semicolons or spaces between them."
+        )
+
+
+def choose_architectures(cuda_home: Path, version: str) -> list[str]:
+    """What to compile the CUDA kernels for, and why: the flags that say so to nvcc."""
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if words := [word for word in re.split(r"[;\s]+", given) if word]:
+        codes = set().union(*(codes_of_word(word, cuda_home) for word in words))
+        reason = f"TORCH_CUDA_ARCH_LIST is {given!r}"
+        numbers = {code.split("_")[1] for code in codes}
+        if any(int(number.rstrip("af")) < OLDEST for number in numbers):
+            fail(f"{reason}, and the kernels need sm_{OLDEST} or newer.")
+        if unknown := sorted(f"sm_{n}" for n in numbers if not nvcc_knows(cuda_home, n)):
+            fail(
+                f"{reason}, and nvcc of CUDA {version} does not know {', '.join(unknown)} (nvcc "
+                "--list-gpu-code prints what it knows). Leave them out, or point CUDA_HOME at "
+                "another toolkit."
+            )
+    elif codes := codes_of_gpus(cuda_home):
+        reason = "the GPUs of this machine"
+    else:
+        known = [number for number in DEFAULT if nvcc_knows(cuda_home, number)]
+        codes = {*(f"sm_{number}" for number in known), f"compute_{known[0]}"}
+        reason = "no GPU here: the default"
+        if unknown := ", ".join(f"sm_{n}" for n in DEFAULT if n not in known):
+            reason += f", without {unknown}, which this nvcc does not know"
+    flags = gencode(codes)
+    say(f"architectures {emitted(flags)} ({reason})")
+    return flags
+
+
+def gencode(codes: set[str]) -> list[str]:
+    """The flags that make nvcc emit machine codes (sm_86) and PTX (compute_86).
+
+    All machine codes are made from one intermediate code, of the oldest architecture: no kernel
+    uses what newer ones alone have, and compiling the intermediate code is most of the time. PTX,
+    where it is asked for, is that same code: it runs on every GPU that newer PTX would run on. Only
+    what an architecture (90a) or a family (100f) has for itself is compiled from its own.
     """
-    parts = architectures.replace(" ", ";").split(";")
-    if not all(re.fullmatch(r"\d+\.\d(\+PTX)?", part) for part in parts):
-        return []
-    numbers = sorted({int(part.removesuffix("+PTX").replace(".", "")) for part in parts})
-    codes = [f"sm_{number}" for number in numbers]
-    if "+PTX" in architectures:
-        codes.append(f"compute_{numbers[0]}")
-    return [f"-gencode=arch=compute_{numbers[0]},code=[{','.join(codes)}]"]
+    numbers = {code.split("_")[1] for code in codes}
+    oldest = min((number for number in numbers if number.isdigit()), key=int, default="")
+    groups: dict[str, set[str]] = {}
+    for code in codes:
+        kind, number = code.split("_")
+        source = oldest if number.isdigit() else number
+        groups.setdefault(source, set()).add(code if kind == "sm" else f"compute_{source}")
+    return [
+        f"-gencode=arch=compute_{source},code=[{','.join(sorted(groups[source], key=by_age))}]"
+        for source in sorted(groups, key=by_age)
+    ]
+
+
+def by_age(code: str) -> tuple[bool, int, str]:
+    """Sort key: machine codes from the oldest to the newest, then PTX."""
+    return code.startswith("compute"), int(re.search(r"\d+", code)[0]), code
+
+
+def emitted(flags: list[str]) -> str:
+    """What nvcc emits for these flags, such as "sm_80 sm_90 compute_80"."""
+    codes = re.findall(r"(?:sm|compute)_\w+", " ".join(flag.split(",code=")[1] for flag in flags))
+    return " ".join(sorted(codes, key=by_age))
 
 
 def remove_stale_libraries(folder: Path, built: list[str]) -> None:
@@ -186,9 +267,7 @@ def extensions() -> tuple[list, dict[str, Any]]:
         return [], {}
     cuda = choose_cuda()
     if cuda is not None:
-        # torch.utils.cpp_extension reads both when it is imported and used.
-        os.environ["CUDA_HOME"] = str(cuda[0])
-        os.environ["TORCH_CUDA_ARCH_LIST"] = choose_architectures()
+        os.environ["CUDA_HOME"] = str(cuda[0])  # torch.utils.cpp_extension reads it when imported
 
     from pybind11.setup_helpers import Pybind11Extension
     from torch.utils.cpp_extension import BuildExtension, CppExtension
@@ -203,8 +282,7 @@ def extensions() -> tuple[list, dict[str, Any]]:
         "-fopenmp-simd",
         "-fvisibility=hidden",
     ]
-    stable = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
-    cxx = [*optimise, *stable, *sanitizer]
+    cxx = [*optimise, *sanitizer]
     headers = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.*h"))]
 
     def sources(folder: str, pattern: str) -> list[str]:
@@ -221,8 +299,9 @@ def extensions() -> tuple[list, dict[str, Any]]:
         )
     ]
     nvcc_flags = ["-O3"]
+    architectures: list[str] = []
     if cuda is not None:
-        machine_codes = gencode(os.environ["TORCH_CUDA_ARCH_LIST"])
+        architectures = choose_architectures(*cuda)
         modules.append(
             CppExtension(
                 "densesiam._cuda",
@@ -233,18 +312,17 @@ def extensions() -> tuple[list, dict[str, Any]]:
                 library_dirs=[str(cuda[0] / "lib64")],
                 # Static: the library then loads without the toolkit, and without a driver.
                 libraries=["cudart_static", "rt", "dl", "pthread"],
-                extra_compile_args={"cxx": cxx, "nvcc": [*nvcc_flags, *machine_codes, *stable]},
+                extra_compile_args={"cxx": cxx, "nvcc": [*nvcc_flags, *architectures]},
             )
         )
     compiler_version = subprocess.run([compiler, "--version"], capture_output=True, text=True)
     report = {
         "VERSION": VERSION,
         "TORCH": torch.__version__,
-        "STABLE_ABI": "2.13",
         "COMPILER": compiler_version.stdout.splitlines()[0],
         "CXX_FLAGS": " ".join([*optimise, *sanitizer]),
         "CUDA": cuda[1] if cuda else "",
-        "ARCHITECTURES": os.environ["TORCH_CUDA_ARCH_LIST"] if cuda else "",
+        "ARCHITECTURES": emitted(architectures),
         "NVCC_FLAGS": " ".join(nvcc_flags) if cuda else "",
     }
     modules.append(

@@ -6,6 +6,7 @@
     python -m benchmarks compare A B      what became slower from one result to the other
     python -m benchmarks report RESULT    tables and a page from a result
     python -m benchmarks predict          what GPUs cannot be faster than
+    python -m benchmarks ceilings         what this device reaches: copies and matrix products
 
 docs/benchmarks.md explains what is measured, and how to read it.
 """
@@ -17,19 +18,24 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks import compare, ops, predict, report, suite, training_step
+from benchmarks import ceilings, compare, device, ops, predict, report, suite, training_step
 from benchmarks.machine import describe_machine
-from benchmarks.ops.inputs import DEVICE
 from benchmarks.results import Results, Row
 from benchmarks.run import BACKENDS, Case, measure
 from benchmarks.terminal import header, render
 
 FEWER = 5  # rounds
-COMMANDS = {"compare": compare.main, "report": report.main, "predict": predict.main}
+COMMANDS = {
+    "compare": compare.main,
+    "report": report.main,
+    "predict": predict.main,
+    "ceilings": ceilings.main,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     """Measure, print a table, write the files."""
     options = _parser().parse_args(arguments)
     groups = options.groups or (list(suite.GROUPS) if options.full else ["own"])
-    batch = options.batch or (64 if DEVICE.type == "cuda" else 2 if options.quick else 8)
+    batch = options.batch or (64 if device.gpu else 2 if options.quick else 8)
     rounds = options.rounds or (5 if options.quick else 9)
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
@@ -61,6 +67,8 @@ def run(arguments: Sequence[str]) -> int:
     left_out = 0
     for group in groups:
         for case in suite.cases(options.ops, [group], batch, options.quick, options.shapes):
+            if options.no_compile:
+                case = replace(case, compiled=False)
             if time.monotonic() > deadline:
                 left_out += 1
                 continue
@@ -111,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--quick", action="store_true", help="small batch, no torch.compile")
     modes.add_argument("--full", action="store_true", help="every part of the suite")
+    parser.add_argument("--no-compile", action="store_true", help="no torch.compile")
     every = list(suite.MODULES)
     parser.add_argument(
         "--ops",

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.ops.inputs import DEVICE
+from benchmarks import device
 from densesiam import __version__
 from densesiam._libraries import build_info
 
@@ -19,7 +19,7 @@ def describe_machine() -> dict[str, Any]:
     """Device, threads, versions, commit and compiler flags."""
     info = build_info() or {}
     return {
-        "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else _processor(),
+        "device": device.gpu.get_device_name() if device.gpu else _processor(),
         "threads": torch.get_num_threads(),
         "load": f"{os.getloadavg()[0]:.1f}",  # of other programs, if it is not near 0
         "densesiam": f"{__version__} ({_commit()})",

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import device
+from benchmarks.device import DEVICE
+
 WARM_UP = 2  # rounds
 FEWEST_INPUTS = 3  # sets of inputs, rotated so that one call's are not still cached from the last
 MOST_INPUTS = 24
@@ -91,8 +94,8 @@ def time_side_by_side(
 def inputs_for_cold_caches(size: int) -> int:
     """How many sets of inputs of that many bytes it takes to overflow the caches."""
     cache = HOST_CACHE
-    if torch.cuda.is_available():
-        cache = 2 * torch.cuda.get_device_properties().L2_cache_size
+    if device.gpu:
+        cache = 2 * device.gpu.get_device_properties().L2_cache_size
     return min(max(FEWEST_INPUTS, -(-cache // max(size, 1))), MOST_INPUTS)
 
 
@@ -111,7 +114,7 @@ def captured(call: Call, inputs: int) -> Call | None:
         if (backward := call.backward) is not None:
             both = _capture(lambda i: backward(i, call.forward(i)), inputs)
     except RuntimeError:
-        torch.cuda.synchronize()
+        device.gpu.synchronize()
         return None
     if both is None:
         return Call(lambda i: forward[i].replay())
@@ -119,16 +122,23 @@ def captured(call: Call, inputs: int) -> Call | None:
 
 
 def _capture(function: Callable[[int], Any], inputs: int) -> list[Any]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    gpu = device.gpu
+    stream = gpu.Stream()
+    stream.wait_stream(gpu.current_stream())
+    with gpu.stream(stream):
         for _ in range(3):  # lazy initialisation and autotuning come before
             function(0)
-    torch.cuda.current_stream().wait_stream(stream)
+        # What waits for the device fails here: a capture that is broken off leaves traces.
+        gpu.set_sync_debug_mode("error")
+        try:
+            function(0)
+        finally:
+            gpu.set_sync_debug_mode("default")
+    gpu.current_stream().wait_stream(stream)
     graphs, pool = [], None
     for i in range(inputs):
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        graph = gpu.CUDAGraph()
+        with gpu.graph(graph, pool=pool):
             function(i)
         pool = graph.pool()
         graphs.append(graph)
@@ -143,7 +153,9 @@ def extra_memory(run: Callable[[], Sequence[Tensor]]) -> int:
     Args:
         run: the call, not its first; returns its results and gradients.
     """
-    with torch.profiler.profile(profile_memory=True) as profile:
+    # A GPU's allocator reports from the host: its own tracing tools may be missing.
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         returned = run()
         _synchronise()
     events = sorted(_allocations(profile))
@@ -158,10 +170,10 @@ def extra_memory(run: Callable[[], Sequence[Tensor]]) -> int:
     return peak
 
 
-def clone_of(size: int, device: torch.device) -> Call:
+def clone_of(size: int) -> Call:
     """The ceiling: torch.clone moving that many bytes, half of them read and half written."""
     inputs = inputs_for_cold_caches(size // 2)
-    sources = [torch.ones(size // 2, dtype=torch.uint8, device=device) for _ in range(inputs)]
+    sources = [torch.ones(size // 2, dtype=torch.uint8, device=DEVICE) for _ in range(inputs)]
     return Call(lambda i: sources[i % inputs].clone())
 
 
@@ -180,18 +192,18 @@ def _allocations(profile: Any) -> list[tuple[int, int, int]]:
 
 
 def _now() -> Any:
-    if not torch.cuda.is_available():
+    if not device.gpu:
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    event = device.gpu.Event(enable_timing=True)
     event.record()
     return event
 
 
 def _between(start: Any, end: Any) -> float:
     """Milliseconds."""
-    return start.elapsed_time(end) if torch.cuda.is_available() else 1e3 * (end - start)
+    return start.elapsed_time(end) if device.gpu else 1e3 * (end - start)
 
 
 def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if device.gpu:
+        device.gpu.synchronize()

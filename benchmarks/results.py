@@ -43,6 +43,8 @@ class Row:
         mandatory_bytes: of forward and backward.
         milliseconds: forward and backward by candidate, each with median, low and high.
         forward_milliseconds: forward alone.
+        called_milliseconds: forward and backward called from Python, where there is a GPU and
+            `milliseconds` may be of a graph that is replayed.
         clocks: ``wall``, ``events`` or ``graph`` by candidate.
         extra_bytes: peak memory beyond inputs and outputs, by candidate.
         parts: milliseconds of single library calls, forward and backward.
@@ -63,6 +65,7 @@ class Row:
     x: float | None = None
     milliseconds: dict[str, Timing] = field(default_factory=dict)
     forward_milliseconds: dict[str, Timing] = field(default_factory=dict)
+    called_milliseconds: dict[str, Timing] = field(default_factory=dict)
     clocks: dict[str, str] = field(default_factory=dict)
     extra_bytes: dict[str, int] = field(default_factory=dict)
     parts: dict[str, Timing] = field(default_factory=dict)
@@ -169,9 +172,9 @@ def _lines(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def _row(values: dict[str, Any]) -> Row:
-    timings = ("milliseconds", "forward_milliseconds", "parts")
+    timings = ("milliseconds", "forward_milliseconds", "called_milliseconds", "parts")
     for name in timings:
-        values[name] = {who: Timing(**timing) for who, timing in values[name].items()}
+        values[name] = {who: Timing(**timing) for who, timing in values.get(name, {}).items()}
     return Row(**values)
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._inductor.utils import fresh_cache
 
+from benchmarks import device
+from benchmarks.device import DEVICE
 from benchmarks.measure import (
     Call,
     captured,
@@ -20,13 +22,12 @@ from benchmarks.measure import (
     inputs_for_cold_caches,
     time_side_by_side,
 )
-from benchmarks.ops.inputs import DEVICE
 from benchmarks.problem import Part, Problem, Setting
 from benchmarks.results import CEILING, Row
 from densesiam import ops
 from densesiam.ops._backends import kernels, missing
 
-BACKENDS = ("cuda", "triton") if DEVICE.type == "cuda" else ("cpu",)
+BACKENDS = ("cuda", "triton") if device.gpu else ("cpu",)
 """Ours that can run on this device."""
 
 # Two results in float32, each with its own order of summation, differ by the problem's tolerance.
@@ -108,13 +109,14 @@ def _measure(case: Case, rounds: int, backends: Sequence[str]) -> Row:
         except RuntimeError as error:
             wrong[name] = _reason(error)
     calls |= parts
-    clocks = dict.fromkeys(calls, "wall")
-    if DEVICE.type == "cuda":
-        for name, call in calls.items():
-            graph = captured(call, count)
-            calls[name], clocks[name] = (graph, "graph") if graph else (call, "events")
+    clocks = dict.fromkeys(calls, "events" if device.gpu else "wall")
+    from_python = dict(calls) if device.gpu else {}
+    for name, call in from_python.items():
+        if graph := captured(call, count):
+            calls[name], clocks[name] = graph, "graph"
     ceilings = {CEILING: problem.mandatory_bytes, "forward": problem.forward_bytes}
-    calls |= {name: clone_of(size, DEVICE) for name, size in ceilings.items()}
+    calls |= {name: clone_of(size) for name, size in ceilings.items()}
+    calls |= {f"{name} from Python": call for name, call in from_python.items()}
     times = time_side_by_side(calls, rounds, count)
 
     forward = {name: times[name][0] for name in functions} if problem.differentiable else {}
@@ -122,7 +124,7 @@ def _measure(case: Case, rounds: int, backends: Sequence[str]) -> Row:
     total[CEILING] = times[CEILING][1]
     if forward:
         forward[CEILING] = times["forward"][1]
-    clocks[CEILING] = "events" if DEVICE.type == "cuda" else "wall"
+    clocks[CEILING] = "events" if device.gpu else "wall"
     return Row(
         op=problem.op,
         name=case.name,
@@ -136,6 +138,7 @@ def _measure(case: Case, rounds: int, backends: Sequence[str]) -> Row:
         x=case.x,
         milliseconds=total,
         forward_milliseconds=forward,
+        called_milliseconds={name: times[f"{name} from Python"][1] for name in from_python},
         clocks=clocks,
         extra_bytes=memory,
         parts={name: times[name][1] for name in parts},
@@ -187,6 +190,17 @@ def _wake_compiler() -> None:
     torch.compile(torch.sin)(torch.zeros(8, device=DEVICE))
 
 
+@contextmanager
+def float32_convolutions() -> Iterator[None]:
+    """No tf32 in cuDNN's convolutions, its default on a GPU: right results would look wrong."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def _reason(error: Exception) -> str:
     return f"cannot: {str(error).splitlines()[0]}"
 
@@ -223,7 +237,8 @@ class _Runner:
         """What is wrong with a candidate; None if its result and gradients are right."""
         try:
             # A compiled function would have to be compiled again for float64, in minutes.
-            far = self._far(function, name == "release", in_float64=name != "compile")
+            with float32_convolutions():
+                far = self._far(function, name == "release", in_float64=name != "compile")
         except (RuntimeError, NotImplementedError, TypeError) as error:
             return _reason(error)
         return None if far is None else f"wrong by {far:.1e}"

@@ -8,8 +8,7 @@ from types import ModuleType
 
 import torch
 
-from benchmarks import composites, ops
-from benchmarks.ops.inputs import DEVICE
+from benchmarks import composites, device, ops
 from benchmarks.problem import Setting, Shape
 from benchmarks.run import Case
 
@@ -18,6 +17,7 @@ MODULES: dict[str, ModuleType] = ops.MODULES | composites.MODULES
 GROUPS = {
     "own": "the method's own shapes",
     "types": "number types",
+    "half": "the method's own shapes in a half type, on a GPU",
     "shapes": "other shapes",
     "threads": "threads",
     "batch": "images a batch",
@@ -28,6 +28,7 @@ GROUPS = {
 COMPILED_COMPOSITE = ("segmentation", "before RegionSim")  # a minute each: one may speak for all
 COMPOSITE_BATCH = 4  # images at the most on a CPU, where a composite takes seconds
 
+HALF = torch.float16
 TYPES = (torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = ("confusion_matrix",)  # have neither channels nor a type to choose
 SIDES = (20, 40, 80, 160)
@@ -90,6 +91,14 @@ def _types(name: str, batch: int, quick: bool) -> Iterator[Case]:
         yield _case(name, scaled, Setting(batch, dtype), "types")
 
 
+def _half(name: str, batch: int, quick: bool) -> Iterator[Case]:
+    if device.gpu is None or name in INTEGERS or name in composites.MODULES:
+        return
+    for channels_last in (False, True):
+        for shape in (shape for shape in MODULES[name].SHAPES if shape.own):
+            yield _case(name, shape, Setting(batch, HALF, channels_last), "half")
+
+
 def _batches(name: str, batch: int, quick: bool) -> Iterator[Case]:
     if (scaled := MODULES[name].SCALED) is not None:
         for images in (1, 2, 4, 8, 16, 32, 64, 128):
@@ -109,7 +118,7 @@ def _sides(name: str, batch: int, quick: bool) -> Iterator[Case]:
 
 def _threads(name: str, batch: int, quick: bool) -> Iterator[Case]:
     scaled, most = MODULES[name].SCALED, torch.get_num_threads()
-    if scaled is None or DEVICE.type != "cpu":
+    if scaled is None or device.gpu is not None:
         return
     counts = sorted({most, *(2**k for k in range(most.bit_length()) if 2**k < most)})
     for threads in counts:
@@ -120,6 +129,7 @@ _GROUPS = {
     "own": _own,
     "shapes": _other_shapes,
     "types": _types,
+    "half": _half,
     "batch": _batches,
     "side": _sides,
     "threads": _threads,
@@ -136,7 +146,7 @@ def _case(
 ) -> Case:
     if shape.batch is not None and x is None:
         setting = replace(setting, batch=min(setting.batch, shape.batch))
-    if name in composites.MODULES and DEVICE.type == "cpu":
+    if name in composites.MODULES and device.gpu is None:
         setting = replace(setting, batch=min(setting.batch, COMPOSITE_BATCH))
     problem = MODULES[name].problem(shape, setting)
     return Case(problem, shape.name, setting, group, x, compiled=compiled)

@@ -44,6 +44,11 @@ _COLUMNS: list[tuple[str, str, _Value]] = [
         lambda row, backend: _timing(row, backend),
     ),
     ("forward", "ms of forward alone", lambda row, backend: _forward(row, backend)),
+    (
+        "from Python",
+        "ms of forward and backward called from Python, where the others are of a graph's replay",
+        lambda row, backend: _called(row, backend),
+    ),
     ("eager", "times faster than the library, eager", lambda r, b: _times(r, b, "eager")),
     ("compile", "times faster than the library, compiled", lambda r, b: _times(r, b, "compile")),
     ("release", "times faster than the release's way", lambda r, b: _times(r, b, "release")),
@@ -164,6 +169,11 @@ def _timing(row: Row, backend: str) -> str:
 
 def _forward(row: Row, backend: str) -> str:
     timing = row.forward_milliseconds.get(backend)
+    return "-" if timing is None else f"{timing.median:.2f}"
+
+
+def _called(row: Row, backend: str) -> str:
+    timing = row.called_milliseconds.get(backend)
     return "-" if timing is None else f"{timing.median:.2f}"
 
 

@@ -43,6 +43,8 @@ def _further(row: Row, backend: str) -> str:
     """Single library calls, our own two operations, and the goals that are missed."""
     own = row.milliseconds[backend].median
     words = [f"{name} alone {timing.median / own:.1f}x" for name, timing in row.parts.items()]
+    if (called := row.called_milliseconds.get(backend)) is not None:
+        words.insert(0, f"{called.median:.2f} ms from Python")
     if (ratio := row.faster(backend, "two_ops")) is not None:
         words.append(f"our two operations {ratio:.2f}x")
     if row.compile_seconds is not None:

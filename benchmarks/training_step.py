@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.device import DEVICE
 from benchmarks.machine import describe_machine
 from benchmarks.measure import Call, time_side_by_side
-from benchmarks.ops.inputs import DEVICE
 from densesiam import ops
 from densesiam.methods import DenseSiamSegmentation
 from densesiam.ops._backends import BACKENDS, kernels, missing

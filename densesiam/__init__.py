@@ -1,3 +1,21 @@
 """Dense unsupervised learning: DenseSiam with fused CUDA, Triton and CPU operations."""
 
+import re
+
+import torch
+
 __version__ = "0.1.0"
+OLDEST_TORCH = "2.10"
+"""The libraries are built against its stable ABI."""
+
+
+def _numbers(version: str) -> list[int]:
+    """Major and minor: nightly builds and vendors' pre-releases of 2.10 are 2.10."""
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
+
+
+if _numbers(torch.__version__) < _numbers(OLDEST_TORCH):
+    raise ImportError(
+        f"densesiam needs torch {OLDEST_TORCH} or newer, and this is torch {torch.__version__}. "
+        f"Install another: pip install 'torch>={OLDEST_TORCH}'"
+    )

@@ -11,7 +11,8 @@ import platform
 import torch
 
 import densesiam
-from densesiam._libraries import build_info, cpu_capability
+from densesiam import _devices
+from densesiam._libraries import build_info, cpu_capability, find
 from densesiam.ops._backends import BACKENDS, kernels, missing
 
 
@@ -23,8 +24,7 @@ def collect_env() -> str:
         f"torch {torch.__version__} (CUDA {torch.version.cuda or 'none'})",
     ]
     lines += [f"{name} {_version(name)}" for name in ("triton", "numpy", "torchvision", "timm")]
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    lines.append(f"GPUs: {', '.join(devices) or 'none'}")
+    lines += _gpu_lines()
     lines.append(
         f"CPU: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     )
@@ -35,6 +35,19 @@ def collect_env() -> str:
         state = f"no: {reason}" if reason else f"yes: {', '.join(kernels(name))}"
         lines.append(f"  {name}: {state}")
     return "\n".join(lines)
+
+
+def _gpu_lines() -> list[str]:
+    driver = _devices.driver_version()
+    known = f"CUDA up to {driver[0]}.{driver[1]}" if driver else "none"
+    lines = [f"NVIDIA driver: {known}", f"GPUs: {_devices.count() or 'none'}"]
+    for index in range(_devices.count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        line = f"  cuda:{index}: {torch.cuda.get_device_name(index)} ({major}.{minor})"
+        if find("_cuda"):
+            line += f", CUDA kernels: {_devices.problem(index) or 'yes'}"
+        lines.append(line)
+    return lines
 
 
 def _build_lines() -> list[str]:

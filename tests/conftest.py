@@ -1,9 +1,12 @@
-"""Shared by all tests: the Triton interpreter where there is no GPU, and one thread a process."""
+"""Shared by all tests: the Triton interpreter where there is no GPU, and the number of threads."""
 
 import os
 
 import pytest
 import torch
+
+from benchmarks import device
+from tests.gpu import gpu as gpu  # a fixture
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported by anything
@@ -13,13 +16,13 @@ if not torch.cuda.is_available():
 def one_thread():
     """Test processes run side by side; a test of threads sets its own number."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("DENSESIAM_TEST_THREADS", "1")))
     yield
     torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
+    if device.gpu:
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, and torch finds none here")
     for item in items:

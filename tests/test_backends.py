@@ -1,8 +1,11 @@
 """Choosing a backend, and saying why."""
 
+import importlib.metadata
+import importlib.util
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,11 @@ import torch
 import densesiam
 import densesiam.ops._backends as backends
 from densesiam import ops
+from densesiam.ops import _triton
 
+needs_kernels = pytest.mark.skipif(
+    "overlap_sample" not in backends.kernels("cpu"), reason="no compiled kernels"
+)
 FEATURES = torch.randn(2, 3, 4, 5)
 BOXES = torch.tensor([[0.0, 0, 1, 1]]).expand(2, 4)
 
@@ -56,6 +63,7 @@ def test_a_forced_backend_never_falls_back(monkeypatch):
 
 def test_the_wrong_device_is_said(monkeypatch):
     monkeypatch.setitem(backends._MISSING, "cuda", None)
+    monkeypatch.setattr(backends._devices, "problem_everywhere", lambda: None)
     monkeypatch.setitem(backends._KERNELS, "cuda", frozenset({"overlap_sample"}))
     with (
         ops.use_backend("cuda"),
@@ -109,9 +117,56 @@ def test_environment_variable(value, expected):
     assert expected in run.stdout + run.stderr
 
 
+def backend_that_ran(call):
+    with torch.profiler.profile() as profile:
+        call(FEATURES)
+    kernels = {event.name for event in profile.events()}
+    return "cpu" if "densesiam::overlap_sample" in kernels else "reference"
+
+
+@needs_kernels
+def test_a_compiled_call_runs_on_the_backend_of_its_caller():
+    torch._dynamo.reset()
+    call = torch.compile(lambda x: ops.overlap_sample(x, BOXES, 3), fullgraph=True, backend="eager")
+    ran = [backend_that_ran(call)]
+    with ops.use_backend("reference"):
+        ran.append(backend_that_ran(call))
+        with ops.use_backend("cpu"):
+            ran.append(backend_that_ran(call))
+        with ThreadPoolExecutor(1) as pool:  # the choice is this thread's
+            ran.append(pool.submit(backend_that_ran, call).result())
+        ran.append(backend_that_ran(call))
+    ran.append(backend_that_ran(call))
+    assert ran == ["cpu", "reference", "cpu", "cpu", "reference", "cpu"]
+
+
+@needs_kernels
+def test_a_backend_is_chosen_inside_a_compiled_function():
+    def both(x):
+        with ops.use_backend("reference"):
+            y = ops.overlap_sample(x, BOXES, 3)
+        return y, ops.overlap_sample(x, BOXES, 3)
+
+    graphs = []
+    torch._dynamo.reset()
+    torch.compile(both, fullgraph=True, backend=lambda g, _: graphs.append(g) or g.forward)(
+        FEATURES
+    )
+    calls = [n for n in graphs[0].graph.nodes if "densesiam.overlap_sample" in str(n.target)]
+    assert len(calls) == 1
+    assert backend_that_ran(lambda x: ops.overlap_sample(x, BOXES, 3)) == "cpu"
+
+
+def test_a_triton_that_is_too_old_is_said(monkeypatch):
+    version = importlib.metadata.version
+    older = lambda name: "3.5.1" if name == "triton" else version(name)  # noqa: E731  # short
+    monkeypatch.setattr(importlib.metadata, "version", older)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert "need Triton 3.6 or newer, and this is 3.5" in _triton.missing()
+
+
+@needs_kernels
 def test_backward_runs_where_forward_ran():
-    if "overlap_sample" not in backends.kernels("cpu"):
-        pytest.skip("no compiled kernels")
     features = FEATURES.clone().requires_grad_()
     with ops.use_backend("cpu"):
         result = ops.overlap_sample(features, BOXES, 3)

@@ -1,14 +1,18 @@
 """What setup.py finds, chooses and says, without building anything."""
 
 import importlib.util
+import re
+import runpy
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from densesiam.ops._backends import architecture_problem
+from densesiam import _devices, _libraries
+from tools import audit
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,8 +28,17 @@ def build(monkeypatch):
     return module
 
 
-def make_nvcc(folder: Path, version: str, preprocess: str = "exit 0") -> Path:
-    """A toolkit whose nvcc only knows its version, its place and how to (not) preprocess."""
+def make_nvcc(
+    folder: Path, version: str, preprocess: str = "exit 0", unknown: str = "none"
+) -> Path:
+    """A toolkit whose nvcc only knows its version, its place and how to (not) preprocess.
+
+    Args:
+        folder: where to make it.
+        version: CUDA's.
+        preprocess: what it does with -E.
+        unknown: architectures that it does not compile for, a pattern of the shell.
+    """
     nvcc = folder / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text(
@@ -33,6 +46,7 @@ def make_nvcc(folder: Path, version: str, preprocess: str = "exit 0") -> Path:
         f'[ "$1" = --dryrun ] && echo "#$ TOP={folder}" >&2\n'
         f'[ "$1" = --version ] && echo "Cuda compilation tools, release {version}, V{version}.1"\n'
         f'case " $* " in *" -E "*) {preprocess};; esac\n'
+        f'case " $* " in *code=sm_{unknown}" "*) exit 1;; esac\n'
         "exit 0\n"
     )
     nvcc.chmod(nvcc.stat().st_mode | stat.S_IEXEC)
@@ -141,38 +155,163 @@ def test_without_a_compiler_nothing_is_built(build, monkeypatch, capsys):
     assert "the package will run on its PyTorch references" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("file", "error"), [("densesiam/__init__.py", ImportError), ("setup.py", SystemExit)]
+)
+def test_a_torch_that_is_too_old(file, error, monkeypatch):
+    path = str(ROOT / file)
+    for version in ("2.10.0a0+git", "2.10.0", "2.15.0+cu132", "3.0.0"):
+        monkeypatch.setattr(torch, "__version__", version)
+        runpy.run_path(path)
+    for version in ("1.13.1", "2.9.1+cu128"):
+        monkeypatch.setattr(torch, "__version__", version)
+        with pytest.raises(error) as refusal:
+            runpy.run_path(path)
+        assert str(refusal.value).removeprefix("densesiam: ") == (
+            f"densesiam needs torch 2.10 or newer, and this is torch {version}. "
+            "Install another: pip install 'torch>=2.10'"
+        )
+
+
 def test_a_wrong_cxx_is_an_error(build, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(SystemExit, match="CXX is no-such-compiler, which is not on the path"):
         build.find_compiler()
 
 
-def test_architectures(build, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert build.choose_architectures() == build.DEFAULT_ARCHITECTURES
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    capabilities = [(9, 0), (8, 6), (9, 0)]
+def make_gpus(monkeypatch, *capabilities):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
-    assert build.choose_architectures() == "8.6;9.0"
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "10.0")
-    assert build.choose_architectures() == "10.0"
+
+
+@pytest.fixture
+def choose(build, monkeypatch, tmp_path):
+    """Choose for the given list, GPUs and unknown architectures: what nvcc is made to emit."""
+
+    def chosen(given=None, *, gpus=(), unknown="none"):
+        make_gpus(monkeypatch, *gpus)
+        if given is not None:
+            monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
+        toolkit = make_nvcc(tmp_path / "toolkit", "12.4", unknown=unknown)
+        return build.emitted(build.choose_architectures(toolkit, "12.4"))
+
+    return chosen
 
 
 @pytest.mark.parametrize(
-    ("built", "device", "runs"),
+    ("given", "emitted"),
     [
-        ("8.0;9.0", (8, 6), True),
-        ("8.6;9.0", (8, 0), False),
-        ("8.0;9.0", (10, 0), False),
-        ("8.0;9.0+PTX", (10, 0), True),
-        ("9.0a", (9, 0), True),
-        ("12.0+PTX", (7, 5), False),
-        ("", (9, 0), False),
+        ("9.0", "sm_90"),
+        ("9.0;8.0;9.0", "sm_80 sm_90"),
+        (" 8.0 ; 12.0\n9.0; ", "sm_80 sm_90 sm_120"),
+        ("9.0+PTX", "sm_90 compute_90"),
+        # PTX is that of the oldest: it runs on every GPU that the one asked for would run on.
+        ("8.6;9.0+PTX", "sm_86 sm_90 compute_86"),
+        ("8.6+PTX;9.0", "sm_86 sm_90 compute_86"),
+        ("9.0a", "sm_90a"),
+        ("9.0a+PTX", "sm_90a compute_90a"),
+        ("9.0a;8.0+PTX ", "sm_80 sm_90a compute_80"),
+        ("10.0f 12.0f+PTX", "sm_100f sm_120f compute_120f"),
+        ("Hopper", "sm_90 compute_90"),
+        ("Ampere;Hopper", "sm_80 sm_86 sm_90 compute_80"),
+        ("Ada 12.0", "sm_89 sm_120 compute_89"),
+        ("Blackwell+Tegra", "sm_110"),
+        ("Ampere+Tegra;9.0a", "sm_87 sm_90a"),
+        ("native", "sm_86 sm_90"),
+        ("native;10.0+PTX", "sm_86 sm_90 sm_100 compute_86"),
     ],
 )
-def test_a_gpu_the_build_cannot_serve(built, device, runs):
-    problem = architecture_problem(built, device)
-    assert (problem is None) == runs
-    if not runs:
-        assert f"TORCH_CUDA_ARCH_LIST={device[0]}.{device[1]}" in problem
+def test_architectures_that_are_asked_for(choose, given, emitted):
+    assert choose(given, gpus=[(9, 0), (8, 6), (9, 0)]) == emitted
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("8.0,9.0", r"holds '8.0,9.0', which is no architecture. Expected are numbers such as 9"),
+        ("9.0;Hoper", r"holds 'Hoper', which is no architecture"),
+        ("90", r"holds '90', which is no architecture"),
+        ("9.0+ptx", r"holds '9.0\+ptx', which is no architecture"),
+        ("native", r"is native, and torch finds no GPU here .* Name the architectures"),
+        ("7.5;9.0", r"is '7.5;9.0', and the kernels need sm_80 or newer"),
+        ("Volta", r"is 'Volta', and the kernels need sm_80 or newer"),
+        (
+            "9.0;10.0a",
+            r"is .*, and nvcc of CUDA 12.4 does not know sm_100a .* point CUDA_HOME at another",
+        ),
+        ("Blackwell", r"is .*, and nvcc .* not know sm_100, sm_103, sm_120, sm_121 \("),
+    ],
+)
+def test_architectures_that_cannot_be(choose, given, message):
+    with pytest.raises(SystemExit, match=f"TORCH_CUDA_ARCH_LIST {message}"):
+        choose(given, unknown="1*")
+
+
+@pytest.mark.parametrize("given", [None, "", " ; "])
+def test_default_architectures(choose, given, capsys):
+    assert choose(given) == "sm_80 sm_86 sm_89 sm_90 sm_100 sm_120 compute_80"
+    assert "sm_120 compute_80 (no GPU here: the default)" in capsys.readouterr().err
+
+
+def test_the_default_keeps_to_what_nvcc_knows(choose, capsys):
+    assert choose(unknown="1*") == "sm_80 sm_86 sm_89 sm_90 compute_80"
+    said = capsys.readouterr().err
+    assert "the default, without sm_100, sm_120, which this nvcc does not know)" in said
+
+
+def test_architectures_of_the_gpus_here(choose, capsys):
+    assert choose(gpus=[(9, 0), (8, 6), (9, 0)]) == "sm_86 sm_90"
+    assert "sm_86 sm_90 (the GPUs of this machine)" in capsys.readouterr().err
+
+
+def test_a_gpu_newer_than_nvcc_gets_ptx(choose):
+    assert choose(gpus=[(12, 0)], unknown="1*") == "sm_90 compute_90"
+
+
+def test_a_gpu_too_old_is_left_out(build, choose, capsys):
+    assert (build.OLDEST // 10, build.OLDEST % 10) == _devices.OLDEST
+    assert choose(gpus=[(7, 5), (8, 6)]) == "sm_86"
+    assert "cuda:0 is left out: it is sm_75, and the kernels need sm_80" in capsys.readouterr().err
+
+
+def test_the_intermediate_code_is_the_oldest(build):
+    """Machine code of an older GPU than its intermediate code does not compile."""
+    oldest_first = ["-gencode=arch=compute_86,code=[sm_86,sm_90,sm_120,compute_86]"]
+    assert build.gencode({"sm_120", "sm_86", "sm_90", "compute_120"}) == oldest_first
+    assert build.gencode({"sm_90", "compute_90", "sm_100f", "sm_90a", "compute_90a"}) == [
+        "-gencode=arch=compute_90,code=[sm_90,compute_90]",
+        "-gencode=arch=compute_90a,code=[sm_90a,compute_90a]",
+        "-gencode=arch=compute_100f,code=[sm_100f]",
+    ]
+
+
+def in_library(path):
+    """What cuobjdump finds in a library, written like `emitted`."""
+    try:
+        tool = shutil.which("cuobjdump") or audit.tool("cuobjdump")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    listing = subprocess.run([tool, path], capture_output=True, text=True, check=True).stdout
+    kinds = {"elf": "sm", "ptx": "compute"}
+    found = re.findall(r"Fatbin (elf|ptx) code:\n=+\narch = sm_(\w+)", listing)
+    return {f"{kinds[kind]}_{number}" for kind, number in found}
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+@pytest.mark.parametrize("given", ["Hopper", "9.0a;8.6+PTX ", "8.0;12.0+PTX", "10.0f+PTX;8.9"])
+def test_what_nvcc_emits_is_what_is_recorded(build, monkeypatch, tmp_path, given):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
+    cuda_home = build.find_cuda_home()
+    flags = build.choose_architectures(cuda_home, build.nvcc_version(cuda_home))
+    (tmp_path / "empty.cu").write_text("__global__ void empty() {}")
+    compile_it = [cuda_home / "bin" / "nvcc", *flags, "-fatbin", "empty.cu"]
+    subprocess.run(compile_it, cwd=tmp_path, check=True, capture_output=True)
+    assert in_library(tmp_path / "empty.fatbin") == set(build.emitted(flags).split())
+
+
+@pytest.mark.skipif(_libraries.find("_cuda") is None, reason="the CUDA kernels were not built")
+def test_the_report_of_this_build_is_true():
+    assert in_library(_libraries.find("_cuda")) == set(
+        _libraries.build_info()["architectures"].split()
+    )

@@ -188,15 +188,38 @@ def test_confusion_matrix_traffic(dtype, classes):
     assert moved(launches) <= 1.1 * (size(prediction, label) + touched)
 
 
-@pytest.mark.parametrize(
-    "op", ["pixel_similarity", "pseudo_label_loss", "region_pool", "label_map"]
-)
-def test_images_beyond_32_bit_offsets_are_refused(op):
-    # 4 GiB of memory that nobody touches cost nothing.
-    image = torch.empty(1, 2, 1 << 15, 1 << 15, dtype=torch.float16)
-    arguments = {"pseudo_label_loss": (image,), "label_map": (image, 4)}.get(op, (image, image))
-    with emulated(), pytest.raises(RuntimeError, match=r"fewer than 2\^31 elements each.*triton"):
-        getattr(ops, op)(*arguments)
+def beyond_32_bits():
+    """Calls with an image of 2^31 elements: an argument, or a result."""
+    image = torch.empty(1, 2, 1 << 15, 1 << 15, dtype=torch.float16)  # untouched, it costs nothing
+    few, small, pixel = image[..., :1], image[..., :2, :2], image.view(1, 1 << 16, -1, 1)[:, :, :1]
+    return {
+        "pixel_similarity": (image, image),
+        "pseudo_label_loss": (image,),
+        "region_pool": (few, image.view(1, -1, 1 << 15, 1)),
+        "region_pool's regions": (pixel, pixel[:, : 1 << 15]),
+        "label_map": (image, 4),
+        "label_map's labels": (small, (1 << 15, 1 << 16)),
+        "overlap_sample": (image, boxes(1), 4),
+        "overlap_sample's samples": (small, boxes(1), 1 << 15),
+        "overlap_similarity": (small, image, None, None, 4),
+        "overlap_similarity's samples": (small, small, None, None, 1 << 15),
+    }
+
+
+@pytest.mark.parametrize("call", beyond_32_bits())
+def test_images_beyond_32_bit_offsets_are_for_another_backend(call):
+    op = call.split("'")[0]
+    arguments = beyond_32_bits()[call]
+    refusal = f"{op}: backend 'cpu' was asked for, but it takes at most 2147483647 images, of at"
+    torch._dynamo.reset()
+    compiled = torch.compile(getattr(ops, op), fullgraph=True, backend="eager")
+    for function in (getattr(ops, op), compiled):
+        with emulated(), pytest.raises(RuntimeError, match=refusal) as error:
+            function(*arguments)
+        assert str(error.value).endswith("this call has 2147483648")
+    if call == op:
+        with emulated(), ops.use_backend("auto"):
+            assert ops.explain(op, *arguments).backend == "reference"
 
 
 def test_division_without_a_slow_path_rounds_correctly():

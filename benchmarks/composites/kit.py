@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import release
-from benchmarks.ops.inputs import DEVICE, grid_sample
+from benchmarks.device import DEVICE
+from benchmarks.ops.inputs import grid_sample
 from benchmarks.problem import Part
 from densesiam.methods.region import RegionSim, region_contrast
 

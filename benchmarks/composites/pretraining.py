@@ -17,7 +17,8 @@ from benchmarks.composites.kit import (
     region_loss,
     symmetric,
 )
-from benchmarks.ops.inputs import DEVICE, crop_boxes, features, whole_boxes
+from benchmarks.device import DEVICE
+from benchmarks.ops.inputs import crop_boxes, features, whole_boxes
 from benchmarks.problem import Problem, Setting, Shape
 from densesiam.methods import DenseSiamPretraining
 

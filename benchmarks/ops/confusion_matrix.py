@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.ops.inputs import DEVICE
+from benchmarks.device import DEVICE
 from benchmarks.problem import Part, Problem, Setting, Shape
 from densesiam import ops
 

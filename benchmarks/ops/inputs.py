@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from benchmarks.device import DEVICE
 from benchmarks.problem import Setting
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def features(setting: Setting, channels: int, height: int, width: int) -> Tensor:

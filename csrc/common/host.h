@@ -1,12 +1,7 @@
 // What every op's host code shares, on CPU and CUDA: argument checks, memory layout, number types.
-// Written against torch's stable ABI only, so that one binary serves several torch versions.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
+#include <algorithm>
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
@@ -14,6 +9,7 @@
 #include <vector>
 
 #include "numeric.h"
+#include "torch.h"
 
 // The emulator of the CUDA kernels registers the same host code under another name and key.
 #ifndef DENSESIAM_NAMESPACE
@@ -28,7 +24,8 @@ namespace densesiam {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// std::invalid_argument reaches Python as ValueError, from eager and compiled code alike.
+// Python checks the public functions' arguments first: what is thrown here meets those who call
+// torch.ops.densesiam.* themselves, as a ValueError before torch 2.15 and as a RuntimeError since.
 template <class... Parts>
 void check(bool condition, const Parts&... parts) {
   if (!condition) {
@@ -70,20 +67,27 @@ inline Layout layout_of(const Tensor& tensor) {
   return !tensor.is_contiguous() && is_pixels_layout(tensor) ? Layout::pixels : Layout::planar;
 }
 
-// An uninitialised (B, C, *spatial) tensor of that layout.
+// An uninitialised tensor of these sizes on `like`'s device; (B, C, *spatial) where it is `pixels`.
 inline Tensor empty_in_layout(const std::vector<std::int64_t>& sizes, Layout layout,
                               ScalarType dtype, const Tensor& like) {
-  if (layout == Layout::planar) {
-    return torch::stable::new_empty(like, sizes, dtype);
-  }
-  std::vector<std::int64_t> stored{sizes[0]};
-  stored.insert(stored.end(), sizes.begin() + 2, sizes.end());
-  stored.push_back(sizes[1]);
-  std::vector<std::int64_t> order{0, static_cast<std::int64_t>(sizes.size()) - 1};
-  for (std::size_t dim = 1; dim + 1 < sizes.size(); ++dim) {
-    order.push_back(static_cast<std::int64_t>(dim));
-  }
-  return torch::stable::permute(torch::stable::new_empty(like, stored, dtype), order);
+  std::vector<std::int64_t> strides(sizes.size());
+  std::int64_t stride = 1;
+  const auto next = [&](std::size_t dim) {
+    strides[dim] = stride;
+    stride *= std::max<std::int64_t>(1, sizes[dim]);
+  };
+  const bool pixels = layout == Layout::pixels;
+  if (pixels) next(1);
+  for (std::size_t dim = sizes.size(); dim-- > (pixels ? 2 : 0);) next(dim);
+  if (pixels) next(0);
+  std::int32_t device_type;
+  AtenTensorHandle out;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(dtype)), device_type,
+      like.get_device_index(), &out));
+  return Tensor(out);
 }
 
 // The tensor itself if it already has that layout, else a copy that has.

@@ -5,8 +5,6 @@
 // combine the blocks' partial sums afterwards, in order.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +12,8 @@
 #include <memory>
 #include <mutex>
 #include <new>
+
+#include "torch.h"
 
 namespace densesiam {
 

@@ -10,7 +10,6 @@
 #ifdef DENSESIAM_EMULATOR
 #define DENSESIAM_DEVICE_KEY CPU
 #else
-#include <torch/csrc/stable/accelerator.h>
 #define DENSESIAM_DEVICE_KEY CUDA
 #endif
 
@@ -29,8 +28,9 @@ class OnDevice {
   explicit OnDevice(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {}
 
   cudaStream_t stream() const {
-    return static_cast<cudaStream_t>(
-        torch::stable::accelerator::getCurrentStream(index_).nativeHandle());
+    void* stream;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    return static_cast<cudaStream_t>(stream);
   }
 
  private:
@@ -57,7 +57,7 @@ inline void check_images(const char* op, const Tensor& tensor) {
   check(
       tensor.size(0) <= most && elements <= most, op,
       ": the CUDA kernels take fewer than 2^31 images of fewer than 2^31 elements each, got shape ",
-      shape_of(tensor), "; use_backend('triton') or 'reference' takes more");
+      shape_of(tensor));
 }
 
 }  // namespace densesiam

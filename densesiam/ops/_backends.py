@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from densesiam import _libraries
+from densesiam import _devices, _libraries
 from densesiam.ops._registry import NAMESPACE, OPERATIONS
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
@@ -21,12 +22,29 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 NAMESPACES = {"cuda": NAMESPACE, "cpu": NAMESPACE, "triton": f"{NAMESPACE}_triton"}
 """Where each backend's operators live in the dispatcher; ``reference`` is plain PyTorch."""
 
-_MISSING: dict[str, str | None] = {}  # backend -> why this process cannot use it
+_MISSING: dict[str, str | None] = {}  # backend -> why no process can use what is installed
 _KERNELS: dict[str, frozenset[str]] = {}  # backend -> operations it has
 _NO_FLOAT64: dict[str, frozenset[str]] = {}  # backend -> operations that cannot take float64
-_forced: ContextVar[str | None] = ContextVar("densesiam_backend", default=None)
+_MOST_ELEMENTS: dict[str, int | None] = {  # backend -> of one image: the width of its offsets
+    "cuda": 2**31 - 1,
+    "cpu": None,
+}
 _ENVIRONMENT = os.environ.get("DENSESIAM_BACKEND") or "auto"
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+_SERVES = {"cuda": "cuda", "triton": "cpu" if _INTERPRET else "cuda", "cpu": "cpu"}  # devices
+
+
+class _Forced(threading.local):
+    """What `use_backend` asked for in this thread. torch.compile guards on it, in every torch.
+
+    It would not on an attribute of the class, nor can it trace a ContextVar before torch 2.14.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+
+_forced = _Forced()
 
 
 @dataclass(frozen=True)
@@ -44,12 +62,13 @@ class Explanation:
 
 
 def load_backends() -> None:
-    """Load what was built. Called once, after every operation is registered."""
+    """Load what was built. Called once, after every operation is registered.
+
+    No device is looked for here, which would start CUDA: each is judged at its first call.
+    """
     _MISSING["reference"] = None
     _MISSING["cpu"] = _libraries.load("_cpu")
     _MISSING["cuda"] = _libraries.load("_cuda")
-    if _MISSING["cuda"] is None:
-        _MISSING["cuda"] = _device_problem()
     _KERNELS["reference"] = frozenset(OPERATIONS)
     _KERNELS["cpu"] = _registered("CPU")
     _KERNELS["cuda"] = _registered("CUDA")
@@ -68,38 +87,6 @@ def _registered(key: str) -> frozenset[str]:
     return frozenset(op for op in OPERATIONS if has_kernel(f"{NAMESPACE}::{op}", key))
 
 
-def _device_problem() -> str | None:
-    """Why kernels that were built and loaded cannot run on this machine's device."""
-    if not torch.cuda.is_available():
-        return "it was built, but torch finds no CUDA device on this machine"
-    built = (_libraries.build_info() or {}).get("architectures", "")
-    return architecture_problem(built, torch.cuda.get_device_capability())
-
-
-def architecture_problem(built: str, device: tuple[int, int]) -> str | None:
-    """Why a device of that compute capability cannot run a build; None if it can.
-
-    Machine code runs on its own major version from its minor version on; PTX on everything newer.
-
-    Args:
-        built: a TORCH_CUDA_ARCH_LIST, such as ``"8.0;9.0+PTX"``.
-        device: (major, minor).
-    """
-    for name in built.replace(" ", ";").split(";"):
-        number = name.removesuffix("+PTX").rstrip("af")
-        if "." not in number:
-            continue
-        major, minor = (int(part) for part in number.split("."))
-        same_family = device[0] == major and device[1] >= minor
-        if same_family or (name.endswith("+PTX") and device >= (major, minor)):
-            return None
-    wanted = f"{device[0]}.{device[1]}"
-    return (
-        f"it was built for architectures {built or 'unknown'}, and this GPU is {wanted}. Build it "
-        f"again on this machine, or with TORCH_CUDA_ARCH_LIST={wanted}"
-    )
-
-
 def _load_triton() -> None:
     from densesiam.ops import _triton
 
@@ -112,13 +99,13 @@ def check_backend(name: str) -> None:
     """Raise if this process cannot run that backend at all."""
     if name not in (*BACKENDS, "auto"):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)} or auto, got {name!r}")
-    if name != "auto" and (reason := _MISSING[name]) is not None:
+    if name != "auto" and (reason := missing(name)) is not None:
         raise RuntimeError(f"backend {name!r} cannot be used: {reason}")
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every operation inside the block on one backend.
+    """Run every operation inside the block on one backend, in this thread.
 
     Args:
         name: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"``, or ``"auto"`` (the default
@@ -131,11 +118,12 @@ def use_backend(name: str) -> Iterator[None]:
             it cannot serve. It never falls back to another.
     """
     check_backend(name)
-    token = _forced.set(name)
+    before = _forced.name
+    _forced.name = name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.name = before
 
 
 def kernels(name: str) -> list[str]:
@@ -144,24 +132,36 @@ def kernels(name: str) -> list[str]:
 
 
 def missing(name: str) -> str | None:
-    """Why this process cannot use a backend at all; None if it can."""
-    return _MISSING[name]
+    """Why this process cannot use a backend at all; None if it can. It may start CUDA."""
+    if (reason := _MISSING[name]) is not None:
+        return reason
+    if name == "cuda":
+        return _devices.problem_everywhere()
+    if name == "triton" and not _INTERPRET and _devices.count() == 0:
+        return "torch finds no GPU; on the CPU its kernels run under TRITON_INTERPRET=1 only"
+    return None
 
 
-def select(op: str, *tensors: Tensor) -> str:
+def select(op: str, *tensors: Tensor, elements: int = 0) -> str:
     """Name of the backend that serves this call.
+
+    Args:
+        op: the operation.
+        *tensors: its arguments, images first of all axes.
+        elements: of one image of what the call makes, where an argument may have fewer.
 
     Raises:
         RuntimeError: a backend was asked for that cannot.
     """
-    wanted = _forced.get() or _ENVIRONMENT
+    wanted = _forced.name or _ENVIRONMENT
     if wanted == "auto":
         for name in BACKENDS:
-            if _why_not(name, op, tensors) is None and not _interpreted(name, tensors):
+            reason = _why_not(name, op, tensors, elements)
+            if reason is None and not _interpreted(name, tensors):
                 return name
     reason = f"there is no such backend; it must be one of {', '.join(BACKENDS)} or auto"
     if wanted in BACKENDS:
-        problem = _why_not(wanted, op, tensors)
+        problem = _why_not(wanted, op, tensors, elements)
         if problem is None:
             return wanted
         reason = problem
@@ -196,7 +196,7 @@ def explain(op: str | Callable[..., Tensor], *tensors: Tensor) -> Explanation:
     return Explanation(name, chosen, others)
 
 
-def _why_not(name: str, op: str, tensors: tuple[Tensor, ...]) -> str | None:
+def _why_not(name: str, op: str, tensors: tuple[Tensor, ...], elements: int = 0) -> str | None:
     if (reason := _MISSING[name]) is not None:
         return reason
     if name == "reference":
@@ -204,12 +204,40 @@ def _why_not(name: str, op: str, tensors: tuple[Tensor, ...]) -> str | None:
     if op not in _KERNELS[name]:
         return f"it has no kernel for {op} yet"
     device = tensors[0].device.type
-    serves = "cpu" if name == "cpu" or (name == "triton" and _INTERPRET) else "cuda"
-    if device != serves:
-        return f"it serves tensors on {serves}, and these are on {device}"
+    if device != _SERVES[name]:
+        return f"it serves tensors on {_SERVES[name]}, and these are on {device}"
+    if name == "cuda" and (problem := _device_problem(tensors[0].device.index)) is not None:
+        return problem
     if op in _NO_FLOAT64.get(name, ()) and tensors[0].dtype == torch.float64:
         return f"its {op} does not take float64"
+    if (most := _MOST_ELEMENTS.get(name)) is not None:
+        for tensor in tensors:
+            if tensor.numel() > most:
+                elements = max(elements, tensor.shape[0], tensor.numel() // tensor.shape[0])
+        if elements > most:
+            return (
+                f"it takes at most {most} images, of at most {most} elements each, and this call "
+                f"has {elements}"
+            )
     return None
+
+
+@torch.compiler.assume_constant_result  # asked while tracing, not traced
+def _device_problem(index: int) -> str | None:
+    return _first_use(index)
+
+
+@cache
+def _first_use(index: int) -> str | None:
+    """Judge a device once, and say what keeps kernels that were built from running on it."""
+    problem = _devices.problem(index)
+    if problem is not None:
+        warnings.warn(
+            f"densesiam's CUDA kernels do not run on cuda:{index}: {problem}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return problem
 
 
 def _interpreted(name: str, tensors: tuple[Tensor, ...]) -> bool:

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_CHECK_VALUES_ON_GPU = os.environ.get("DENSESIAM_CHECK") == "1"
+_CHECKED = {"cpu", "cuda"} if os.environ.get("DENSESIAM_CHECK") == "1" else {"cpu"}
+"""Devices whose values are looked at."""
 
 # A `raise` cannot be traced. Where a traced call is found to be wrong, this operator takes its
 # place in the graph and raises the same error when the graph runs.
 torch.library.define("densesiam::reject", "(Tensor like, str error, str message) -> Tensor")
-_ERRORS: dict[str, type[Exception]] = {"ValueError": ValueError, "TypeError": TypeError}
+_ERRORS: dict[str, type[Exception]] = {
+    error.__name__: error for error in (ValueError, TypeError, RuntimeError)
+}
 
 
 @torch.library.impl("densesiam::reject", "CompositeExplicitAutograd")
@@ -43,11 +46,13 @@ def checked(check: Callable[..., None]) -> Callable[[Callable[..., Any]], Callab
                 return function(*args, **kwargs)
             try:
                 check(*args, **kwargs)
+                return function(*args, **kwargs)
             except ValueError as error:
                 return torch.ops.densesiam.reject(args[0].detach(), "ValueError", error.args[0])
             except TypeError as error:
                 return torch.ops.densesiam.reject(args[0].detach(), "TypeError", error.args[0])
-            return function(*args, **kwargs)
+            except RuntimeError as error:  # no backend can serve the call
+                return torch.ops.densesiam.reject(args[0].detach(), "RuntimeError", error.args[0])
 
         return call
 
@@ -115,7 +120,7 @@ def finite_boxes(op: str, name: str, boxes: Tensor) -> Tensor:
     That is on the CPU, and on a GPU under ``DENSESIAM_CHECK=1``. In a compiled graph the check is
     an operator of its own.
     """
-    if boxes.device.type != "cpu" and not _CHECK_VALUES_ON_GPU:
+    if boxes.device.type not in _CHECKED:
         return boxes
     if torch.compiler.is_compiling():
         return torch.ops.densesiam.finite_boxes(boxes.detach(), op, name)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,21 +31,38 @@ KERNELS = frozenset(
 NO_FLOAT64: frozenset[str] = frozenset()
 """Those of them that cannot take float64."""
 
-_INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+OLDEST = (3, 6)
+"""The oldest Triton that the kernels run on: torch 2.10 brings it."""
 
 
 def missing() -> str | None:
-    """Register the operators; None, or why this process cannot use them."""
+    """Register the operators; None, or why no process can use them."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (`pip install triton`)"
-    if not _INTERPRET and not torch.cuda.is_available():
-        return "torch finds no GPU; on the CPU its kernels run under TRITON_INTERPRET=1 only"
+    if (found := _version()) is not None and found < OLDEST:
+        return (
+            f"its kernels need Triton {_dotted(OLDEST)} or newer, and this is {_dotted(found)} "
+            "(`pip install --upgrade triton`)"
+        )
     namespace = f"{NAMESPACE}_triton"
     register_namespace(namespace)
     for op in sorted(KERNELS):
         for name in {op, f"{op}_backward"} & SCHEMAS.keys():
             torch.library.impl(f"{namespace}::{name}", "default", _lazy(op, name))
     return None
+
+
+def _version() -> tuple[int, ...] | None:
+    """(major, minor) of Triton, which is not imported; None where it has another package's name."""
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def _lazy(op: str, name: str) -> Callable[..., Any]:

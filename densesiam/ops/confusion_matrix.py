@@ -33,6 +33,11 @@ def _check(
     for name, number in (("num_predictions", num_predictions), ("num_classes", num_classes)):
         if number < 1:
             raise ValueError(f"{op}: {name} must be at least 1, got {number}")
+    if num_predictions * num_classes >= 2**31:
+        raise ValueError(
+            f"{op}: num_predictions x num_classes must be less than 2^31, got {num_predictions} x "
+            f"{num_classes}"
+        )
 
 
 @_checks.checked(_check)

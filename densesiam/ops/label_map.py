@@ -39,7 +39,7 @@ def label_map(logits: Tensor, size: int | tuple[int, int]) -> Tensor:
         ValueError: a shape or size that does not fit.
     """
     pair = _checks.size_pair(size)
-    backend = select("label_map", logits)
+    backend = select("label_map", logits, elements=pair[0] * pair[1])
     if backend == "reference":
         return reference.label_map(logits, (pair[0], pair[1]))
     return kernel(NAMESPACES[backend], "label_map")(logits.detach(), pair)

@@ -51,7 +51,7 @@ def overlap_sample(features: Tensor, boxes: Tensor, size: int | tuple[int, int])
     """
     pair = _checks.size_pair(size)
     boxes = _checks.finite_boxes("overlap_sample", "boxes", boxes)
-    backend = select("overlap_sample", features)
+    backend = select("overlap_sample", features, elements=features.shape[1] * pair[0] * pair[1])
     if backend == "reference":
         return reference.overlap_sample(features, boxes, (pair[0], pair[1]))
     return kernel(NAMESPACES[backend], "overlap_sample")(features, boxes, pair)

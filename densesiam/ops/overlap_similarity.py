@@ -85,7 +85,7 @@ def overlap_similarity(
     if boxes_z is not None:
         boxes_z = _checks.finite_boxes("overlap_similarity", "boxes_z", boxes_z)
     pair = _checks.size_pair(size)
-    backend = select("overlap_similarity", p)
+    backend = select("overlap_similarity", p, z, elements=max(2, p.shape[1]) * pair[0] * pair[1])
     if backend == "reference":
         grid = (pair[0], pair[1])
         return reference.overlap_similarity(p, z, boxes_p, boxes_z, grid, kind, weight, reduction)

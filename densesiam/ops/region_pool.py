@@ -49,7 +49,7 @@ def region_pool(features: Tensor, logits: Tensor, normalize: bool = False) -> Te
         ValueError: shapes or devices that do not fit.
     """
     features, logits = _checks.promoted(features, logits)
-    backend = select("region_pool", features)
+    backend = select("region_pool", features, logits, elements=features.shape[1] * logits.shape[1])
     if backend == "reference":
         return reference.region_pool(features, logits, normalize)
     forward = kernel(NAMESPACES[backend], "region_pool")

@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import measure
+from benchmarks import device, measure
 from benchmarks.measure import Call, Timing, extra_memory, time_side_by_side
 
 
@@ -89,19 +89,23 @@ def test_small_inputs_get_more_sets():
     assert measure.inputs_for_cold_caches(1 << 30) == measure.FEWEST_INPUTS
     assert measure.inputs_for_cold_caches(0) == measure.MOST_INPUTS
     eighth = measure.HOST_CACHE // 8
-    if not torch.cuda.is_available():
+    if not device.gpu:
         assert measure.inputs_for_cold_caches(eighth) == 8
 
 
+def test_a_gpu_tells_how_large_its_cache_is(gpu):
+    cache = 2 * gpu.cuda.get_device_properties().L2_cache_size
+    assert measure.inputs_for_cold_caches(cache // 4) == 4
+
+
 def test_clone_moves_half_in_and_half_out():
-    call = measure.clone_of(1000, torch.device("cpu"))
+    call = measure.clone_of(1000)
     assert call.forward(0).nbytes == 500
     assert call.forward(10**6).nbytes == 500
 
 
-@pytest.mark.gpu
-def test_graphs_replay_on_a_gpu():
-    x = [torch.randn(1 << 20, device="cuda", requires_grad=True) for _ in range(3)]
+def test_graphs_replay(gpu):
+    x = [torch.randn(1 << 23, device=gpu.device, requires_grad=True) for _ in range(3)]
     call = Call(
         lambda i: x[i].exp(),
         lambda i, result: torch.autograd.grad(result, [x[i]], torch.ones_like(result)),
@@ -113,8 +117,7 @@ def test_graphs_replay_on_a_gpu():
     assert math.isfinite(total.high)
 
 
-@pytest.mark.gpu
-def test_what_waits_for_the_device_is_not_captured():
-    x = torch.ones(8, device="cuda")
+def test_what_waits_for_the_device_is_not_captured(gpu):
+    x = torch.ones(8, device=gpu.device)
     assert measure.captured(Call(lambda i: x * x.sum().item()), 1) is None
     assert float(x.sum()) == 8  # the device is still usable

@@ -1,9 +1,10 @@
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import composites, ops, release, run, suite, training_step
+from benchmarks import ceilings, composites, ops, release, run, suite, training_step
 from benchmarks.__main__ import main
 from benchmarks.problem import Setting
 from benchmarks.results import Results
@@ -265,3 +266,57 @@ def test_training_steps_of_a_full_run(tmp_path, monkeypatch, capsys):
     assert {"cpu" if ON_CPU else "cuda", "reference"} <= set(step)
     assert all(each["ms"]["median"] > 0 and each["operators"] for each in step.values())
     assert "tiny" in capsys.readouterr().out
+
+
+def on_a_gpu(gpu, op, name=0):
+    setting = Setting(2)
+    problem = ops.MODULES[op].problem(small(ops.MODULES[op].SHAPES[name]), setting)
+    return measure(Case(problem, "", setting, "own"), rounds=1, backends=[gpu.backend])
+
+
+def test_on_a_gpu_each_is_timed_as_a_graph_and_from_python(gpu):
+    row = on_a_gpu(gpu, "region_pool")
+    assert not row.refused
+    assert not row.wrong_peers
+    for who in ("eager", "release", gpu.backend, "bmm"):
+        assert row.clocks[who] == "graph"
+        assert row.called_milliseconds[who].median > 0
+    assert row.clocks["clone"] == "events"
+
+
+def test_on_a_gpu_what_waits_for_it_is_timed_from_python_alone(gpu):
+    if gpu.backend == "triton":
+        pytest.skip("it has no kernel for it")
+    row = on_a_gpu(gpu, "confusion_matrix")
+    assert row.clocks["eager"] == "events"
+    assert row.clocks[gpu.backend] == "graph"
+
+
+def test_the_result_of_a_gpu_says_so(gpu, tmp_path, capsys):
+    path = tmp_path / "result.json"
+    command = ["--groups", "half", "--ops", "pixel_similarity", "--shapes", "cross-entropy 27"]
+    command += ["--batch", "1", "--rounds", "1", "--no-compile", "--backends", "reference"]
+    assert main([*command, "--json", str(path)]) == 0
+    results = Results.read(path)
+    assert results.machine["device"] == gpu.cuda.get_device_name()
+    assert {row.dtype for row in results.rows} == {"float16"}
+    assert {row.layout for row in results.rows} == {"contiguous", "channels_last"}
+    assert "ms from Python" in capsys.readouterr().out
+
+
+def test_ceilings(gpu, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ceilings, "COPIED", 1 << 20)
+    monkeypatch.setattr(ceilings, "SIDE", 64)
+    path = tmp_path / "ceilings.json"
+    assert main(["ceilings", "--rounds", "2", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())["ceilings"]
+    assert {"copy GB/s", "product tf32 TFLOP/s", "product float16 TFLOP/s"} <= set(found)
+    assert all(rate["low"] <= rate["median"] <= rate["high"] for rate in found.values())
+    assert "copy GB/s" in capsys.readouterr().out
+
+
+def test_convolutions_are_checked_in_float32_and_timed_as_they_are():
+    before = torch.backends.cudnn.allow_tf32
+    with run.float32_convolutions():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before

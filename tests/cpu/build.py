@@ -22,7 +22,6 @@ COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 TORCH = Path(torch.__file__).parent
 COMPILE = [
     *("-std=c++20", "-O1", "-fPIC", "-fopenmp-simd", "-fvisibility=hidden"),
-    "-DTORCH_TARGET_VERSION=0x020d000000000000",  # as in setup.py
     *(
         "-isystem",
         str(TORCH / "include"),

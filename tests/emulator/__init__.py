@@ -64,6 +64,7 @@ def emulated(order: str = "forward", seed: int = 0) -> Iterator[None]:
         (_backends.NAMESPACES, NAMESPACE),
         (_backends._KERNELS, kernels),
         (_backends._MISSING, None),
+        (_backends._MOST_ELEMENTS, _backends._MOST_ELEMENTS["cuda"]),
     )
     before = [table["cpu"] for table, _ in replaced]
     library.emulator_set_order(ORDERS.index(order), ctypes.c_uint64(seed))

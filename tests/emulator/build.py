@@ -18,8 +18,6 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "emulator"
-STABLE_ABI = "0x020d000000000000"  # as in setup.py
-
 
 # Vector alignment is checked by the emulator itself, null by the processor; checks of both in every
 # access, as of sizes that AddressSanitizer knows better, would double the time to compile.
@@ -113,7 +111,6 @@ def _flags(variant: str) -> list[str]:
         *("-std=c++20", "-fPIC", "-fvisibility=hidden"),
         *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),
         "-ffp-contract=off",  # the same bits on every processor
-        f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
         *(f"-isystem{path}" for path in include_paths()),
         *VARIANTS[variant][0],
     ]

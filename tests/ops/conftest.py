@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from benchmarks.device import DEVICE
+from benchmarks.device import gpu as there_is_a_gpu
 from densesiam.ops import _backends, use_backend
 from tests.emulator import emulated
 from tests.ops.suite import DTYPES, LAYOUTS, OpSuite
@@ -11,7 +13,7 @@ BACKENDS = [
     "reference",
     "cpu",
     # Interpreted where there is no GPU; else it runs on the GPU, and `-m gpu` is to include it.
-    pytest.param("triton", marks=[pytest.mark.gpu] if torch.cuda.is_available() else []),
+    pytest.param("triton", marks=[pytest.mark.gpu] if there_is_a_gpu else []),
     "emulator",  # the CUDA kernels' own source, run on the CPU
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
@@ -35,8 +37,7 @@ def backend(request):
 @pytest.fixture
 def device(backend):
     """Where the backend's tensors live."""
-    on_gpu = backend == "cuda" or (backend == "triton" and torch.cuda.is_available())
-    return torch.device("cuda" if on_gpu else "cpu")
+    return DEVICE if backend in ("cuda", "triton") else torch.device("cpu")
 
 
 def pytest_generate_tests(metafunc):

@@ -78,7 +78,7 @@ def test_out_of_range_raises_on_the_cpu(prediction, label, message):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the reference looks at the device")
 @out_of_range
 def test_out_of_range_is_dropped_on_a_gpu(prediction, label, message):
     matrix = confusion_matrix(

@@ -1,0 +1,146 @@
+"""What a visit found, as a page for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from tools.gpu_kit.report import FINAL, STAGES, Stage
+
+REHEARSAL = (
+    "**A rehearsal: the emulator stood in for the GPU. Nothing here is evidence about any GPU.**"
+)
+MOST_ROWS = 200
+
+
+def verdict(stages: dict[int, Stage], wanted: dict[int, list[str]]) -> tuple[str, int]:
+    """In one line what came out, and the exit code.
+
+    Args:
+        stages: what was recorded.
+        wanted: names of each stage's steps.
+    """
+    faults, missing = [], []
+    for number, names in wanted.items():
+        for name in names:
+            step = stages[number].steps.get(name, {})
+            if step.get("state") not in FINAL:
+                missing.append(f"{number} {name}")
+            elif not step.get("right"):
+                faults.append(f"{number} {name}")
+    told = [f"wrong or failed: {', '.join(faults)}"] if faults else []
+    told += [f"not finished: {', '.join(missing)}"] if missing else []
+    return "; ".join(told) or "everything ran and is right", 1 if faults else 3 if missing else 0
+
+
+def render(stages: dict[int, Stage], facts: dict[str, Any], rehearsal: bool) -> str:
+    """The report as Markdown."""
+    parts = ["# GPU report", "", *([REHEARSAL, ""] if rehearsal else []), *_machine(facts), ""]
+    parts += ["| stage | step | | state | seconds | said |", "|---|---|---|---|---|---|"]
+    for number, stage in stages.items():
+        for name, step in stage.steps.items():
+            mark = {True: "right", False: "WRONG"}.get(step.get("right"), "")
+            cells = [f"{number} {STAGES[number]}", name, mark, step.get("state", "")]
+            cells += [f"{step.get('seconds', '')}", _line(step.get("said"))]
+            parts.append("| " + " | ".join(cells) + " |")
+    parts += _accuracy(stages[2]) + _benchmarks(stages[3]) + _tests(stages[4])
+    return "\n".join(parts) + "\n"
+
+
+def _machine(facts: dict[str, Any]) -> list[str]:
+    gpus, torch = facts.get("gpus"), facts.get("torch")
+    lines = [f"- GPU: {gpu}" for gpu in (gpus if isinstance(gpus, list) else [])]
+    lines = lines or [f"- GPU: none ({gpus})"]
+    machine = facts.get("machine")
+    return [*lines, f"- torch: {torch}", f"- machine: {machine}"]
+
+
+def _line(text: Any, most: int = 160) -> str:
+    line = " ".join(str(text or "").split()).replace("|", "/")
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def _accuracy(stage: Stage) -> list[str]:
+    """Verdicts by operation and backend, the largest error, and all that is not right."""
+    rows, wrong = [], []
+    for name, step in stage.steps.items():
+        items = step.get("data") or []
+        counts = Counter(item["verdict"] for item in items)
+        worst = [
+            (pair["error"] / pair["of"], item["item"])
+            for item in items
+            for pair in item.get("compared") or []
+            if pair.get("of")
+        ]
+        error, where = max(worst, default=(0.0, ""))
+        told = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
+        rows.append(f"| {name} | {told} | {error:.1e} | {_line(where)} |")
+        wrong += [
+            f"| {name} | {_line(item['item'])} | {item['verdict']} | {_line(item.get('said'))} |"
+            for item in items
+            if item["verdict"] != "right"
+        ]
+    if not rows:
+        return []
+    head = ["", "## Accuracy", "", "Against the reference in float64, forward and backward.", ""]
+    head += ["| operation, backend | cases | largest relative error | in |", "|---|---|---|---|"]
+    more = [f"\n{len(wrong) - MOST_ROWS} more are in the JSON"] if len(wrong) > MOST_ROWS else []
+    listed = ["", "| | case | verdict | said |", "|---|---|---|---|", *wrong[:MOST_ROWS], *more]
+    return [*head, *rows, *(listed if wrong else [])]
+
+
+def _benchmarks(stage: Stage) -> list[str]:
+    """Times by operation, shape and backend, beside everyone else's."""
+    lines = []
+    for step in stage.steps.values():
+        data = step.get("data") or {}
+        for row in data.get("rows", []) if isinstance(data, dict) else []:
+            times, called = row["milliseconds"], row.get("called_milliseconds", {})
+            told = [
+                f"{who} {_ms(timing)}"
+                + (f" ({_ms(called[who])} from Python)" if who in called else "")
+                for who, timing in (times | row["parts"]).items()
+            ]
+            told += [
+                f"{who}: {error}" for who, error in (row["refused"] | row["wrong_peers"]).items()
+            ]
+            lines.append(
+                f"| {row['op']} | {row['name']}: {row['shape']} | {row['layout']}, {row['dtype']} "
+                f"| {_line('; '.join(told), 600)} |"
+            )
+    if not lines:
+        return []
+    head = ["", "## Benchmarks", "", "Milliseconds, forward and backward: of a graph's replay", ""]
+    return [*head, "| operation | shape | | ms |", "|---|---|---|---|", *lines]
+
+
+def _ms(timing: dict[str, float]) -> str:
+    return f"{timing['median']:.3f}"
+
+
+def _tests(stage: Stage) -> list[str]:
+    """What did not pass, and what the profiler counted."""
+    parts = []
+    tests = (stage.steps.get("tests") or {}).get("data") or []
+    failed = [test for test in tests if test["outcome"] != "passed"]
+    if failed:
+        parts += ["", "## Tests that did not pass", "", "| test | | said |", "|---|---|---|"]
+        parts += [
+            f"| {_line(test['test'])} | {test['outcome']} | {_line(test.get('said'))} |"
+            for test in failed[:MOST_ROWS]
+        ]
+    kernels = [
+        kernel
+        for name, step in stage.steps.items()
+        for kernel in (step.get("data") or [] if name.startswith("ncu") else [])
+    ]
+    if kernels:
+        columns = list(dict.fromkeys(column for kernel in kernels for column in kernel))
+        parts += ["", "## Kernels, profiled", "", "| " + " | ".join(columns) + " |"]
+        parts += ["|" + "---|" * len(columns)]
+        parts += ["| " + " | ".join(_cell(k.get(c)) for c in columns) + " |" for k in kernels[:400]]
+    return parts
+
+
+def _cell(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else _line(value, 100)

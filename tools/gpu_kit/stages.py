@@ -1,0 +1,363 @@
+"""What each stage does: its steps, most valuable first."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tools.gpu_kit.process import Outcome
+from tools.gpu_kit.visit import Record, Step, Visit
+
+OPERATIONS = (
+    *("overlap_sample", "pixel_similarity", "overlap_similarity", "region_pool"),
+    *("pseudo_label_loss", "label_map", "confusion_matrix"),
+)
+COMPOSITES = ("segmentation", "pretraining")
+WITHOUT_TRITON = ("confusion_matrix",)
+GPU_TESTS = (
+    *("tests/ops", "tests/test_cuda_gpu.py", "tests/benchmarks/test_measure.py"),
+    "tests/benchmarks/test_run.py",
+    "tests/reference/test_confusion_matrix.py",
+)
+"""Where tests marked gpu are: each worker would import all others for nothing."""
+SILENCE = 120.0  # seconds: a kernel that takes so long to compile or to run hangs
+MOST_RESTARTS = 20
+PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/nsight-compute*", "/opt/nvidia/nsight-compute/*")
+METRICS = {
+    "gpu__time_duration.sum": "nanoseconds",
+    "dram__bytes_read.sum": "bytes read",
+    "dram__bytes_write.sum": "bytes written",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "% of memory's peak",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed": "% of the processors' peak",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "% of warps",
+    "smsp__inst_executed.sum": "warp instructions",
+    "l1tex__data_bank_conflicts_pipe_lsu.sum": "bank conflicts",
+    "launch__registers_per_thread": "registers",
+    "launch__grid_size": "blocks",
+    "launch__block_size": "threads a block",
+}
+
+
+def record(outcome: Outcome, right: bool, said: str | None = None, data: Any = None) -> Record:
+    """A step's record, of the one program that it ran."""
+    last = said or "\n".join(outcome.text.strip().splitlines()[-3:])
+    state = "timed out" if outcome.state == "hung" else outcome.state
+    return {"state": state, "right": right, "said": last[-2000:], "data": data}
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds; None if it holds nothing that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+# -- 1: the build and the three uses ---------------------------------------------------------------
+
+
+def build(visit: Visit, step: Step, seconds: float) -> Record:
+    """Build for the GPU that is here; if that fails, the libraries brought along are used."""
+    if not visit.is_kit and list((visit.source / "densesiam").glob("_cuda*.so")):
+        said = "built before: the repository's own libraries are used"
+        return {"state": "done", "right": True, "said": said}
+    done = visit.program("build", [sys.executable, "setup.py", "build_ext", "--inplace"], seconds)
+    problem = f"the build {done.state}" if done.state != "done" else None
+    if problem is None:
+        backends = look(visit, "what was built").get("backends")
+        known = isinstance(backends, dict)
+        problem = backends["cuda"] if known else f"the backends of this build: {backends}"
+    if problem is None:
+        visit.keep_libraries()
+        return record(done, True, "built for this machine")
+    if visit.is_kit:
+        problem += f"; the libraries are now those {visit.use_brought_libraries()}"
+    return record(done, False, problem)
+
+
+def libraries(visit: Visit, step: Step, seconds: float) -> Record:
+    """What the machine is, and which backends it can run."""
+    facts = look(visit, step.name)
+    backends = facts.get("backends")
+    faults = [f"backends {backends}"]
+    if isinstance(backends, dict):
+        faults = [f"{name}: {why}" for name, why in backends.items() if why]
+    said = "; ".join(faults) or "every backend can run"
+    return {"state": "done", "right": not faults, "said": said, "data": facts}
+
+
+def look(visit: Visit, title: str) -> dict[str, Any]:
+    """The machine's facts, with the libraries that are there now."""
+    file, limit = visit.work / "facts.json", 120 * visit.patience
+    file.unlink(missing_ok=True)
+    visit.program(title, visit.module("tools.gpu_kit.environment", "--json", file), limit)
+    return read_json(file) or {}
+
+
+def use(name: str) -> Callable[[Visit, Step, float], Record]:
+    """One of the three uses (tools/three_uses.py)."""
+
+    def run(visit: Visit, step: Step, seconds: float) -> Record:
+        output = visit.work / f"use-{name}"
+        command = [sys.executable, "-W", "ignore", "-m", "tools.three_uses", "--here"]
+        done = visit.program(step.name, [*command, "--uses", name, "--output", output], seconds)
+        visit.take_logs(output, step.name)
+        data = {"results": read_json(output / "benchmarks.json")} if name == "benchmarks" else None
+        return record(done, done.state == "done", data=data)
+
+    return run
+
+
+# -- 2: every operation against the reference ------------------------------------------------------
+
+
+def sweep(op: str, backend: str) -> Callable[[Visit, Step, float], Record]:
+    """One operation on one backend (tools/gpu_kit/sweep.py), begun again after each crash."""
+
+    def run(visit: Visit, step: Step, seconds: float) -> Record:
+        earlier = visit.earlier(2, step) or []
+        told = {item["item"]: item for item in earlier}
+        names = visit.work / f"{op}-{backend}.txt"
+        deadline = time.monotonic() + seconds
+
+        def note(text: str) -> None:
+            now = told | {item["item"]: item for item in told_in(text) if "verdict" in item}
+            visit.note_data(2, step, list(now.values()))
+
+        for _ in range(MOST_RESTARTS):
+            names.write_text("\n".join(told), encoding="utf-8")
+            batch = 8
+            if visit.options.rehearse:  # an interpreter is too slow for the method's own shapes
+                batch = 0 if backend == "triton" else 1
+            done = visit.program(
+                step.name,
+                visit.module(
+                    "tools.gpu_kit.sweep", op, backend, "--skip", names, "--batch", f"{batch}"
+                ),
+                deadline - time.monotonic(),
+                variables={"OMP_NUM_THREADS": "1"},  # as many run side by side as there are cores
+                silence=SILENCE * visit.patience,
+                tick=note,
+            )
+            begun = None
+            for item in told_in(done.text):
+                begun = None if "verdict" in item else item["item"]
+                if "verdict" in item:
+                    told[item["item"]] = item
+            if done.state not in ("failed", "hung") or visit.stopped:
+                break
+            if begun is None and not any(told_in(done.text)):
+                break  # it cannot even begin
+            if begun is not None:
+                why = "it hung" if done.state == "hung" else f"the process ended with {done.code}"
+                told[begun] = {"item": begun, "verdict": "crash", "said": why}
+        counts = Counter(item["verdict"] for item in told.values())
+        said = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+        right = done.state == "done" and set(counts) == {"right"}
+        return unfinished(record(done, right, said or None, list(told.values())), len(earlier))
+
+    return run
+
+
+def unfinished(made: Record, before: int) -> Record:
+    """A list that the time limit cut short, but that has grown: more of it another time."""
+    more = len(made["data"]) > before
+    return made | ({"state": "cut off"} if made["state"] == "timed out" and more else {})
+
+
+def told_in(text: str) -> Iterator[dict[str, Any]]:
+    """The lines that a sweep tells, in what it printed; the last may be cut off."""
+    for line in text.splitlines():
+        if line.startswith("@ ") and line.endswith("}"):
+            yield json.loads(line[2:])
+
+
+# -- 3: benchmarks ---------------------------------------------------------------------------------
+
+
+def measured(*arguments: str, module: str = "benchmarks") -> Callable[[Visit, Step, float], Record]:
+    """``python -m benchmarks`` with those arguments; each row is kept as it comes."""
+
+    def run(visit: Visit, step: Step, seconds: float) -> Record:
+        file = visit.work / f"{step.name.replace(' ', '-').replace(',', '')}.json"
+        extra = []
+        if "--ops" in arguments:
+            extra += ["--batch", "1", "--rounds", "1"] if visit.options.rehearse else []
+            extra += ["--quick"] if visit.options.quick else []
+        done = visit.program(
+            step.name,
+            visit.module(module, *arguments, *extra, "--json", file),
+            seconds,
+            tick=lambda _: visit.note_data(3, step, read_json(file)),
+        )
+        results = read_json(file)
+        return record(done, done.state == "done", data=results)
+
+    return run
+
+
+# -- 4: tests, sanitizer, profiler -----------------------------------------------------------------
+
+
+def tests(visit: Visit, step: Step, seconds: float) -> Record:
+    """Pytest on what is marked gpu; each test's outcome is kept as it comes."""
+    told = visit.work / "tests.jsonl"
+    skip = visit.work / "tests-before.txt"
+    before = visit.earlier(4, step) or []
+    skip.write_text("\n".join(test["test"] for test in before), encoding="utf-8")
+    told.write_text("")
+
+    def so_far() -> list[dict[str, Any]]:
+        lines = told.read_text(encoding="utf-8").splitlines()
+        return [*before, *(json.loads(line) for line in lines if line.endswith("}"))]
+
+    workers = str(min(8, os.cpu_count() or 1))
+    parallel = ["-p", "xdist.plugin", "-n", workers, "--max-worker-restart", "100"]
+    packages = (visit.facts.get("packages") or {}).get("pytest-xdist", "not installed")
+    arguments = [
+        *("-m", "gpu", "-p", "tools.gpu_kit.recorder", "-p", "no:cacheprovider", "-q"),
+        *("--continue-on-collection-errors", "--tb=short"),
+        *(parallel if packages != "not installed" else []),
+        *(visit.options.tests or GPU_TESTS),
+    ]
+    done = visit.program(
+        step.name,
+        visit.module("pytest", *arguments),
+        seconds,
+        variables={"DENSESIAM_RECORD": str(told), "DENSESIAM_RECORDED": str(skip)},
+        tick=lambda _: visit.note_data(4, step, so_far()),
+    )
+    counts = Counter(test["outcome"].split(",")[0] for test in so_far())
+    said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    nothing_left = done.code == 5 and bool(before)  # pytest: every test was deselected
+    right = (done.state == "done" or nothing_left) and counts["passed"] > 0 and not counts["failed"]
+    return unfinished(record(done, right, said or None, so_far()), len(before))
+
+
+def find_tool(name: str) -> str | None:
+    """A program of CUDA's, where it is usually put."""
+    if found := shutil.which(name):
+        return found
+    for pattern in PLACES:
+        for folder in sorted(Path("/").glob(pattern[1:]), reverse=True):
+            if (folder / name).is_file():
+                return str(folder / name)
+    return None
+
+
+def sanitizer(tool: str) -> Callable[[Visit, Step, float], Record]:
+    """compute-sanitizer over every kernel at small shapes."""
+
+    def run(visit: Visit, step: Step, seconds: float) -> Record:
+        program = find_tool("compute-sanitizer")
+        if program is None:
+            return {"state": "absent", "right": True, "said": "compute-sanitizer is not here"}
+        launch = [*visit.module("tools.gpu_kit.launches", "--side", "14"), *until(seconds)]
+        flags = ["--tool", tool, "--print-limit", "20", "--error-exitcode", "86"]
+        done = visit.program(
+            step.name,
+            [program, *flags, *launch],
+            seconds,
+            variables={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # each tensor with bounds of its own
+        )
+        found = [line for line in done.text.splitlines() if line.startswith("=========")]
+        summary = [line for line in found if "SUMMARY" in line]
+        if not summary:
+            return record(done, True, "its output was not understood; it is in the log")
+        clean = done.state == "done" and re.search(r"\b0 errors", summary[-1]) is not None
+        return record(done, clean, summary[-1].strip("= "), found[:400])
+
+    return run
+
+
+def profile(backend: str) -> Callable[[Visit, Step, float], Record]:
+    """Nsight Compute over every kernel at the method's own shapes."""
+
+    def run(visit: Visit, step: Step, seconds: float) -> Record:
+        program = find_tool("ncu")
+        if program is None:
+            return {"state": "absent", "right": True, "said": "ncu is not here"}
+        flags = ["--csv", "--print-units", "base", "--clock-control", "none"]
+        flags += ["--profile-from-start", "off", "--target-processes", "all"]
+        launch = visit.module("tools.gpu_kit.launches", "--warm", "--batch", "64")
+        command = [*launch, "--backend", backend, *until(seconds)]
+        metrics = ["--metrics", ",".join(METRICS)]
+        done = visit.program(step.name, [program, *flags, *metrics, *command], seconds)
+        kernels = kernels_in(done.text)
+        if not kernels:
+            return record(done, True, "its output was not understood; it is in the log")
+        return record(done, True, f"{len(kernels)} launches", kernels)
+
+    return run
+
+
+def until(seconds: float) -> list[str]:
+    """The launches' own end, early enough for a tool to tell what it saw."""
+    return ["--seconds", f"{0.6 * seconds:.0f}"]
+
+
+def kernels_in(text: str) -> list[dict[str, Any]]:
+    """One entry a launch, of ncu's table of comma-separated values and what else was printed."""
+    lines = text.splitlines()
+    heads = [i for i, line in enumerate(lines) if line.startswith('"ID"')]
+    if not heads:
+        return []
+    launched: dict[str, str] = {}
+    begun: list[str] = []
+    for line in lines[: heads[0]]:
+        if line.startswith("launched: "):
+            launched |= dict.fromkeys(begun, line.removeprefix("launched: "))
+            begun = []
+        elif found := re.match(r'==PROF== Profiling ".*" - (\d+)', line):
+            begun.append(found[1])
+    kernels: dict[str, dict[str, Any]] = {}
+    for row in csv.DictReader(line for line in lines[heads[0] :] if line.startswith('"')):
+        name, value = row.get("Metric Name"), (row.get("Metric Value") or "").replace(",", "")
+        if name in METRICS:
+            of = {"of": launched.get(row["ID"], ""), "kernel": row.get("Kernel Name", "")[:300]}
+            kernel = kernels.setdefault(row["ID"], of)
+            try:
+                kernel[METRICS[name]] = float(value)
+            except ValueError:  # "n/a": this GPU does not count it
+                kernel[METRICS[name]] = None
+    return list(kernels.values())
+
+
+STEPS: dict[int, list[Step]] = {
+    1: [
+        Step("build", 5 * 60, build),
+        Step("libraries", 120, libraries),
+        Step("README's loop", 90, use("train")),
+        Step("benchmarks --quick", 240, use("benchmarks")),
+    ],
+    2: [
+        Step(f"{op} {backend}", 7 * 60, sweep(op, backend), together="sweep")
+        for backend in ("cuda", "triton")
+        for op in OPERATIONS
+        if not (backend == "triton" and op in WITHOUT_TRITON)
+    ],
+    3: [
+        Step("ceilings", 60, measured("ceilings")),
+        *(Step(op, 90, measured("--ops", op, "--no-compile")) for op in OPERATIONS),
+        *(Step(op, 120, measured("--ops", op, "--no-compile")) for op in COMPOSITES),
+        Step("half types", 120, measured("--groups", "half", "--ops", *OPERATIONS)),
+        *(Step(f"{op} compiled", 120, measured("--ops", op)) for op in OPERATIONS),
+        Step("training steps", 120, measured(module="benchmarks.training_step")),
+    ],
+    4: [
+        Step("tests", 4 * 60, tests),
+        Step("ncu cuda", 100, profile("cuda")),
+        Step("memcheck", 100, sanitizer("memcheck")),
+        Step("ncu triton", 100, profile("triton")),
+        Step("racecheck", 100, sanitizer("racecheck")),
+    ],
+}
