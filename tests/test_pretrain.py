@@ -16,6 +16,7 @@ from densesiam import cli
 from densesiam.data import ImageNetImages
 from densesiam.methods import DenseSiamPretraining
 from densesiam.models import Encoder
+from tests import PATIENCE
 from tests.tolerance import assert_within, tolerance
 
 ROOT = Path(cli.__file__).parents[1]
@@ -128,7 +129,7 @@ def test_two_processes_train_as_one(config, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 2/2") == 1  # only the first process speaks

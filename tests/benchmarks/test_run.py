@@ -185,12 +185,21 @@ def test_threads_are_set_and_set_back():
 
 
 @pytest.mark.slow
-def test_compile_time_is_apart():
-    setting = Setting(1)
-    problem = ops.label_map.problem(small(ops.label_map.SHAPES[0]), setting)
-    measured = measure(Case(problem, "", setting, "own", compiled=True), rounds=1)
+def test_compile_time_is_apart(monkeypatch):
+    timed, graphs = run.time_side_by_side, torch._dynamo.utils.counters["stats"]
+
+    def watched(calls, *args):
+        before = graphs["unique_graphs"]
+        assert before > 0
+        result = timed(calls, *args)
+        assert graphs["unique_graphs"] == before  # nothing is compiled while it is timed
+        return result
+
+    monkeypatch.setattr(run, "time_side_by_side", watched)
+    problem = ops.label_map.problem(small(ops.label_map.SHAPES[0]), Setting(1))
+    measured = measure(Case(problem, "", Setting(1), "own", compiled=True), rounds=1)
     assert measured.compile_seconds > 0
-    assert measured.milliseconds["compile"].median < 1e3 * measured.compile_seconds
+    assert "compile" in measured.milliseconds
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from densesiam import ops, reference
@@ -129,7 +129,12 @@ class TestAgainstReferenceOnAnyBox:
         st.integers(-4, 20).map(lambda n: n / 16),  # coordinates on floor() boundaries
     )
 
-    @settings(max_examples=150, deadline=None, derandomize=True)
+    @settings(
+        max_examples=150,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     @given(
         start=st.tuples(edge, edge),
         span=st.tuples(
