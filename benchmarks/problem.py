@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ class Problem:
         parts: single library calls by name.
         products: multiplications and additions of matrix products, forward and backward.
         exponentials: how many of them, forward and backward.
-        tolerance: of the result and the gradients, relative to the largest element in float32.
+        tolerance: of the result and the gradients in float32, relative to the largest element; of
+            a composite relative to their lengths, beyond what its own rounding does.
+        module: what a composite's parameters, the last of its inputs, belong to.
         ties: integer results must agree but for this share.
     """
 
@@ -109,6 +111,7 @@ class Problem:
     products: int = 0
     exponentials: int = 0
     tolerance: float = 1e-4
+    module: nn.Module | None = None
     ties: float = 0.0
 
     @property

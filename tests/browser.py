@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests import PATIENCE
+
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -75,8 +77,7 @@ def open_page(path: Path, folder: Path, script: str = "", width: int = 1280) -> 
     ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.insert(1, "--no-sandbox")  # the sandbox cannot be had as root
-    # 1 s on a quiet machine; 50 s were seen on one with six times as much work as cores.
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     told = re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)
     assert told, f"the page did not finish loading:\n{done.stderr[-2000:]}"
     seen = Seen(**json.loads(unescape(told[1])))

@@ -10,6 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
+from tests.tolerance import assert_close
 from tools import camvid_study
 from tools.camvid_study import BUDGETS, ROWS, TASKS, Centred, Run
 
@@ -119,7 +120,7 @@ def test_centring_undoes_the_offset_of_tensorflow_padding():
         (4, 8), Centred(backbone, (4, 8))(torch.zeros(2, 3, 64, 64)), strict=True
     ):
         centres = stride * (torch.arange(64 // stride) + 0.5)
-        assert torch.allclose(stage[0, 0, 0, 1:], centres[1:])  # the first lies at the border
+        assert_close(stage[0, 0, 0, 1:], centres[1:], terms=12)  # the first lies at the border
 
 
 def test_every_run_is_planned_once():

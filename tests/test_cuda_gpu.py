@@ -5,6 +5,7 @@ import torch
 
 from benchmarks import device
 from densesiam import ops, reference
+from tests.tolerance import assert_close
 
 
 @pytest.mark.skipif(bool(device.gpu), reason="there is a GPU")
@@ -50,7 +51,7 @@ class TestDevice:
             late = p * 2  # not ready before the sleep ends
             result = call(late / 2, z, box)
         gpu.cuda.current_stream().wait_stream(stream)
-        torch.testing.assert_close(result, expected)
+        assert torch.equal(result, expected)
 
     def test_is_captured_by_a_graph(self, gpu, call):
         p, z = (features(gpu.device) for _ in range(2))
@@ -78,9 +79,8 @@ class TestDevice:
         z = features(gpu.device)
         with torch.autocast(gpu.device.type, torch.bfloat16):
             result = call(p, z, boxes(p))
-        torch.testing.assert_close(
-            result.float(), call(p.float(), z, boxes(p)), rtol=0.02, atol=0.02
-        )
+        # bfloat16 goes up to float32 beside it; alone, its samples are rounded once.
+        assert_close(result, call(p.float(), z, boxes(p)).to(result.dtype), terms=1)
 
 
 @pytest.mark.slow
@@ -102,9 +102,8 @@ def test_tensors_beyond_32_bit_indices(gpu, layout):
     whole = ops.pixel_similarity(p, p, reduction="none")[-1:]
     samples = ops.overlap_sample(p, boxes(p), 7)[-1:]
     labels = ops.label_map(p, size)[-1:]
-    torch.testing.assert_close(
-        whole, reference.pixel_similarity(last, last, reduction="none"), rtol=0, atol=1e-5
-    )
-    torch.testing.assert_close(samples, reference.overlap_sample(last, boxes(last), 7))
+    losses = reference.pixel_similarity(last, last, reduction="none")
+    assert_close(whole, losses, terms=3 * 64)
+    assert_close(samples, reference.overlap_sample(last, boxes(last), 7), terms=1)
     # Near ties may differ.
     assert (labels == reference.label_map(last, size)).float().mean() > 0.999

@@ -16,6 +16,8 @@ from densesiam import cli
 from densesiam.data import ImageNetImages
 from densesiam.methods import DenseSiamPretraining
 from densesiam.models import Encoder
+from tests import PATIENCE
+from tests.tolerance import assert_within, tolerance
 
 ROOT = Path(cli.__file__).parents[1]
 
@@ -127,15 +129,16 @@ def test_two_processes_train_as_one(config, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 2/2") == 1  # only the first process speaks
     one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
     assert one.keys() == two.keys()
     for name, tensor in one.items():
-        # Four steps. Normalisation by each process's own images makes it 1 and more.
-        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-9, msg=name)
+        # Four steps: normalisation enlarges float64's rounding a hundred thousand times at the
+        # most. By each process's own images it makes a difference of 1 and more.
+        assert_within(two[name], tensor, tolerance(1e10, 1, torch.float64), name)
 
 
 # PiCIE

@@ -4,6 +4,7 @@ import timm
 import torch
 
 from densesiam.commands.trainer import TimmSyncBatchNorm, TrainerOptions, build_trainer
+from tests.tolerance import assert_close, terms_of
 
 
 @torch.no_grad()
@@ -18,10 +19,10 @@ def test_synchronised_normalisation_keeps_activations():
     assert "SyncBatchNormAct" in kinds
     assert "BatchNormAct2d" not in kinds
     # In evaluation it needs no other process.
-    torch.testing.assert_close(synchronised(images)[0], expected)
+    assert_close(synchronised(images)[0], expected, terms_of(synchronised))
     alone = plugin.revert(synchronised)
     assert "SyncBatchNormAct" not in {type(module).__name__ for module in alone.modules()}
-    torch.testing.assert_close(alone(images)[0], expected)
+    assert_close(alone(images)[0], expected, terms_of(alone))
 
 
 def test_the_trainer_synchronises_so():

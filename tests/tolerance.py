@@ -12,6 +12,10 @@ added is nobody's promise, so running sums are taken in a random one (`running_r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -64,3 +68,46 @@ def assert_within(actual: Tensor, expected: Tensor, allowed: Tensor, what: str =
         f"{worst}: {actual[worst]:.9g}, expected {expected[worst]:.9g}, error {error[worst]:.2e}, "
         f"tolerance {allowed.expand_as(error)[worst]:.2e}"
     )
+
+
+def assert_close(
+    actual: Tensor | Sequence[Tensor],
+    expected: Tensor | Sequence[Tensor],
+    terms: int,
+    rms: float | Tensor | None = None,
+) -> None:
+    """Equal but for rounding, in the coarser of both types.
+
+    Args:
+        actual: one or several tensors.
+        expected: as many, of the same types or exact ones in float64.
+        terms: how many values are rounded on the way to one element, such as the numbers that are
+            added up; 0 for equal bits.
+        rms: root mean square of these values; by default the largest that is expected, which is
+            right where terms do not cancel.
+    """
+    if not isinstance(actual, Tensor):
+        for a, b in zip(actual, expected, strict=True):
+            assert_close(a, b, terms, rms)
+        return
+    assert expected.dtype in (actual.dtype, torch.float64), (actual.dtype, expected.dtype)
+    if rms is None:
+        finite = expected.detach()[expected.isfinite()]
+        rms = finite.double().abs().max().cpu() if finite.numel() else 0.0
+    assert_within(actual, expected, tolerance(terms, rms, actual.dtype))
+
+
+def about(expected: float, terms: int, rms: float | None = None, dtype: str = "float32") -> Any:
+    """The same for a number, to be compared with `==`."""
+    allowed = tolerance(terms, expected if rms is None else rms, getattr(torch, dtype))
+    return pytest.approx(float(expected), rel=0, abs=float(allowed))
+
+
+def terms_of(*networks: torch.nn.Module) -> int:
+    """Values that are rounded on the way through networks: the terms of each layer's sums.
+
+    A layer passes errors on as it does values, so relative to the size of its output they stay
+    what they are, and those of all layers add up.
+    """
+    parameters = [p for network in networks for p in network.parameters()]
+    return sum(p[0].numel() for p in parameters if p.numel())

@@ -104,6 +104,5 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         forward_bytes=2 * map_bytes,
         backward_bytes=2 * map_bytes,
         products=operations(chains, pixels),
-        # Of a gradient's length: float32 through five layers, normalised by their batch.
-        tolerance=1e-3,
+        module=model,
     )

@@ -37,7 +37,7 @@ def _mirror_every_second(boxes: Tensor) -> Tensor:
 
 def cell_grid(boxes: Tensor, size: int) -> Tensor:
     """The cell centres of boxes as ``grid_sample`` wants them: (B, size, size, 2) in [-1, 1]."""
-    centre = (torch.arange(size, device=boxes.device) + 0.5) / size
+    centre = (torch.arange(size, dtype=boxes.dtype, device=boxes.device) + 0.5) / size
     x1, y1, x2, y2 = boxes[:, :, None].unbind(1)
     x, y = x1 + centre * (x2 - x1), y1 + centre * (y2 - y1)
     batch = boxes.shape[0]

@@ -1,5 +1,5 @@
 import math
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,17 +12,39 @@ def test_timing_is_median_and_quartiles():
     assert Timing.of([5, 1, 2, 3, 4]) == Timing(3, 2, 4)
 
 
-def test_forward_is_timed_apart_from_forward_and_backward():
-    call = Call(lambda i: time.sleep(0.004), lambda i, result: time.sleep(0.008))
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only where they are added."""
+    passed = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(measure, "_now", lambda: passed.seconds)
+    monkeypatch.setattr(measure, "_between", lambda start, end: 1e3 * (end - start))
+    return passed
+
+
+def test_forward_is_timed_apart_from_forward_and_backward(clock):
+    def takes(seconds):
+        clock.seconds += seconds
+
+    call = Call(lambda i: takes(0.25), lambda i, result: takes(0.5))
     forward, total = time_side_by_side({"one": call}, rounds=3)["one"]
-    assert 4 <= forward.low < 12
-    assert total.low >= 12
-    assert total.median >= forward.median + 7.9
+    assert forward == Timing(250, 250, 250)
+    assert total == Timing(750, 750, 750)
 
 
-def test_without_backward_both_are_the_same():
-    forward, total = time_side_by_side({"one": Call(lambda i: None)}, rounds=3)["one"]
-    assert total.median == pytest.approx(forward.median, abs=0.1)
+def test_without_backward_both_are_the_same(clock):
+    def takes(i):
+        clock.seconds += 0.25
+
+    forward, total = time_side_by_side({"one": Call(takes)}, rounds=3)["one"]
+    assert forward == total == Timing(250, 250, 250)
+
+
+def test_the_hosts_clock_is_in_milliseconds():
+    if device.gpu:
+        pytest.skip("a GPU has its own clock")
+    start = measure._now()
+    assert measure._between(start, start + 2) == 2000
+    assert measure._between(start, measure._now()) >= 0
 
 
 def test_rounds_are_interleaved_and_rotate_the_inputs():
@@ -38,12 +60,14 @@ def test_rounds_are_interleaved_and_rotate_the_inputs():
     assert [r[0][1] for r in rounds] == [1, 2, 0, 1, 2, 0]
 
 
-def test_warm_up_is_not_counted():
-    state = iter([0.02] * measure.WARM_UP + [0.0] * 5)
-    forward, _ = time_side_by_side({"one": Call(lambda i: time.sleep(next(state)))}, rounds=5)[
-        "one"
-    ]
-    assert forward.high < 10
+def test_warm_up_is_not_counted(clock):
+    state = iter([10.0] * measure.WARM_UP + [0.25] * 5)
+
+    def takes(i):
+        clock.seconds += next(state)
+
+    forward, _ = time_side_by_side({"one": Call(takes)}, rounds=5)["one"]
+    assert forward.high == 250
 
 
 def test_memory_beyond_the_results():

@@ -10,6 +10,7 @@ from benchmarks.problem import Setting
 from benchmarks.results import Results
 from benchmarks.run import Case, measure
 from densesiam.ops import overlap_sample
+from tests.tolerance import assert_close
 
 ON_CPU = not torch.cuda.is_available()
 
@@ -69,17 +70,44 @@ def test_segmentation_after_the_encoder(variant):
     assert "products" in measured.parts
 
 
-@pytest.mark.parametrize("variant", [0, 1, 2])
-def test_pretraining_after_the_encoder(variant):
-    # As the command does. Over 4 images a channel's deviation can be next to nothing, which
-    # enlarges rounding: a draw at the tolerance of 1e-3 has been seen.
-    torch.manual_seed(0)
+def pretraining(variant, batch):
     module = composites.pretraining
     shape = replace(module.SHAPES[variant], channels=512, classes=64)
-    problem = module.problem(shape, Setting(4))
-    measured = measure(Case(problem, "", Setting(4), "own"), rounds=1)
+    return module.problem(shape, Setting(batch))
+
+
+@pytest.mark.parametrize("batch", [2, 4])  # of two images normalisation enlarges rounding the most
+@pytest.mark.parametrize("variant", [0, 1, 2])
+def test_pretraining_after_the_encoder(variant, batch):
+    problem = pretraining(variant, batch)
+    measured = measure(Case(problem, "", Setting(batch), "own"), rounds=1)
     assert not measured.refused
     assert not measured.wrong_peers
+
+
+FAULTS = {
+    "a gradient off by a thousandth": lambda x: 1.001 * x - 0.001 * x.detach(),
+    "no gradient to one pixel": lambda x: torch.where(one_pixel(x), x.detach(), x),
+    "no gradient in float32": lambda x: x.detach() if x.dtype == torch.float32 else x,
+    "one pixel is 0": lambda x: torch.where(one_pixel(x), 0, x),
+    "NaN": lambda x: torch.where(one_pixel(x), torch.nan, x),
+}
+
+
+def one_pixel(x):
+    mask = torch.zeros(x.shape, dtype=torch.bool)
+    mask[0, :, -1, -1] = True
+    return mask
+
+
+@pytest.mark.skipif(not ON_CPU, reason="the CPU backend is not measured where there is a GPU")
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_wrong_composite_is_found(fault):
+    problem = pretraining(0, batch=2)
+    # What is returned stays attached to the leaf, so that the gradient is there to be compared.
+    wrong = replace(problem, ours=lambda x, *rest: problem.ours(fault(x), *rest) + 0 * x.sum())
+    measured = measure(Case(wrong, "", Setting(2), "own"), rounds=1)
+    assert measured.refused["cpu"].startswith("wrong by")
 
 
 def test_small_gradients_are_no_error_in_half_precision():
@@ -138,20 +166,13 @@ def test_a_wrong_peer_is_left_out_and_the_others_are_timed():
     assert "eager" in measured.milliseconds
 
 
-def test_a_difference_of_composites_is_that_of_whole_gradients():
-    problem = composites.segmentation.problem(
-        replace(composites.segmentation.SHAPES[0], height=4, width=4, size=4), Setting(1)
-    )
-    result, gradient = (
-        torch.tensor(1.0),
-        torch.randn(100, generator=torch.Generator().manual_seed(0)),
-    )
-    noise = torch.full((3,), 1e-7)
-    expected = (result, (gradient, noise))
-    assert run.difference(problem, (result, (gradient, -noise)), expected) is None
-    far = run.difference(problem, (result, (1.1 * gradient, noise)), expected)
-    assert far == pytest.approx(0.1, rel=1e-3)
-    assert run.difference(problem, (result * float("nan"), expected[1]), expected) is not None
+def test_errors_of_composites_are_those_of_whole_gradients():
+    gradient = torch.randn(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.full((3,), 1e-9)
+    expected = (torch.tensor(1.0), (gradient, noise))
+    assert max(run.composite_errors((expected[0], (gradient, -noise)), expected)) < 1e-6
+    found = run.composite_errors((expected[0] - 0.2, (1.1 * gradient, noise)), expected)
+    assert found == pytest.approx([0.2, 0.1, 0])
 
 
 def test_threads_are_set_and_set_back():
@@ -164,12 +185,21 @@ def test_threads_are_set_and_set_back():
 
 
 @pytest.mark.slow
-def test_compile_time_is_apart():
-    setting = Setting(1)
-    problem = ops.label_map.problem(small(ops.label_map.SHAPES[0]), setting)
-    measured = measure(Case(problem, "", setting, "own", compiled=True), rounds=1)
+def test_compile_time_is_apart(monkeypatch):
+    timed, graphs = run.time_side_by_side, torch._dynamo.utils.counters["stats"]
+
+    def watched(calls, *args):
+        before = graphs["unique_graphs"]
+        assert before > 0
+        result = timed(calls, *args)
+        assert graphs["unique_graphs"] == before  # nothing is compiled while it is timed
+        return result
+
+    monkeypatch.setattr(run, "time_side_by_side", watched)
+    problem = ops.label_map.problem(small(ops.label_map.SHAPES[0]), Setting(1))
+    measured = measure(Case(problem, "", Setting(1), "own", compiled=True), rounds=1)
     assert measured.compile_seconds > 0
-    assert measured.milliseconds["compile"].median < 1e3 * measured.compile_seconds
+    assert "compile" in measured.milliseconds
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -180,8 +210,9 @@ def test_the_release_samples_the_same_inside_crops_of_whole_pixels(mirrored):
         box = box[:, [2, 1, 0, 3]]
     ours, theirs = overlap_sample(values, box, 16), release.crop_flip_resize(values, box, 16)
     inside = (..., slice(1, -1), slice(1, -1))  # half a pixel in: no neighbour is missing
-    torch.testing.assert_close(theirs[inside], ours[inside])
-    assert not torch.allclose(theirs, ours, atol=1e-3)
+    # Eight steps to two coordinates of up to 16 pixels, times the difference of two of them.
+    assert_close(theirs[inside], ours[inside], terms=8, rms=16 * 2**0.5)
+    assert (theirs - ours).abs().max() > 0.1
 
 
 def test_every_group_has_cases_of_every_operation_it_is_for():

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from densesiam.methods.region import RegionSim, region_contrast
+from tests.tolerance import about, assert_close, terms_of
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +34,14 @@ def test_contrast_is_within_one_image(weight):
     p, z = torch.randn(2, 3, 4, 6, dtype=torch.float64)
     images = [b for b, counts in enumerate(weight) if counts]
     expected = contrast_by_loops(p, z, 0.3, images)
-    assert region_contrast(p, z, 0.3, torch.tensor(weight)).item() == pytest.approx(expected)
+    found = region_contrast(p, z, 0.3, torch.tensor(weight)).item()
+    assert found == about(expected, terms=6 + 12, rms=1 / 0.3, dtype="float64")
 
 
 def test_contrast_of_regions_that_look_alike_is_the_log_of_their_number():
     p = torch.randn(2, 1, 6).expand(2, 5, 6)
-    assert float(region_contrast(p, p, 0.1, torch.ones(2))) == pytest.approx(math.log(5))
+    found = float(region_contrast(p, p, 0.1, torch.ones(2)))
+    assert found == about(math.log(5), terms=6 + 10, rms=1 / 0.1)
 
 
 def test_contrast_of_no_image_is_zero_with_zero_gradient():
@@ -53,7 +56,9 @@ def test_contrast_keeps_half_types_precision():
     p, z = torch.randn(2, 2, 8, 16).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         loss = region_contrast(p, z, 0.1, torch.ones(2))
-    torch.testing.assert_close(loss, region_contrast(p.float(), z.float(), 0.1, torch.ones(2)))
+    # Cosines of 16 channels, each divided by 0.1, of 8 regions.
+    expected = region_contrast(p.float(), z.float(), 0.1, torch.ones(2))
+    assert_close(loss, expected, terms=16 + 8, rms=1 / 0.1)
 
 
 def views(channels=6, regions=4):
@@ -76,7 +81,7 @@ def test_loss_is_the_symmetric_contrast_of_pooled_features():
         z[-1] = z[-1].view(3, 4, 8)
     expected = 0.5 * contrast_by_loops(p[0].double(), z[1].double(), 0.2, [0, 2])
     expected += 0.5 * contrast_by_loops(p[1].double(), z[0].double(), 0.2, [0, 2])
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == about(expected, terms_of(region), rms=1 / 0.2)
 
 
 class Detached(nn.Module):

