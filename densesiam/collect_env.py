@@ -11,8 +11,8 @@ import platform
 import torch
 
 import densesiam
-from densesiam import _devices
-from densesiam._libraries import build_info, cpu_capability, find
+from densesiam import _devices, _libraries
+from densesiam._libraries import cpu_capability, find
 from densesiam.ops._backends import BACKENDS, kernels, missing
 
 
@@ -51,7 +51,7 @@ def _gpu_lines() -> list[str]:
 
 
 def _build_lines() -> list[str]:
-    info = build_info()
+    info = _libraries.build_info()
     if info is None:
         return ["build: none (no compiler was found when the package was installed)"]
     return ["build:", *(f"  {key}: {value or 'none'}" for key, value in info.items())]

@@ -162,7 +162,7 @@ def machine(monkeypatch):
 
 def on(device):
     """What dispatch reads of a tensor, on a device that is not there."""
-    return SimpleNamespace(device=torch.device(device), dtype=torch.float32)
+    return SimpleNamespace(device=torch.device(device), dtype=torch.float32, numel=lambda: 1)
 
 
 def test_each_device_is_judged_for_itself_and_once(machine):
