@@ -150,6 +150,7 @@ def machine(monkeypatch):
         monkeypatch.setitem(_backends._MISSING, "triton", None)
         monkeypatch.setitem(_backends._KERNELS, "cuda", frozenset({"label_map"}))
         monkeypatch.setattr(_backends, "_INTERPRET", False)
+        monkeypatch.setitem(_backends._SERVES, "triton", "cuda")
         return asked
 
     def forget():
