@@ -69,7 +69,7 @@ def confusion_matrix(
     if backend == "reference":
         return reference.confusion_matrix(prediction, label, *numbers)
     matrix = kernel(NAMESPACES[backend], "confusion_matrix")(prediction, label, *numbers)
-    if backend != "cpu":
+    if backend != "cpu" or prediction.device.type not in _checks._CHECKED:
         return matrix
     if torch.compiler.is_compiling():
         return torch.ops.densesiam.valid_counts(matrix, prediction, label, *numbers)
