@@ -222,9 +222,13 @@ def _why_not(name: str, op: str, tensors: tuple[Tensor, ...], elements: int = 0)
     return None
 
 
-@torch.compiler.assume_constant_result  # asked while tracing, not traced
 def _device_problem(index: int) -> str | None:
     return _first_use(index)
+
+
+# Asked while tracing, not traced: what torch.compiler.assume_constant_result does, which would
+# import the compiler, and Triton with it, along with this module.
+_device_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a function has none
 
 
 @cache
