@@ -90,6 +90,7 @@ class Problem:
         parts: single library calls by name.
         products: multiplications and additions of matrix products, forward and backward.
         exponentials: how many of them, forward and backward.
+        operands: type that matrix products may round their operands to; None for the result's.
         tolerance: of the result and the gradients in float32, relative to the largest element; of
             a composite relative to their lengths, beyond what its own rounding does.
         module: what a composite's parameters, the last of its inputs, belong to.
@@ -110,6 +111,7 @@ class Problem:
     parts: dict[str, Part] | None = None
     products: int = 0
     exponentials: int = 0
+    operands: torch.dtype | None = None
     tolerance: float = 1e-4
     module: nn.Module | None = None
     ties: float = 0.0

@@ -323,7 +323,8 @@ def difference(problem: Problem, actual: Outcome, expected: Outcome) -> float | 
         if not a.is_floating_point():
             error, allowed = float((a != b).float().mean()), problem.ties
         else:
-            allowed = problem.tolerance + ROUNDING[a.dtype]
+            operands = problem.operands or a.dtype
+            allowed = problem.tolerance + max(ROUNDING[a.dtype], ROUNDING[operands])
             a, b = a.detach().double(), b.detach().double()
             error = float((a - b).abs().max()) / max(float(b.abs().max()), 1e-30)
         if not error <= allowed:

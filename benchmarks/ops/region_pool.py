@@ -61,4 +61,5 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         backward_bytes=2 * (elements + mask) * setting.itemsize,
         products=6 * elements * shape.classes,
         exponentials=2 * mask,
+        operands=setting.dtype,
     )

@@ -283,6 +283,17 @@ def on_a_gpu(gpu, op, name=0):
     return measure(Case(problem, "", setting, "own"), rounds=1, backends=[gpu.backend])
 
 
+def test_products_of_half_types_may_round_their_operands():
+    """As tensor cores take them: the result is float32, and right to fewer bits than that."""
+    setting = Setting(1, torch.float16)
+    problem = ops.region_pool.problem(small(ops.region_pool.SHAPES[0]), setting)
+    right = torch.ones(4)
+    assert run.difference(problem, (right * 1.001, ()), (right, ())) is None
+    assert run.difference(problem, (right * 1.01, ()), (right, ())) is not None
+    alone = replace(problem, operands=None)
+    assert run.difference(alone, (right * 1.001, ()), (right, ())) is not None
+
+
 def test_on_a_gpu_each_is_timed_as_a_graph_and_from_python(gpu):
     row = on_a_gpu(gpu, "region_pool")
     assert not row.refused

@@ -63,9 +63,7 @@ def items(op: str, backend: str, batch: int) -> Iterator[Item]:
                 setting = Setting(batch, dtype, layout == "channels_last")
                 yield (
                     f"own shape {shape.name}: {kind}",
-                    lambda p=shape, s=setting: of_benchmark(
-                        tests, ops.MODULES[op].problem(p, s), s.dtype
-                    ),
+                    lambda p=shape, s=setting: of_benchmark(ops.MODULES[op].problem(p, s)),
                 )
 
 
