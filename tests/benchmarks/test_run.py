@@ -103,6 +103,7 @@ def one_pixel(x):
 @pytest.mark.skipif(not ON_CPU, reason="the CPU backend is not measured where there is a GPU")
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_wrong_composite_is_found(fault):
+    torch.manual_seed(0)  # some draws are so ill-conditioned that float32 can tell nothing
     problem = pretraining(0, batch=2)
     # What is returned stays attached to the leaf, so that the gradient is there to be compared.
     wrong = replace(problem, ours=lambda x, *rest: problem.ours(fault(x), *rest) + 0 * x.sum())
