@@ -40,10 +40,12 @@ ROUNDING = {
 }
 
 # Of a composite, relative to lengths. In float64 everyone agrees to about 1e-10, whatever the heads
-# enlarge. In float32 the library composition's own errors are the measure: those of another draw of
-# roundings can be several times the largest of four.
-EXACT = 1e-7
-DRAWS, OWN_ERRORS = 4, 8
+# enlarge. In float32 a rounding can turn an activation over: a normalised value that crosses ReLU's
+# 0 moves a gradient by up to a hundredth, and far more where a head normalises two images. What is
+# left to find in float32 is gross, such as a lost gradient, which is off by its own length. It is
+# looked for with inputs for which the library composition itself, off by a rounding, is near.
+EXACT, GROSS = 1e-7, 0.25
+NEAR, DRAWS, TRIES = 0.01, 4, 16
 
 Outcome = tuple[Tensor, tuple[Tensor, ...]]  # result, gradients
 
@@ -218,7 +220,7 @@ class _Runner:
         scalar = result.ndim == 0
         self.cotangent = torch.full((), 4096.0) if scalar else torch.randn(result.shape)
         self.cotangent = self.cotangent.to(DEVICE)
-        self.right: dict[bool, tuple[list[Tensor], Outcome, list[float]]] = {}
+        self.right: dict[bool, tuple[list[Tensor], Outcome, bool]] = {}
 
     def call(self, function: Callable[..., Tensor]) -> Call:
         """The candidate, with a cotangent in the type and layout of its own result."""
@@ -246,40 +248,47 @@ class _Runner:
     def _far(
         self, function: Callable[..., Tensor], released: bool, in_float64: bool
     ) -> float | None:
-        inputs, expected, allowed = self._right(released)
+        inputs, expected, conditioned = self._right(released)
         if self.problem.module is None:
             return difference(self.problem, self._run(function, inputs), expected)
         if in_float64:
             with _doubled(self.problem.module):
-                found = composite_errors(self._run(function, _doubled_inputs(inputs)), expected)
-            if not max(found) <= EXACT:
-                return max(found)
-        found = composite_errors(self._run(function, inputs), expected)
-        wrong = [far for far, limit in zip(found, allowed, strict=True) if not far <= limit]
-        return max(wrong, default=None)
+                far = composite_error(self._run(function, _doubled_inputs(inputs)), expected)
+            if not far <= EXACT:
+                return far
+        far = composite_error(self._run(function, inputs), expected)
+        return None if far <= GROSS or not conditioned else far
 
-    def _right(self, released: bool) -> tuple[list[Tensor], Outcome, list[float]]:
-        """Inputs, what is right for them, and how far each result of a composite may be from it.
+    def _right(self, released: bool) -> tuple[list[Tensor], Outcome, bool]:
+        """Inputs, what is right for them, and whether float32 can tell right from wrong there.
 
         Heads normalise by their batch, which can enlarge float32's rounding a hundred thousand
-        times. So composites are compared in float64. In float32 each may be about as far from that
-        as the library composition is, given inputs that differ by a rounding.
+        times. So composites are compared in float64, and in float32 for gross faults only, with
+        inputs drawn until the library composition's own errors are small.
         """
-        if released in self.right:
-            return self.right[released]
-        problem, inputs, allowed = self.problem, self.inputs[0], []
-        if released and problem.comparable is not None:
-            inputs = problem.comparable(inputs)
-        if problem.module is None:
-            expected = self._run(problem.eager, self._exact(inputs))
-        else:
-            with _doubled(problem.module):
-                expected = self._run(problem.eager, _doubled_inputs(inputs))
-            draws = [self._run(problem.eager, _jittered(inputs)) for _ in range(DRAWS)]
-            errors = zip(*(composite_errors(draw, expected) for draw in draws), strict=True)
-            allowed = [OWN_ERRORS * max(each) + problem.tolerance for each in errors]
-        self.right[released] = inputs, expected, allowed
+        if released not in self.right:
+            comparable = self.problem.comparable if released else None
+            inputs = comparable(self.inputs[0]) if comparable else self.inputs[0]
+            if self.problem.module is None:
+                expected = self._run(self.problem.eager, self._exact(inputs))
+                self.right[released] = inputs, expected, True
+            else:
+                self.right[released] = self._well_conditioned(inputs, comparable)
         return self.right[released]
+
+    def _well_conditioned(
+        self, inputs: list[Tensor], comparable: Callable[..., list[Tensor]] | None
+    ) -> tuple[list[Tensor], Outcome, bool]:
+        problem, module = self.problem, self.problem.module
+        assert module is not None
+        for _ in range(TRIES):
+            with _doubled(module):
+                expected = self._run(problem.eager, _doubled_inputs(inputs))
+            draws = (self._run(problem.eager, _jittered(inputs)) for _ in range(DRAWS))
+            if all(composite_error(draw, expected) <= NEAR for draw in draws):
+                return inputs, expected, True
+            inputs = comparable(problem.make()) if comparable else problem.make()
+        return inputs, expected, False
 
     def _run(self, function: Callable[..., Tensor], inputs: list[Tensor]) -> Outcome:
         result = function(*inputs)
@@ -332,18 +341,18 @@ def difference(problem: Problem, actual: Outcome, expected: Outcome) -> float | 
     return None
 
 
-def composite_errors(actual: Outcome, expected: Outcome) -> list[float]:
-    """Lengths of the errors of a composite's loss and gradients, relative to their own.
+def composite_error(actual: Outcome, expected: Outcome) -> float:
+    """Largest length of the errors of a composite's loss and gradients, relative to their own.
 
-    Losses are measured against 1, the size of their terms, and gradients that rounding is all of (a
-    bias before a normalisation) against a thousandth of the longest.
+    The loss is measured against 1, the size of its terms, and gradients that rounding is all of (a
+    bias before a normalisation) against a thousandth of the longest. NaN where there is one.
     """
     (loss, gradients), (right_loss, right_gradients) = actual, expected
     longest = max(float(g.norm()) for g in right_gradients)
     errors = [float((loss - right_loss).detach().abs()) / max(float(right_loss.detach().abs()), 1)]
     for a, b in zip(gradients, right_gradients, strict=True):
         errors.append(float((a.double() - b).norm()) / max(float(b.norm()), 1e-3 * longest))
-    return errors
+    return float(torch.tensor(errors).max())
 
 
 @contextmanager

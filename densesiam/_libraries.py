@@ -66,11 +66,14 @@ def cpu_capability() -> str | None:
 
     Returns:
         ``"avx512"``, ``"avx2"`` or ``"baseline"`` on x86-64, ``"portable"`` elsewhere; None where
-        they were not built.
+        they were not built, or cannot be loaded.
     """
     path = find("_cpu")
     if path is None:
         return None
-    capability = ctypes.CDLL(str(path)).densesiam_cpu_capability
+    try:
+        capability = ctypes.CDLL(str(path)).densesiam_cpu_capability
+    except OSError:  # built for another torch: `load` has the reason
+        return None
     capability.restype = ctypes.c_char_p
     return capability().decode()

@@ -28,7 +28,8 @@ def collect_env() -> str:
     lines.append(
         f"CPU: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     )
-    lines.append(f"CPU kernels: {cpu_capability() or 'not built'}")
+    absent = "not loaded" if find("_cpu") else "not built"
+    lines.append(f"CPU kernels: {cpu_capability() or absent}")
     lines += ["", *_build_lines(), "", "backends:"]
     for name in BACKENDS:
         reason = missing(name)
