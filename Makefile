@@ -1,6 +1,8 @@
 # Every target makes what it needs in .venv from nothing; a second run is quick.
 #   make demo    train on nine photographs and look at the segmentation (a few minutes on two cores)
-#   make test    everything that shows that the parts are right
+#   make test    everything that shows that the parts are right, but for:
+#   make faults  what takes longest: the kernels under sanitizers and race detection, on every
+#                instruction set, and all that is compiled for GPUs held to its baseline
 #   make gpu-kit        one folder for a machine with a GPU (docs/gpu.md)
 #   make gpu-rehearsal  its whole visit here, with the emulator in the GPU's place
 #   make lint    formatters, linters, type checker
@@ -22,13 +24,17 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 # Names what the environment was made with: another choice has another name, and is made anew.
 CHOICE := $(VENV)/of-$(subst /,-,$(PYTHON))-torch-$(or $(TORCH),newest)
 
-.PHONY: demo test lint bench bench-full gpu-kit gpu-rehearsal three-uses everywhere clean
+.PHONY: demo test faults lint bench bench-full gpu-kit gpu-rehearsal three-uses everywhere clean
 
 demo: $(VENV)/built
 	$(BIN)/densesiam demo
 
 test: $(VENV)/built
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --durations 20
+
+# Builds of the kernels that look for faults, and the op suite on each: half an hour of a core.
+faults: $(VENV)/built
+	$(BIN)/python -m pytest --numprocesses 2 -m faults
 
 lint: $(VENV)/built
 	$(BIN)/ruff format --check .

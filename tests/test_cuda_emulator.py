@@ -90,7 +90,7 @@ def test_race_is_found_and_located(kernel, order):
     assert isinstance(run(kernel, False, order, "races"), list)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_kernels_have_no_races():
     # Small maps are enough for all kernels: those of many pixels repeat what their blocks do.
     cases = "emulator and matches_reference and (float32 or float16) and not bfloat16 and not many"
@@ -141,7 +141,7 @@ def sanitizers():
     }
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [
@@ -159,7 +159,7 @@ def test_sanitizer_sees(kernel, message):
     assert right.stdout.strip() == "None", right.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_kernels_stay_inside_their_memory_and_the_language():
     # Vector alignment is the emulator's own check.
     build_emulator("sanitized")  # here, where the compiler itself runs without the sanitizer
@@ -167,7 +167,7 @@ def test_kernels_stay_inside_their_memory_and_the_language():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_every_line_of_the_kernels_runs():
     lines = coverage.measure(coverage.TESTS)
     report = coverage.render(lines)

@@ -16,7 +16,7 @@ needs_kernels = pytest.mark.skipif(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @needs_kernels
 @pytest.mark.parametrize("capability", ["baseline", "avx2"])  # other tests run on the best
 def test_lesser_instruction_sets(capability):
@@ -26,7 +26,7 @@ def test_lesser_instruction_sets(capability):
     assert f"CPU kernels: {capability}\n" in report
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 def test_portable_code():
     """What machines other than x86-64 get, compiled and run on this one."""

@@ -10,7 +10,7 @@ from tests.cpu.suite import run_suite
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 def test_cpu_kernels_are_clean():
     # The C++ library comes along: the sanitizer looks up its functions when it starts.

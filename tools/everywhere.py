@@ -5,10 +5,10 @@
     python -m tools.everywhere '2.10-*' oldest   some of them, by name; --list names all
     python -m tools.everywhere 'make-*'          `make test` and `make demo`, oldest and newest
 
-The oldest and the newest torch meet every Python, those between one each. Everywhere the libraries
-are built (CUDA for one architecture, where there is an nvcc), and the op suite runs on the
-reference and on the CPU kernels, with its tests of torch.compile. Some combinations also run the
-three uses (`tools.three_uses`), or the op suite with one setting of the machine changed at a time.
+The oldest and the newest torch meet every Python, those between one each. The CPU library is built
+everywhere, CUDA's once for each torch (for one architecture, where there is an nvcc), and the op
+suite runs on the reference and on the CPU kernels, with its tests of torch.compile. Some also run
+the three uses (`tools.three_uses`), or the op suite with one setting of the machine at a time.
 "oldest" has the oldest version of everything that pyproject.toml allows; it trains, predicts and
 exports. What starts with "make-" runs only where it is named.
 
@@ -69,8 +69,8 @@ class Combination:
     Attributes:
         torch: such as 2.10; "newest"; "lowest", as of everything else.
         python: such as 3.12.
-        parts: what is run beside build and op suite: "uses", "settings", "cuda" (`cuda_apart`);
-            or "make" alone.
+        parts: what is run beside the CPU build and the op suite: "uses", "settings", "cuda" (the
+            CUDA build too); or "make" alone.
     """
 
     torch: str
@@ -89,12 +89,12 @@ TABLE = (
     Combination("2.10", "3.11"),
     Combination("2.10", "3.12", ("uses", "settings", "cuda")),
     Combination("2.10", "3.13"),
-    Combination("2.11", "3.12", ("uses", "settings")),
-    Combination("2.12", "3.11"),
-    Combination("2.14", "3.13", ("settings",)),
+    Combination("2.11", "3.12", ("uses", "settings", "cuda")),
+    Combination("2.12", "3.11", ("cuda",)),
+    Combination("2.14", "3.13", ("settings", "cuda")),
     Combination("newest", "3.11"),
     Combination("newest", "3.12"),
-    Combination("newest", "3.13", ("uses", "settings")),
+    Combination("newest", "3.13", ("uses", "settings", "cuda")),
     Combination("lowest", "3.11"),
 )
 BY_HAND = (Combination("2.10", "3.11", ("make",)), Combination("newest", "3.13", ("make",)))
@@ -239,6 +239,8 @@ def run(combination: Combination, folder: Path, commit: str, workers: int) -> Ro
         return row
     own = folder / "venv" / "bin" / "python"
     variables = clean_environment() | {"TORCH_CUDA_ARCH_LIST": "9.0", "MAX_JOBS": str(workers)}
+    if not {"cuda", "make"} & set(combination.parts):
+        variables["FORCE_CPU"] = "1"
     python = interpreter if "make" in combination.parts else own
     place = Place(folder / "tree", python, folder, variables)
     steps = actions(combination, interpreter, workers)

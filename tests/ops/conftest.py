@@ -42,6 +42,22 @@ def device(backend):
     return DEVICE if backend in ("cuda", "triton") else torch.device("cpu")
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks are looked at
+def pytest_collection_modifyitems(items):
+    """Interpreted, Triton meets one layout of each case and type, in turn; `make faults` the other.
+
+    The interpreter takes as long as all other backends together.
+    """
+    if there_is_a_gpu:
+        return
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if call is None or call.params.get("backend") != "triton" or "layout" not in call.indices:
+            continue
+        if sum(call.indices.get(name, 0) for name in ("case", "dtype", "layout")) % 2:
+            item.add_marker(pytest.mark.faults)
+
+
 def pytest_generate_tests(metafunc):
     suite = metafunc.cls
     if suite is None or not issubclass(suite, OpSuite):

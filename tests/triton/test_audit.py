@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_kernels_keep_their_promises():
     # In a process of its own: in this one Triton interprets.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
