@@ -150,7 +150,7 @@ def uses(place: Place, names: list[str]) -> list[Step]:
     return steps
 
 
-def fresh_place(output: Path, python: str | None, torch: str) -> Place:
+def fresh_place(output: Path, python: str | None, torch: str, commit: str) -> Place:
     """A clean clone and an environment of its own, or an error that says what is missing."""
     interpreter = find_python(python or PYTHON)
     if interpreter is None and python is None:
@@ -163,7 +163,6 @@ def fresh_place(output: Path, python: str | None, torch: str) -> Place:
     output.mkdir(parents=True)
     variables = clean_environment() | {"TORCH_CUDA_ARCH_LIST": "9.0"}
     place = Place(output / "tree", output / "venv/bin/python", output, variables)
-    commit = git("rev-parse", "HEAD")
     print(f"commit {commit[:10]}; the working tree: {uncommitted()}", flush=True)
     clone(place.tree, commit)
     step = make_environment(place, interpreter, torch, ["bench"])
@@ -186,15 +185,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--uses", nargs="+", choices=USES, default=list(USES), help="default: all")
     options = parser.parse_args(arguments)
     output = options.output.resolve()
+    commit = None if options.here else git("rev-parse", "HEAD")
     place = (
         Place(ROOT, Path(sys.executable), output)
         if options.here
-        else fresh_place(output, options.python, options.torch)
+        else fresh_place(output, options.python, options.torch, commit)
     )
     steps = uses(place, options.uses)
     ok = len(steps) == len(options.uses) and all(step.ok for step in steps)
-    report = {"commit": None if options.here else git("rev-parse", "HEAD"), "ok": ok}
-    report["steps"] = [asdict(step) for step in steps]
+    report = {"commit": commit, "ok": ok, "steps": [asdict(step) for step in steps]}
     (output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"{'all uses passed' if ok else 'not all uses passed'}: {output / 'report.json'}")
     return 0 if ok else 1
