@@ -50,6 +50,15 @@ def test_regressions_are_found():
     assert compare(tensor=0) == ["sm_90 k: tensor 4 -> 0"]
 
 
+def test_numbers_are_compared_where_kernels_were_made_alike(capsys):
+    """Of what is compiled for sm_90 alone, ptxas makes other code than of what suits sm_80 too."""
+    whole, other = audit.read_baseline(["sm_80", "sm_90"]), audit.read_baseline(["sm_90"])
+    assert "held to rules alone" in capsys.readouterr().out
+    of_triton = {name for name in whole["sm_90"] if name.startswith(audit.TRITON)}
+    assert set(other["sm_90"]) == of_triton
+    assert set(whole["sm_90"]) > of_triton
+
+
 @pytest.mark.parametrize(
     ("line", "field"),
     [
