@@ -108,7 +108,7 @@ def _measure(case: Case, rounds: int, backends: Sequence[str]) -> Row:
     for name, part in (problem.parts or {}).items():
         try:
             parts[name] = _part_call(part, inputs)
-        except RuntimeError as error:
+        except (RuntimeError, ImportError) as error:
             wrong[name] = _reason(error)
     calls |= parts
     clocks = dict.fromkeys(calls, "events" if device.gpu else "wall")

@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -177,6 +178,15 @@ def test_errors_of_composites_are_those_of_whole_gradients():
     found = run.composite_error((expected[0] - 0.2, (1.1 * gradient, noise)), expected)
     assert found == pytest.approx(0.2)
     assert math.isnan(run.composite_error((expected[0], (gradient, noise * math.nan)), expected))
+
+
+def test_without_torchvision_all_else_is_measured(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.ops", None)  # importing it fails
+    problem = ops.overlap_sample.problem(small(ops.overlap_sample.SHAPES[0]), Setting(1))
+    measured = measure(Case(problem, "", Setting(1), "own"), rounds=1)
+    assert measured.wrong_peers["roi_align"].startswith("cannot: ")
+    assert "roi_align" not in measured.parts
+    assert {"eager", "clone"} < set(measured.milliseconds)
 
 
 def test_threads_are_set_and_set_back():
