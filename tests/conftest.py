@@ -2,9 +2,10 @@
 
 import os
 
-# Test processes run side by side, and so do what they start: threads of theirs would wait for each
-# other in loops.
+# Test processes run side by side, and so does what they start: threads would wait for each other in
+# loops.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
