@@ -266,11 +266,14 @@ def extensions() -> tuple[list, dict[str, Any]]:
         say("no C++ compiler was found: the package will run on its PyTorch references")
         return [], {}
     cuda = choose_cuda()
-    if cuda is not None:
-        os.environ["CUDA_HOME"] = str(cuda[0])  # torch.utils.cpp_extension reads it when imported
 
     from pybind11.setup_helpers import Pybind11Extension
+    from torch.utils import cpp_extension
     from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    if cuda is not None:
+        # The one that was judged. A torch without CUDA does not look for one, whatever is set.
+        cpp_extension.CUDA_HOME = str(cuda[0])
 
     sanitize = os.environ.get("DENSESIAM_SANITIZE")
     sanitizer = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-g"] if sanitize else []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 
 from densesiam import _devices, _libraries
 from tools import audit
@@ -55,6 +56,19 @@ def make_nvcc(
 
 def torch_major() -> int:
     return int((torch.version.cuda or "13.0").split(".")[0])
+
+
+@pytest.mark.parametrize("of_torch", ["13.0", None])
+def test_torch_builds_with_the_toolkit_that_was_chosen(build, monkeypatch, tmp_path, of_torch):
+    """Also a torch without CUDA, which finds no toolkit by itself."""
+    home = make_nvcc(tmp_path / "toolkit", "13.0")
+    monkeypatch.setattr(torch.version, "cuda", of_torch)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    for name, value in {"CUDA_HOME": home, "TORCH_CUDA_ARCH_LIST": "9.0", "FORCE_CUDA": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    modules, _ = build.extensions()
+    assert "densesiam._cuda" in {module.name for module in modules}
+    assert str(home) == cpp_extension.CUDA_HOME
 
 
 def test_nvcc_on_the_path_may_be_a_wrapper(build, monkeypatch, tmp_path):
