@@ -185,6 +185,7 @@ class Clock:
 
     def sleeping(self, at, step, seconds):
         """A step that takes all the time that it is given."""
+        # Longer than any test waits: only the visit's own limit can end it.
         record = program(f"import time; time.sleep({2 * PATIENCE})")(at, step, seconds)
         self.now += seconds
         return record

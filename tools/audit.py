@@ -235,17 +235,17 @@ def read_baseline(built: Collection[str] = (OLDEST,)) -> dict:
     if not BASELINE.exists():
         return {}
     baseline = json.loads(BASELINE.read_text())
+    others: set[bool] = set()  # whether those made otherwise are Triton's
     made, here = baseline.pop("triton", None), importlib.metadata.version("triton")
     if made != here:
         print(f"the baseline is of Triton {made}, not {here}: its kernels are held to rules alone")
-        for each in baseline.values():
-            for name in [name for name in each if name.startswith(TRITON)]:
-                del each[name]
+        others.add(True)
     if OLDEST not in built:
         print(f"the baseline is of a library for {OLDEST} too: this one is held to rules alone")
-        for each in baseline.values():
-            for name in [name for name in each if not name.startswith(TRITON)]:
-                del each[name]
+        others.add(False)
+    for each in baseline.values():
+        for name in [name for name in each if name.startswith(TRITON) in others]:
+            del each[name]
     return baseline
 
 

@@ -319,7 +319,7 @@ class OpSuite:
         if backend == "reference":
             pytest.skip("the reference makes no promise of bits")
         first, grads, _ = self.run(case, args, self.call, None)
-        for threads in (1, 2, 3, 7) if backend == "cpu" else (1,):
+        for threads in (1, 2, 3, 7) if backend == "cpu" else (1,):  # others know no threads
             torch.set_num_threads(threads)
             again, grads_again, _ = self.run(case, args, self.call, None)
             assert torch.equal(again, first)
