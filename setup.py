@@ -286,6 +286,9 @@ def extensions() -> tuple[list, dict[str, Any]]:
         "-fvisibility=hidden",
     ]
     cxx = [*optimise, *sanitizer]
+    # What is linked in as an archive stays inside: of two C++ runtimes in a process, one would take
+    # the other's variables.
+    link = ["-Wl,--exclude-libs,ALL"]
     headers = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.*h"))]
 
     def sources(folder: str, pattern: str) -> list[str]:
@@ -298,7 +301,7 @@ def extensions() -> tuple[list, dict[str, Any]]:
             depends=headers,
             py_limited_api=True,
             extra_compile_args={"cxx": cxx},
-            extra_link_args=sanitizer,
+            extra_link_args=[*link, *sanitizer],
         )
     ]
     nvcc_flags = ["-O3"]
@@ -316,6 +319,7 @@ def extensions() -> tuple[list, dict[str, Any]]:
                 # Static: the library then loads without the toolkit, and without a driver.
                 libraries=["cudart_static", "rt", "dl", "pthread"],
                 extra_compile_args={"cxx": cxx, "nvcc": [*nvcc_flags, *architectures]},
+                extra_link_args=link,
             )
         )
     compiler_version = subprocess.run([compiler, "--version"], capture_output=True, text=True)
@@ -333,6 +337,7 @@ def extensions() -> tuple[list, dict[str, Any]]:
             "densesiam._info",
             ["csrc/info.cpp"],
             define_macros=[(f"DENSESIAM_{key}", f'"{value}"') for key, value in report.items()],
+            extra_link_args=link,
             cxx_std=17,
         )
     )

@@ -54,7 +54,7 @@ def load(library: str) -> str | None:
     except OSError as error:
         info = build_info() or {}
         return (
-            f"{path.name} could not be loaded: {error}. It was built for torch "
+            f"{path.name} could not be loaded: {error.__cause__ or error}. It was built for torch "
             f"{info.get('torch', 'of an unknown version')}, and this is torch {torch.__version__}. "
             f"{_BUILD_HINT}"
         )

@@ -122,6 +122,28 @@ def test_the_real_nvcc_refuses_a_compiler_newer_than_itself(build, monkeypatch, 
     assert "unsupported GNU version" in build.host_compiler_refusal(cuda_home)
 
 
+def test_a_runtime_that_is_linked_in_stays_inside(build, tmp_path):
+    """Else streams take their locale from torch's copy of it: a crash, with some compilers."""
+    modules, _ = build.extensions()
+    source = tmp_path / "text.cpp"
+    source.write_text(
+        "#include <sstream>\n"
+        'extern "C" long text(long n) { std::ostringstream s; s << n; return s.str().size(); }\n'
+    )
+    for module in modules:
+        library = tmp_path / f"{module.name}.so"
+        command = ["g++", "-shared", "-fPIC", "-static-libstdc++", source, "-o", library]
+        subprocess.run([*command, *module.extra_link_args], check=True)
+        told = subprocess.run(
+            ["nm", "--dynamic", "--defined-only", "--demangle", library],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert " text\n" in told
+        assert "std::locale" not in told
+
+
 def test_libraries_of_an_earlier_build_are_removed(build, tmp_path, capsys):
     for name in ("_cpu.abi3.so", "_cuda.abi3.so", "_info.cpython-311-x86_64-linux-gnu.so"):
         (tmp_path / name).touch()

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -24,23 +23,41 @@ namespace densesiam {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// A tensor's sizes, to be compared, and to be printed where a check fails.
+struct Shape {
+  const Tensor& tensor;
+
+  friend bool operator==(const Shape& a, const Shape& b) {
+    const auto sizes = a.tensor.sizes(), others = b.tensor.sizes();
+    return std::equal(sizes.begin(), sizes.end(), others.begin(), others.end());
+  }
+};
+
+inline Shape shape_of(const Tensor& tensor) { return {tensor}; }
+
+// Messages are made without streams. A compiler may link the C++ runtime into the library
+// (-static-libstdc++), and streams then take their locale from torch's copy of it, and crash.
+inline void append(std::string& text, const std::string& part) { text += part; }
+inline void append(std::string& text, std::int64_t number) { text += std::to_string(number); }
+inline void append(std::string& text, const Shape& shape) {
+  text += "(";
+  const char* separator = "";
+  for (const std::int64_t size : shape.tensor.sizes()) {
+    text += separator + std::to_string(size);
+    separator = ", ";
+  }
+  text += ")";
+}
+
 // Python checks the public functions' arguments first: what is thrown here meets those who call
 // torch.ops.densesiam.* themselves, as a ValueError before torch 2.15 and as a RuntimeError since.
 template <class... Parts>
 void check(bool condition, const Parts&... parts) {
   if (!condition) {
-    std::ostringstream message;
-    (message << ... << parts);
-    throw std::invalid_argument(message.str());
+    std::string message;
+    (append(message, parts), ...);
+    throw std::invalid_argument(message);
   }
-}
-
-inline std::string shape_of(const Tensor& tensor) {
-  std::ostringstream text;
-  text << "(";
-  for (std::int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
-  text << ")";
-  return text.str();
 }
 
 // The two layouts that kernels read as they are. For (B, C, *spatial), P = product of spatial:
