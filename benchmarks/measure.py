@@ -99,23 +99,29 @@ def inputs_for_cold_caches(size: int) -> int:
     return min(max(FEWEST_INPUTS, -(-cache // max(size, 1))), MOST_INPUTS)
 
 
-def captured(call: Call, inputs: int) -> Call | None:
+def captured(call: Call, inputs: int) -> Call:
     """The candidate as CUDA graphs, one for each set of inputs, which are replayed.
 
     A replay shows what the device takes, without Python and launches. Graphs keep their memory, so
     that of one candidate is shared by all of its graphs.
 
-    Returns:
-        None where it cannot be captured, because it waits for the device.
+    Raises:
+        RuntimeError: it cannot be captured, because it waits for the device.
     """
+    stream = device.gpu.current_stream()
     try:
         forward = _capture(lambda i: call.forward(i), inputs)
         both = None
         if (backward := call.backward) is not None:
             both = _capture(lambda i: backward(i, call.forward(i)), inputs)
     except RuntimeError:
+        # A capture that broke off leaves its stream behind as the current one, and torch's random
+        # numbers captured, which a whole capture ends.
+        device.gpu.set_stream(stream)
         device.gpu.synchronize()
-        return None
+        with device.gpu.graph(device.gpu.CUDAGraph()):
+            torch.zeros(1, device=DEVICE)
+        raise
     if both is None:
         return Call(lambda i: forward[i].replay())
     return Call(lambda i: forward[i].replay(), lambda i, _: both[i].replay(), again=True)

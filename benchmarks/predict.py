@@ -1,4 +1,4 @@
-"""``python -m benchmarks predict``: what a GPU cannot be faster than. No GPU has measured this.
+"""``python -m benchmarks predict``: what a GPU cannot be faster than.
 
 The floor of an operation on a device is the longest of three times, and the launches besides:
 

@@ -46,6 +46,7 @@ class Row:
         called_milliseconds: forward and backward called from Python, where there is a GPU and
             `milliseconds` may be of a graph that is replayed.
         clocks: ``wall``, ``events`` or ``graph`` by candidate.
+        uncaptured: why there is no graph of a candidate.
         extra_bytes: peak memory beyond inputs and outputs, by candidate.
         parts: milliseconds of single library calls, forward and backward.
         compile_seconds: first call of the compiled composition.
@@ -67,6 +68,7 @@ class Row:
     forward_milliseconds: dict[str, Timing] = field(default_factory=dict)
     called_milliseconds: dict[str, Timing] = field(default_factory=dict)
     clocks: dict[str, str] = field(default_factory=dict)
+    uncaptured: dict[str, str] = field(default_factory=dict)
     extra_bytes: dict[str, int] = field(default_factory=dict)
     parts: dict[str, Timing] = field(default_factory=dict)
     compile_seconds: float | None = None

@@ -114,11 +114,17 @@ def _measure(case: Case, rounds: int, backends: Sequence[str]) -> Row:
     calls |= parts
     clocks = dict.fromkeys(calls, "events" if device.gpu else "wall")
     from_python = dict(calls) if device.gpu else {}
+    uncaptured = {}
     for name, call in from_python.items():
-        if graph := captured(call, count):
-            calls[name], clocks[name] = graph, "graph"
+        try:
+            calls[name], clocks[name] = captured(call, count), "graph"
+        except RuntimeError as error:
+            uncaptured[name] = _reason(error)
     ceilings = {CEILING: problem.mandatory_bytes, "forward": problem.forward_bytes}
-    calls |= {name: clone_of(size) for name, size in ceilings.items()}
+    clones = {name: clone_of(size) for name, size in ceilings.items()}
+    calls |= (
+        {name: captured(call, count) for name, call in clones.items()} if device.gpu else clones
+    )
     calls |= {f"{name} from Python": call for name, call in from_python.items()}
     times = time_side_by_side(calls, rounds, count)
 
@@ -127,7 +133,7 @@ def _measure(case: Case, rounds: int, backends: Sequence[str]) -> Row:
     total[CEILING] = times[CEILING][1]
     if forward:
         forward[CEILING] = times["forward"][1]
-    clocks[CEILING] = "events" if device.gpu else "wall"
+    clocks[CEILING] = "graph" if device.gpu else "wall"
     return Row(
         op=problem.op,
         name=case.name,
@@ -143,6 +149,7 @@ def _measure(case: Case, rounds: int, backends: Sequence[str]) -> Row:
         forward_milliseconds=forward,
         called_milliseconds={name: times[f"{name} from Python"][1] for name in from_python},
         clocks=clocks,
+        uncaptured=uncaptured,
         extra_bytes=memory,
         parts={name: times[name][1] for name in parts},
         compile_seconds=compile_seconds,
@@ -292,11 +299,16 @@ class _Runner:
         raise RuntimeError(f"no inputs in {TRIES} for which float32 tells right from wrong")
 
     def _run(self, function: Callable[..., Tensor], inputs: list[Tensor]) -> Outcome:
+        """Result and gradients, without the graph: it would keep autograd's ends of the inputs.
+
+        These belong to the stream that they were made on, and no other could be captured then.
+        """
         result = function(*inputs)
         if not self.problem.differentiable:
             return result, ()
         leaves = [inputs[i] for i in self.problem.differentiable]
-        return result, torch.autograd.grad(result, leaves, self._cotangent(result))
+        gradients = torch.autograd.grad(result, leaves, self._cotangent(result))
+        return result.detach(), gradients
 
     def _exact(self, inputs: list[Tensor]) -> list[Tensor]:
         """Half types as float32: the library composition is then the measure of all others."""

@@ -143,5 +143,24 @@ def test_graphs_replay(gpu):
 
 def test_what_waits_for_the_device_is_not_captured(gpu):
     x = torch.ones(8, device=gpu.device)
-    assert measure.captured(Call(lambda i: x * x.sum().item()), 1) is None
+    with pytest.raises(RuntimeError):
+        measure.captured(Call(lambda i: x * x.sum().item()), 1)
     assert float(x.sum()) == 8  # the device is still usable
+
+
+def test_a_capture_that_breaks_off_leaves_nothing_behind(gpu):
+    calls = []
+
+    def late(i):
+        """Draws numbers, and waits for the device first when it is captured."""
+        calls.append(i)
+        numbers = torch.rand(8, device=gpu.device)
+        return numbers * numbers.sum().item() if len(calls) > 4 else numbers
+
+    stream = gpu.cuda.current_stream()
+    with pytest.raises(RuntimeError):
+        measure.captured(Call(late), 1)
+    assert len(calls) == 5
+    assert gpu.cuda.current_stream() == stream
+    assert float(torch.rand(8, device=gpu.device).sum()) > 0
+    measure.captured(Call(lambda i: torch.rand(8, device=gpu.device)), 1).forward(0)
