@@ -16,12 +16,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported by anything
-
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported by anything
+
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -130,6 +133,9 @@ class StandIn:
     def current_stream(self, device=None):
         return self._current
 
+    def set_stream(self, stream):
+        self._current = stream
+
     @contextmanager
     def stream(self, stream) -> Iterator[None]:
         before, self._current = self._current, stream
@@ -140,8 +146,10 @@ class StandIn:
 
     @contextmanager
     def graph(self, graph, pool=None) -> Iterator[None]:
-        with graph, self.stream(Stream()):
+        before, self._current = self._current, Stream()
+        with graph:
             yield
+        self._current = before  # as torch does: not where the capture broke off
 
     def set_sync_debug_mode(self, mode):
         if self._refusing is not None:
@@ -153,6 +161,34 @@ class StandIn:
 
     def _sleep(self, cycles):
         pass
+
+
+def small(shape: Any) -> Any:
+    """A benchmark's shape with its kind kept and its size gone."""
+    return replace(
+        shape,
+        channels=min(shape.channels, 12),
+        classes=min(shape.classes, 5),
+        height=10,
+        width=10,
+        size=min(shape.size, 10),
+    )
+
+
+def shrink() -> None:
+    """Sizes of which the emulator and Triton's interpreter take seconds, in place of a GPU's."""
+    from benchmarks import ceilings, composites, ops, training_step
+
+    for module in ops.MODULES.values():
+        module.SHAPES = tuple(small(shape) for shape in module.SHAPES)
+    composites.segmentation.SHAPES = tuple(
+        replace(shape, height=10, width=10, size=10) for shape in composites.segmentation.SHAPES
+    )
+    composites.pretraining.SHAPES = tuple(
+        replace(shape, channels=512, classes=64) for shape in composites.pretraining.SHAPES
+    )
+    ceilings.COPIED, ceilings.SIDE = 1 << 20, 64
+    training_step.STEPS = {"tiny": (training_step.demo_model, 2, 64, 64)}
 
 
 def activate() -> None:
@@ -187,6 +223,7 @@ def pytest_configure(config: Any) -> None:
 def main() -> None:
     """As a command."""
     activate()
+    shrink()
     module, *arguments = sys.argv[1:]
     plugin = ["-p", "tests.stand_in"] if module == "pytest" else []
     sys.argv = [module, *plugin, *arguments]

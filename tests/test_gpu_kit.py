@@ -455,14 +455,16 @@ class TestRefusals:
 
 
 NCU = """==PROF== Connected to process 1
-==PROF== Profiling "region_pool" - 0: 0%....50%....100% - 3 passes
 launched: region_pool 64x128x80x80, planar, float16
-==PROF== Profiling "clone" - 1: 0%....100% - 3 passes
+launched: label_map 64x27x80x80 -> 320x320, planar, float16
 "ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
-"0","1","region_pool<32>(float*)","gpu__time_duration.sum","ns","12,345"
-"0","1","region_pool<32>(float*)","launch__registers_per_thread","register/thread","64"
-"1","1","clone","gpu__time_duration.sum","ns","n/a"
-"1","1","clone","unknown metric","","3"
+"0","1","at::cuda::spin_kernel(long)","gpu__time_duration.sum","ns","100"
+"1","1","region_pool<32>(float*)","gpu__time_duration.sum","ns","12,345"
+"1","1","region_pool<32>(float*)","launch__registers_per_thread","register/thread","64"
+"2","1","reduce","gpu__time_duration.sum","ns","5"
+"3","1","at::cuda::spin_kernel(long)","gpu__time_duration.sum","ns","100"
+"4","1","label_map","gpu__time_duration.sum","ns","n/a"
+"4","1","label_map","unknown metric","","3"
 ==PROF== Disconnected
 """
 
@@ -526,7 +528,16 @@ class TestTools:
                 "nanoseconds": 12345.0,
                 "registers": 64.0,
             },
-            {"of": "", "kernel": "clone", "nanoseconds": None},
+            {
+                "of": "region_pool 64x128x80x80, planar, float16",
+                "kernel": "reduce",
+                "nanoseconds": 5.0,
+            },
+            {
+                "of": "label_map 64x27x80x80 -> 320x320, planar, float16",
+                "kernel": "label_map",
+                "nanoseconds": None,
+            },
         ]
         assert (
             "| region_pool<32>(float*) | 12345 | 64 |"

@@ -48,7 +48,7 @@ class TestConfusionMatrix(OpSuite):
     }
 
     def compare(self, actual, expected, bound, what):
-        assert torch.equal(actual.cpu(), expected), what
+        assert torch.equal(actual.cpu(), expected.cpu()), what
 
     @pytest.mark.parametrize("name", ["label", "prediction"])
     @pytest.mark.parametrize("value", [-2, 7])
