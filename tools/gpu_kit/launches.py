@@ -61,6 +61,7 @@ def main() -> None:
                 launch(problem, inputs)
             device.gpu.synchronize()
             device.gpu.profiler.start()
+            device.gpu._sleep(1)  # parts this problem's launches from the last one's
             launch(problem, inputs)
             device.gpu.synchronize()
             device.gpu.profiler.stop()

@@ -123,7 +123,13 @@ def _tests(stage: Stage) -> list[str]:
     """What did not pass, and what the profiler counted."""
     parts = []
     tests = (stage.steps.get("tests") or {}).get("data") or []
-    failed = [test for test in tests if test["outcome"] != "passed"]
+    skipped = Counter(
+        _line(test.get("said")) for test in tests if test["outcome"].startswith("skipped")
+    )
+    failed = [t for t in tests if t["outcome"] != "passed" and not t["outcome"].startswith("skip")]
+    if skipped:
+        parts += ["", "## Tests that were skipped", "", "| tests | said |", "|---|---|"]
+        parts += [f"| {count} | {reason} |" for reason, count in skipped.most_common()]
     if failed:
         parts += ["", "## Tests that did not pass", "", "| test | | said |", "|---|---|---|"]
         parts += [

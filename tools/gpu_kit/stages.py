@@ -32,6 +32,8 @@ GPU_TESTS = (
 SILENCE = 120.0  # seconds: a kernel that takes so long to compile or to run hangs
 MOST_RESTARTS = 20
 PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/nsight-compute*", "/opt/nvidia/nsight-compute/*")
+SPIN = "spin_kernel"
+"""torch's kernel of `torch.cuda._sleep`."""
 METRICS = {
     "gpu__time_duration.sum": "nanoseconds",
     "dram__bytes_read.sum": "bytes read",
@@ -306,30 +308,32 @@ def until(seconds: float) -> list[str]:
 
 
 def kernels_in(text: str) -> list[dict[str, Any]]:
-    """One entry a launch, of ncu's table of comma-separated values and what else was printed."""
+    """One entry a launch, of ncu's table of comma-separated values and what else was printed.
+
+    A launch of `SPIN` stands before those of each problem; what they were is printed in that order.
+    """
     lines = text.splitlines()
     heads = [i for i, line in enumerate(lines) if line.startswith('"ID"')]
     if not heads:
         return []
-    launched: dict[str, str] = {}
-    begun: list[str] = []
-    for line in lines[: heads[0]]:
-        if line.startswith("launched: "):
-            launched |= dict.fromkeys(begun, line.removeprefix("launched: "))
-            begun = []
-        elif found := re.match(r'==PROF== Profiling ".*" - (\d+)', line):
-            begun.append(found[1])
+    start = "launched: "
+    launched = [line.removeprefix(start) for line in lines if line.startswith(start)]
+    problem = -1
     kernels: dict[str, dict[str, Any]] = {}
     for row in csv.DictReader(line for line in lines[heads[0] :] if line.startswith('"')):
         name, value = row.get("Metric Name"), (row.get("Metric Value") or "").replace(",", "")
-        if name in METRICS:
-            of = {"of": launched.get(row["ID"], ""), "kernel": row.get("Kernel Name", "")[:300]}
-            kernel = kernels.setdefault(row["ID"], of)
-            try:
-                kernel[METRICS[name]] = float(value)
-            except ValueError:  # "n/a": this GPU does not count it
-                kernel[METRICS[name]] = None
-    return list(kernels.values())
+        if name not in METRICS:
+            continue
+        of = launched[problem] if 0 <= problem < len(launched) else ""
+        new = {"of": of, "kernel": row.get("Kernel Name", "")[:300]}
+        if row["ID"] not in kernels and SPIN in new["kernel"]:
+            problem += 1
+        kernel = kernels.setdefault(row["ID"], new)
+        try:
+            kernel[METRICS[name]] = float(value)
+        except ValueError:  # "n/a": this GPU does not count it
+            kernel[METRICS[name]] = None
+    return [kernel for kernel in kernels.values() if SPIN not in kernel["kernel"]]
 
 
 STEPS: dict[int, list[Step]] = {
