@@ -193,7 +193,8 @@ def measured(*arguments: str, module: str = "benchmarks") -> Callable[[Visit, St
         file = visit.work / f"{step.name.replace(' ', '-').replace(',', '')}.json"
         extra = []
         if "--ops" in arguments:
-            extra += ["--batch", "1", "--rounds", "1"] if visit.options.rehearse else []
+            # Two images: heads normalise by their batch.
+            extra += ["--batch", "2", "--rounds", "1"] if visit.options.rehearse else []
             extra += ["--quick"] if visit.options.quick else []
         done = visit.program(
             step.name,
