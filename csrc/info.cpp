@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "common/stable_abi.h"
+#include "stable_abi.h"
 
 PYBIND11_MODULE(_info, module) {
   pybind11::dict build;

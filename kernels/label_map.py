@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from densesiam.ops import _layout
+from densesiam import _layout
 
 from .addressing import block_count, block_range, image_start
 from .argmax import add_candidates, start_greatest

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from densesiam.ops import _layout
+from densesiam import _layout
 
 LARGEST_BLOCK = 128
 """Of pixels or channels, in any kernel."""

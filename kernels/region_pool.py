@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from densesiam.ops import _layout
+from densesiam import _layout
 
 from .addressing import block_count, block_range, image_start, tile_offsets
 from .launch import LARGEST_BLOCK, accumulate_type, in_layout, index_type, launch

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_oldest_torch_is_the_same_everywhere():
     """What runs before torch is imported, or is compiled with it, has a constant of its own."""
     major, minor = map(int, densesiam.OLDEST_TORCH.split("."))
-    header = (ROOT / "csrc/common/stable_abi.h").read_text()
+    header = (ROOT / "csrc/stable_abi.h").read_text()
     (target,) = re.findall(r"#define TORCH_TARGET_VERSION 0x(\w+)", header)
     assert target == f"{major:02x}{minor:02x}" + 12 * "0"
     assert (major, minor) == visit.OLDEST_TORCH

@@ -49,7 +49,10 @@ from tools.fresh import (
     uncommitted,
 )
 
-SUITE = ("tests/ops", "tests/test_cpu_kernels.py", "-k", "not emulator and not triton")
+SUITE = (
+    *("tests/ops", "tests/csrc/cpu/test_kernels.py", "--ignore=tests/ops/test_backends.py"),
+    *("-k", "not emulator and not triton"),
+)
 SETTINGS = {
     "ATen default": {"ATEN_CPU_CAPABILITY": "default"},
     "ATen avx2": {"ATEN_CPU_CAPABILITY": "avx2"},

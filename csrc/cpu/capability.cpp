@@ -1,5 +1,5 @@
 // Tells Python which of its instruction sets the library chose (densesiam/_libraries.py).
-#include "../common/simd.h"
+#include "support/simd.h"
 
 extern "C" __attribute__((visibility("default"))) const char* densesiam_cpu_capability() {
 #if defined(__x86_64__) && !defined(DENSESIAM_PORTABLE)

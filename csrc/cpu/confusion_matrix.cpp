@@ -3,8 +3,8 @@
 #include <limits>
 #include <vector>
 
-#include "../common/host.h"
-#include "../common/parallel.h"
+#include "../host.h"
+#include "support/parallel.h"
 
 namespace densesiam {
 namespace {

@@ -6,9 +6,9 @@
 // interpolation and one comparison per class, and both vectorise over pixels.
 #include <vector>
 
-#include "../common/geometry.h"
-#include "../common/simd.h"
-#include "../common/softmax.h"
+#include "../geometry.h"
+#include "support/simd.h"
+#include "support/softmax.h"
 
 namespace densesiam {
 namespace {

@@ -1,11 +1,11 @@
-// overlap_sample on the CPU: the sampling of csrc/common/sampling.h, shared out to threads. Every
-// sample and every pixel's gradient is computed by one thread, so the bits do not depend on their
-// number.
+// overlap_sample on the CPU: the sampling of csrc/cpu/support/sampling.h, shared out to threads.
+// Every sample and every pixel's gradient is computed by one thread, so the bits do not depend on
+// their number.
 #include <optional>
 #include <vector>
 
-#include "../common/overlap_sample_args.h"
-#include "../common/sampling.h"
+#include "../overlap_sample_args.h"
+#include "support/sampling.h"
 
 namespace densesiam {
 namespace {

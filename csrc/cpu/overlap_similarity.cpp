@@ -5,8 +5,8 @@
 #include <optional>
 #include <vector>
 
-#include "../common/sampling.h"
-#include "../common/similarity.h"
+#include "support/sampling.h"
+#include "support/similarity.h"
 
 namespace densesiam {
 namespace {

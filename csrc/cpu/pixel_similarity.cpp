@@ -4,8 +4,8 @@
 #include <optional>
 #include <vector>
 
-#include "../common/simd.h"
-#include "../common/similarity.h"
+#include "support/simd.h"
+#include "support/similarity.h"
 
 namespace densesiam {
 namespace {

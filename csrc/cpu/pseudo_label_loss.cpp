@@ -4,8 +4,8 @@
 #include <optional>
 #include <vector>
 
-#include "../common/simd.h"
-#include "../common/softmax.h"
+#include "support/simd.h"
+#include "support/softmax.h"
 
 namespace densesiam {
 namespace {

@@ -4,8 +4,8 @@
 #include <optional>
 #include <vector>
 
-#include "../common/matmul.h"
-#include "../common/softmax.h"
+#include "support/matmul.h"
+#include "support/softmax.h"
 
 namespace densesiam {
 namespace {

@@ -1,7 +1,7 @@
 // confusion_matrix under the CUDA key: checks, allocation and launch. The kernels are in
-// csrc/kernels/.
-#include "../kernels/confusion_matrix.cuh"
-#include "device.h"
+// confusion_matrix.cuh.
+#include "confusion_matrix.cuh"
+#include "support/stream.h"
 
 namespace densesiam {
 namespace {

@@ -1,6 +1,6 @@
-// label_map under the CUDA key: checks, allocation and launch. The kernels are in csrc/kernels/.
-#include "../kernels/label_map.cuh"
-#include "device.h"
+// label_map under the CUDA key: checks, allocation and launch. The kernels are in label_map.cuh.
+#include "label_map.cuh"
+#include "support/stream.h"
 
 namespace densesiam {
 namespace {

@@ -1,9 +1,9 @@
 // overlap_sample under the CUDA key: checks, allocation and launch. The kernels are in
-// csrc/kernels/.
-#include "../common/overlap_sample_args.h"
-#include "../kernels/overlap_sample.cuh"
-#include "boxes.h"
-#include "device.h"
+// overlap_sample.cuh.
+#include "../overlap_sample_args.h"
+#include "overlap_sample.cuh"
+#include "support/boxes.h"
+#include "support/stream.h"
 
 namespace densesiam {
 namespace {

@@ -1,9 +1,9 @@
 // overlap_similarity under the CUDA key: checks, allocation and launches. The kernels are in
-// csrc/kernels/.
-#include "../common/overlap_sample_args.h"
-#include "../kernels/overlap_similarity.cuh"
-#include "boxes.h"
-#include "similarity.h"
+// overlap_similarity.cuh.
+#include "../overlap_sample_args.h"
+#include "overlap_similarity.cuh"
+#include "support/boxes.h"
+#include "support/similarity.h"
 
 namespace densesiam {
 namespace {

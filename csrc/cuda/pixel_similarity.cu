@@ -1,6 +1,6 @@
 // pixel_similarity under the CUDA key: checks, allocation and launch. The kernels are in
-// csrc/kernels/.
-#include "similarity.h"
+// pixel_similarity.cuh.
+#include "support/similarity.h"
 
 namespace densesiam {
 namespace {

@@ -1,8 +1,8 @@
 // pseudo_label_loss under the CUDA key: checks, allocation and launches. The kernels are in
-// csrc/kernels/.
-#include "../kernels/confusion_matrix.cuh"
-#include "../kernels/pseudo_label_loss.cuh"
-#include "pixelwise.h"
+// pseudo_label_loss.cuh.
+#include "confusion_matrix.cuh"
+#include "pseudo_label_loss.cuh"
+#include "support/pixelwise.h"
 
 namespace densesiam {
 namespace {

@@ -1,7 +1,7 @@
 // region_pool under the CUDA key: checks, allocation and launches. The kernels are in
-// csrc/kernels/.
-#include "../kernels/region_pool.cuh"
-#include "device.h"
+// region_pool.cuh.
+#include "region_pool.cuh"
+#include "support/stream.h"
 
 namespace densesiam {
 namespace {

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from densesiam import reference
-from densesiam.ops import _checks, _layout
+from densesiam import _layout, reference
+from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
 from densesiam.ops._registry import Operation, kernel, register_operation
 

@@ -3,7 +3,7 @@
 
 #include "kernels.h"
 // After kernels.h, which turns the helpers' hooks on.
-#include "../../csrc/common/launch.h"
+#include "../../csrc/cuda/device/launch.h"
 
 namespace {
 

@@ -24,7 +24,7 @@ OPERATIONS = (
 COMPOSITES = ("segmentation", "pretraining")
 WITHOUT_TRITON = ("confusion_matrix",)
 GPU_TESTS = (
-    *("tests/ops", "tests/test_cuda_gpu.py", "tests/benchmarks/test_measure.py"),
+    *("tests/ops", "tests/csrc/cuda/test_gpu.py", "tests/benchmarks/test_measure.py"),
     "tests/benchmarks/test_run.py",
     "tests/reference/test_confusion_matrix.py",
 )

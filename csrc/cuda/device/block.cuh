@@ -1,0 +1,92 @@
+// What the kernels share: how a launch is cut into blocks, and sums in an order that shape alone
+// decides.
+#pragma once
+
+#include "launch.h"
+
+namespace densesiam {
+inline namespace DENSESIAM_TARGET {
+
+constexpr int kLanes = 32;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kLanes;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Blocks that fit a multiprocessor's registers at once, at least; float64 takes what it needs.
+template <class A>
+constexpr int kBlocks = sizeof(A) == 8 ? 1 : 2;
+
+constexpr std::uint64_t divide_up(std::uint64_t a, std::uint64_t b) { return (a + b - 1) / b; }
+
+// Elements of T in a 16-byte pack.
+template <class T>
+constexpr int kPack = 16 / int(sizeof(T));
+
+// Whether every run of `length` elements of both tensors can be read in 16-byte packs.
+template <class T>
+bool packs_align(std::uint64_t length, const void* a, const void* b) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
+  return length * sizeof(T) % 16 == 0 && aligned(a) && aligned(b);
+}
+
+// Consecutive values, in packs of at most 16 bytes.
+template <int N, class A>
+DENSESIAM_HD void store_row(A* target, const A (&values)[N]) {
+  constexpr int width = N < kPack<A> ? N : kPack<A>;
+#pragma unroll
+  for (int first = 0; first < N; first += width) {
+    Pack<A, width> pack;
+#pragma unroll
+    for (int k = 0; k < width; ++k) pack.values[k] = values[first + k];
+    store<width>(target + first, pack);
+  }
+}
+
+template <int N, class A>
+DENSESIAM_HD void load_row(const A* source, A (&values)[N]) {
+  constexpr int width = N < kPack<A> ? N : kPack<A>;
+#pragma unroll
+  for (int first = 0; first < N; first += width) {
+    const auto pack = load<width>(source + first);
+#pragma unroll
+    for (int k = 0; k < width; ++k) values[first + k] = pack.values[k];
+  }
+}
+
+// Sum over the block's threads, the same bits in each of them.
+template <class A>
+__device__ __forceinline__ A block_sum(A value) {
+  DENSESIAM_SHARED(A, sums, kWarps);
+#pragma unroll
+  for (int bits = kLanes / 2; bits > 0; bits /= 2) value += __shfl_xor_sync(kAllLanes, value, bits);
+  if (threadIdx.x % kLanes == 0) sums[threadIdx.x / kLanes] = value;
+  __syncthreads();
+  A total = A(0);
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) total += sums[warp];
+  __syncthreads();  // the next call overwrites the sums
+  return total;
+}
+
+// Sum of an array by one block: every thread a strided part, then the block.
+template <class A>
+__device__ A array_sum(const A* values, unsigned count) {
+  A sum = A(0);
+  for (unsigned i = threadIdx.x; i < count; i += kThreads) sum += load(values + i);
+  return block_sum(sum);
+}
+
+// One block: out = sum of parts / (pixels x sum of weights), 0 where nothing counts. `parts` null
+// stands for *numerator alone.
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    weighted_mean(const A* __restrict__ parts, unsigned count, const A* __restrict__ numerator,
+                  const A* __restrict__ weight, unsigned batch, unsigned pixels,
+                  A* __restrict__ out) {
+  const A sum = parts != nullptr ? array_sum(parts, count) : load(numerator);
+  const A total = A(pixels) * (weight != nullptr ? array_sum(weight, batch) : A(batch));
+  if (threadIdx.x == 0) store(out, total == A(0) ? A(0) : sum / total);
+}
+
+}  // namespace DENSESIAM_TARGET
+}  // namespace densesiam

@@ -1,0 +1,57 @@
+// log sum exp in one pass, and the two losses that are built on it.
+#pragma once
+
+#include <limits>
+
+#include "../../numeric.h"
+#include "block.cuh"
+
+namespace densesiam {
+inline namespace DENSESIAM_TARGET {
+
+// In place of minus infinity, so that differences of two maxima are never NaN.
+template <class A>
+constexpr A kLowest = std::numeric_limits<A>::lowest();
+
+template <class A>
+DENSESIAM_HD A larger(A a, A b) {
+  return b > a ? b : a;
+}
+
+// sum = sum of exp(x - max) over all x seen so far.
+template <class A>
+struct LogSumExp {
+  A max, sum;
+
+  static DENSESIAM_HD LogSumExp identity() { return {kLowest<A>, A(0)}; }
+
+  // Raises the maximum; returns what sums that were relative to the old one are multiplied by.
+  DENSESIAM_HD A raise(A other) {
+    const A raised = larger(max, other);
+    const A factor = std::exp(max - raised);
+    max = raised;
+    sum *= factor;
+    return factor;
+  }
+  template <int N>
+  DENSESIAM_HD void add(const A (&x)[N]) {
+    A most = x[0];
+#pragma unroll
+    for (int n = 1; n < N; ++n) most = larger(most, x[n]);
+    raise(most);
+#pragma unroll
+    for (int n = 0; n < N; ++n) sum += std::exp(x[n] - max);
+  }
+  DENSESIAM_HD void merge(const LogSumExp& other) {
+    raise(other.max);
+    sum += other.sum * std::exp(other.max - max);
+  }
+  template <class F>
+  DENSESIAM_HD LogSumExp map(const F& f) const {
+    return {f(max), f(sum)};
+  }
+  DENSESIAM_HD A value() const { return max + std::log(sum); }
+};
+
+}  // namespace DENSESIAM_TARGET
+}  // namespace densesiam

@@ -1,0 +1,348 @@
+// pixel_similarity: the loss between the channels of p and z at every pixel, and its gradient.
+//
+//   cosine         l = -p.z / (max(|p|, e) max(|z|, e)), e = 1e-8
+//                  statistics a = 1 / (|p| |z|), b = cos / |p|^2 (0 where |p| < e);
+//                  dp = -g (a z - b p)
+//   cross_entropy  l = -sum_c softmax(z)_c log softmax(p)_c
+//                  statistics log sum exp p, log sum exp z;
+//                  dp = g (softmax(p) - softmax(z))
+//
+// Forward reads p and z once (softmax online) and writes two numbers a pixel, and the loss or one
+// partial sum a block; the mean adds those up in a fixed order. Backward reads p, z and the
+// statistics and writes dp. Images of weight 0 are not read. Threads: see pixels.cuh.
+//
+// Mandatory bytes: forward 2 B C P elements, backward 3 B C P. Operations an element: 6 (cosine),
+// or two exponentials (cross_entropy): memory bound.
+#pragma once
+
+#include "device/pixels.cuh"
+#include "device/softmax.cuh"
+
+namespace densesiam {
+inline namespace DENSESIAM_TARGET {
+
+// A pixel's loss and what its backward needs.
+template <class A>
+struct PixelLoss {
+  A loss, first, second;
+};
+
+template <class A_>
+struct Cosine {
+  using A = A_;
+  A pp, zz, pz;
+
+  static DENSESIAM_HD Cosine identity() { return {A(0), A(0), A(0)}; }
+  template <int N>
+  DENSESIAM_HD void add(const A (&p)[N], const A (&z)[N]) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      pp += p[n] * p[n];
+      zz += z[n] * z[n];
+      pz += p[n] * z[n];
+    }
+  }
+  DENSESIAM_HD void merge(const Cosine& other) {
+    pp += other.pp;
+    zz += other.zz;
+    pz += other.pz;
+  }
+  template <class F>
+  DENSESIAM_HD Cosine map(const F& f) const {
+    return {f(pp), f(zz), f(pz)};
+  }
+  DENSESIAM_HD PixelLoss<A> finish() const {
+    const A least = A(1e-16);  // the square of the least norm; NaN passes both comparisons
+    const A p_inverse = inverse_root(pp < least ? least : pp);
+    const A a = p_inverse * inverse_root(zz < least ? least : zz);
+    const A cosine = pz * a;
+    return {-cosine, a, pp < least ? A(0) : cosine * p_inverse * p_inverse};
+  }
+  static DENSESIAM_HD A gradient(A p, A z, A a, A b, A grad) { return grad * (b * p - a * z); }
+};
+
+template <class A_>
+struct CrossEntropy {
+  using A = A_;
+  LogSumExp<A> p_sum, z_sum;
+  A product;  // sum of exp(z - max z) (p - max p)
+
+  static DENSESIAM_HD CrossEntropy identity() {
+    return {LogSumExp<A>::identity(), LogSumExp<A>::identity(), A(0)};
+  }
+  DENSESIAM_HD void raise(A p_max, A z_max) {
+    const A before = p_sum.max;
+    p_sum.raise(p_max);
+    product += z_sum.sum * (before - p_sum.max);
+    product *= z_sum.raise(z_max);
+  }
+  template <int N>
+  DENSESIAM_HD void add(const A (&p)[N], const A (&z)[N]) {
+    A p_max = p[0], z_max = z[0];
+#pragma unroll
+    for (int n = 1; n < N; ++n) {
+      p_max = larger(p_max, p[n]);
+      z_max = larger(z_max, z[n]);
+    }
+    raise(p_max, z_max);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const A shifted = p[n] - p_sum.max;
+      const A mass = std::exp(z[n] - z_sum.max);
+      p_sum.sum += std::exp(shifted);
+      z_sum.sum += mass;
+      product += mass * shifted;
+    }
+  }
+  DENSESIAM_HD void merge(CrossEntropy other) {
+    raise(other.p_sum.max, other.z_sum.max);
+    other.raise(p_sum.max, z_sum.max);
+    p_sum.sum += other.p_sum.sum;
+    z_sum.sum += other.z_sum.sum;
+    product += other.product;
+  }
+  template <class F>
+  DENSESIAM_HD CrossEntropy map(const F& f) const {
+    return {p_sum.map(f), z_sum.map(f), f(product)};
+  }
+  DENSESIAM_HD PixelLoss<A> finish() const {
+    const A p_log = std::log(p_sum.sum);
+    return {p_log - product * quotient(A(1), z_sum.sum), p_sum.max + p_log, z_sum.value()};
+  }
+  static DENSESIAM_HD A gradient(A p, A z, A p_log_sum, A z_log_sum, A grad) {
+    return grad * (std::exp(p - p_log_sum) - std::exp(z - z_log_sum));
+  }
+};
+
+// Where the results of a forward go: every pixel's loss, or one sum a block (the other is null).
+template <class A>
+struct LossOutput {
+  A *losses, *parts, *statistics;
+};
+
+template <class A>
+DENSESIAM_HD A image_weight(const A* weight, unsigned b) {
+  return weight != nullptr ? load(weight + b) : A(1);
+}
+
+template <class Loss, class P, class Z>
+__global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
+    pixel_similarity_planar(P p, Z z, const typename P::A* __restrict__ weight, PixelShape shape,
+                            unsigned slices, LossOutput<typename P::A> out) {
+  using A = typename P::A;
+  constexpr int N = P::N;
+  const PlanarPart<N> part(shape, slices);
+  const A w = image_weight(weight, part.b);
+  Loss sums[N];
+#pragma unroll
+  for (int n = 0; n < N; ++n) sums[n] = Loss::identity();
+  if (part.inside && w != A(0)) {
+    const auto p_reader = p.at(shape, part.b, part.pixel);
+    const auto z_reader = z.at(shape, part.b, part.pixel);
+    for_each_chunk<kChunk<A>>(shape.channels, part.slice, slices, [&](auto chunk, unsigned c) {
+      constexpr int U = decltype(chunk)::value;
+      A p_values[U][N], z_values[U][N];
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        p_reader.read(c + u, p_values[u]);
+        z_reader.read(c + u, z_values[u]);
+      }
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        A p_column[U], z_column[U];
+#pragma unroll
+        for (int u = 0; u < U; ++u) p_column[u] = p_values[u][n], z_column[u] = z_values[u][n];
+        sums[n].add(p_column, z_column);
+      }
+    });
+  }
+  merge_slices(sums, part.slice, slices);
+
+  A total = A(0);
+  if (part.inside && part.slice == 0) {
+    A loss[N], first[N], second[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const PixelLoss<A> result = w != A(0) ? sums[n].finish() : PixelLoss<A>{A(0), A(0), A(0)};
+      loss[n] = w * result.loss;
+      first[n] = result.first;
+      second[n] = result.second;
+      total += loss[n];
+    }
+    A* statistics = out.statistics + std::int64_t(part.b) * 2 * shape.pixels + part.pixel;
+    store_row(statistics, first);
+    store_row(statistics + shape.pixels, second);
+    if (out.losses != nullptr) {
+      store_row(out.losses + std::int64_t(part.b) * shape.pixels + part.pixel, loss);
+    }
+  }
+  if (out.parts != nullptr) {
+    total = block_sum(total);
+    if (threadIdx.x == 0) store(out.parts + blockIdx.x, total);
+  }
+}
+
+template <class Loss, class P, class Z>
+__global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
+    pixel_similarity_pixels(P p, Z z, const typename P::A* __restrict__ weight, PixelShape shape,
+                            unsigned lanes, LossOutput<typename P::A> out) {
+  using A = typename P::A;
+  constexpr int N = P::N, R = kPixelsAtOnce<P>;
+  const PixelsPart<P> part(shape, lanes);
+  const A w = image_weight(weight, part.b);
+  Loss sums[R];
+#pragma unroll
+  for (int r = 0; r < R; ++r) sums[r] = Loss::identity();
+  if (w != A(0)) {
+    for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
+      A p_values[R][N], z_values[R][N];
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        if (part.pixel[r] >= shape.pixels) continue;
+        p.at(shape, part.b, part.pixel[r]).read(c, p_values[r]);
+        z.at(shape, part.b, part.pixel[r]).read(c, z_values[r]);
+      }
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        if (part.pixel[r] < shape.pixels) sums[r].add(p_values[r], z_values[r]);
+      }
+    }
+  }
+  merge_lanes(sums, lanes);
+
+  A total = A(0);
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (part.lane != 0 || part.pixel[r] >= shape.pixels) continue;
+    const PixelLoss<A> result = w != A(0) ? sums[r].finish() : PixelLoss<A>{A(0), A(0), A(0)};
+    const A loss = w * result.loss;
+    A* statistics = out.statistics + std::int64_t(part.b) * 2 * shape.pixels + part.pixel[r];
+    store(statistics, result.first);
+    store(statistics + shape.pixels, result.second);
+    if (out.losses != nullptr) {
+      store(out.losses + std::int64_t(part.b) * shape.pixels + part.pixel[r], loss);
+    }
+    total += loss;
+  }
+  if (out.parts != nullptr) {
+    total = block_sum(total);
+    if (threadIdx.x == 0) store(out.parts + blockIdx.x, total);
+  }
+}
+
+template <class Loss, class P, class Z>
+__global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
+    pixel_similarity_backward_planar(Upstream<typename P::A> upstream, P p, Z z,
+                                     const typename P::A* __restrict__ weight,
+                                     const typename P::A* __restrict__ statistics, PixelShape shape,
+                                     unsigned slices, typename P::T* __restrict__ out) {
+  using A = typename P::A;
+  constexpr int N = P::N;
+  const PlanarPart<N> part(shape, slices);
+  if (!part.inside) return;
+  const A w = image_weight(weight, part.b);
+  A grad[N] = {}, first[N] = {}, second[N] = {};
+  if (w != A(0)) {
+    const A* kept = statistics + std::int64_t(part.b) * 2 * shape.pixels + part.pixel;
+    upstream.read(shape, part.b, part.pixel, grad);
+    load_row(kept, first);
+    load_row(kept + shape.pixels, second);
+  }
+  const auto p_reader = p.at(shape, part.b, part.pixel);
+  const auto z_reader = z.at(shape, part.b, part.pixel);
+  typename P::T* target = out + std::int64_t(part.b) * shape.channels * shape.pixels + part.pixel;
+  for_each_chunk<kChunk<A>>(shape.channels, part.slice, slices, [&](auto chunk, unsigned c) {
+    constexpr int U = decltype(chunk)::value;
+    A p_values[U][N] = {}, z_values[U][N] = {};
+    if (w != A(0)) {
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        p_reader.read(c + u, p_values[u]);
+        z_reader.read(c + u, z_values[u]);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      A result[N];
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const A value =
+            Loss::gradient(p_values[u][n], z_values[u][n], first[n], second[n], w * grad[n]);
+        result[n] = w != A(0) ? value : A(0);
+      }
+      store_rounded(target + (c + u) * shape.pixels, result);
+    }
+  });
+}
+
+template <class Loss, class P, class Z>
+__global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
+    pixel_similarity_backward_pixels(Upstream<typename P::A> upstream, P p, Z z,
+                                     const typename P::A* __restrict__ weight,
+                                     const typename P::A* __restrict__ statistics, PixelShape shape,
+                                     unsigned lanes, typename P::T* __restrict__ out) {
+  using A = typename P::A;
+  constexpr int N = P::N, R = kPixelsAtOnce<P>;
+  const PixelsPart<P> part(shape, lanes);
+  const A w = image_weight(weight, part.b);
+  const A* kept = statistics + std::int64_t(part.b) * 2 * shape.pixels;
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    const unsigned pixel = part.pixel[r];
+    if (pixel >= shape.pixels) break;
+    A grad[1] = {}, first = A(0), second = A(0);
+    if (w != A(0)) {
+      upstream.read(shape, part.b, pixel, grad);
+      first = load(kept + pixel);
+      second = load(kept + shape.pixels + pixel);
+    }
+    const auto p_reader = p.at(shape, part.b, pixel);
+    const auto z_reader = z.at(shape, part.b, pixel);
+    typename P::T* target = out + (std::int64_t(part.b) * shape.pixels + pixel) * shape.channels;
+    for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
+      A p_values[N], z_values[N], result[N] = {};
+      if (w != A(0)) {
+        p_reader.read(c, p_values);
+        z_reader.read(c, z_values);
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          result[n] = Loss::gradient(p_values[n], z_values[n], first, second, w * grad[0]);
+        }
+      }
+      store_rounded(target + c, result);
+    }
+  }
+}
+
+template <class Loss, class P, class Z, class A, class Stream>
+void launch_pixel_similarity(P p, Z z, const A* weight, const PixelShape& shape,
+                             const Sharing<P>& sharing, const LossOutput<A>& out, Stream stream) {
+  const auto run = [&](auto kernel) {
+    launch(kernel, dim3(sharing.blocks), dim3(kThreads), 0, stream, p, z, weight, shape,
+           sharing.share, out);
+  };
+  if constexpr (P::kPixelsLayout) {
+    run(pixel_similarity_pixels<Loss, P, Z>);
+  } else {
+    run(pixel_similarity_planar<Loss, P, Z>);
+  }
+}
+
+template <class Loss, class P, class Z, class A, class Stream>
+void launch_pixel_similarity_backward(const Upstream<A>& upstream, P p, Z z, const A* weight,
+                                      const A* statistics, const PixelShape& shape,
+                                      typename P::T* out, Stream stream) {
+  const Sharing<P> sharing(shape);
+  const auto run = [&](auto kernel) {
+    launch(kernel, dim3(sharing.blocks), dim3(kThreads), 0, stream, upstream, p, z, weight,
+           statistics, shape, sharing.share, out);
+  };
+  if constexpr (P::kPixelsLayout) {
+    run(pixel_similarity_backward_pixels<Loss, P, Z>);
+  } else {
+    run(pixel_similarity_backward_planar<Loss, P, Z>);
+  }
+}
+
+}  // namespace DENSESIAM_TARGET
+}  // namespace densesiam

@@ -1,0 +1,319 @@
+// pseudo_label_loss: cross-entropy of logits toward y = argmax of targets, weighted by class.
+//
+//   l = w_y (log sum exp x - x_y);  dx_k = g w_y (softmax(x)_k - [k = y])
+//   w_c = 1, n_c / N ("frequency") or N / (K' n_c) ("inverse"); 0 where n_c = 0
+//
+// Label kernel: one pass over logits (and targets, where they differ) gives label, log sum exp and
+// unweighted loss of every pixel. With rebalancing the labels are counted next (integers:
+// count_pairs), one block turns counts into weights, and the losses are weighted; nothing waits for
+// the host. The mean adds up one partial sum a block in a fixed order. Threads: see pixels.cuh.
+//
+// Mandatory bytes: forward B K P elements (2 B K P with targets), backward 2 B K P. One exponential
+// an element: memory bound.
+#pragma once
+
+#include "device/argmax.cuh"
+#include "device/pixels.cuh"
+#include "device/softmax.cuh"
+
+namespace densesiam {
+inline namespace DENSESIAM_TARGET {
+
+template <class A>
+struct LabelSums {
+  LogSumExp<A> logits;
+  Greatest<A> target;
+  A chosen;  // the logit of that label
+
+  static DENSESIAM_HD LabelSums identity() {
+    return {LogSumExp<A>::identity(), Greatest<A>::identity(), A(0)};
+  }
+  template <int N>
+  DENSESIAM_HD void add(const A (&x)[N], const A (&t)[N], unsigned first) {
+    logits.add(x);
+#pragma unroll
+    for (int n = 0; n < N; ++n) chosen = target.offer(t[n], int(first) + n) ? x[n] : chosen;
+  }
+  DENSESIAM_HD void merge(const LabelSums& other) {
+    logits.merge(other.logits);
+    chosen = target.offer(other.target.value, other.target.index) ? other.chosen : chosen;
+  }
+  template <class F>
+  DENSESIAM_HD LabelSums map(const F& f) const {
+    return {logits.map(f), target.map(f), f(chosen)};
+  }
+  // Shifting by the maximum first keeps what a large log sum exp would round away.
+  DENSESIAM_HD A loss() const { return std::log(logits.sum) - (chosen - logits.max); }
+};
+
+// Per pixel, (B, P) each; losses or parts may be null.
+template <class A>
+struct LabelOutput {
+  A *losses, *parts, *log_sum;
+  std::int32_t* labels;
+};
+
+// `targets.base` null: the logits are the targets.
+template <class Source>
+__global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
+    label_pixels_planar(Source logits, Source targets, PixelShape shape, unsigned slices,
+                        LabelOutput<typename Source::A> out) {
+  using A = typename Source::A;
+  constexpr int N = Source::N;
+  const PlanarPart<N> part(shape, slices);
+  LabelSums<A> sums[N];
+#pragma unroll
+  for (int n = 0; n < N; ++n) sums[n] = LabelSums<A>::identity();
+  if (part.inside) {
+    const auto x_reader = logits.at(shape, part.b, part.pixel);
+    const auto t_reader = targets.at(shape, part.b, part.pixel);
+    for_each_chunk<kChunk<A>>(shape.channels, part.slice, slices, [&](auto chunk, unsigned c) {
+      constexpr int U = decltype(chunk)::value;
+      A x[U][N], t[U][N] = {};
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        x_reader.read(c + u, x[u]);
+        if (targets.base != nullptr) t_reader.read(c + u, t[u]);
+      }
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        A x_column[U], t_column[U];
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+          x_column[u] = x[u][n];
+          t_column[u] = targets.base != nullptr ? t[u][n] : x[u][n];
+        }
+        sums[n].add(x_column, t_column, c);
+      }
+    });
+  }
+  merge_slices(sums, part.slice, slices);
+
+  A total = A(0);
+  if (part.inside && part.slice == 0) {
+    const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel;
+    A loss[N], log_sum[N];
+    std::int32_t labels[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      loss[n] = sums[n].loss();
+      log_sum[n] = sums[n].logits.value();
+      labels[n] = sums[n].target.index;
+      total += loss[n];
+    }
+    store_row(out.log_sum + pixel, log_sum);
+    store_row(out.labels + pixel, labels);
+    if (out.losses != nullptr) store_row(out.losses + pixel, loss);
+  }
+  if (out.parts != nullptr) {
+    total = block_sum(total);
+    if (threadIdx.x == 0) store(out.parts + blockIdx.x, total);
+  }
+}
+
+template <class Source>
+__global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
+    label_pixels_pixels(Source logits, Source targets, PixelShape shape, unsigned lanes,
+                        LabelOutput<typename Source::A> out) {
+  using A = typename Source::A;
+  constexpr int N = Source::N, R = kPixelsAtOnce<Source>;
+  const PixelsPart<Source> part(shape, lanes);
+  LabelSums<A> sums[R];
+#pragma unroll
+  for (int r = 0; r < R; ++r) sums[r] = LabelSums<A>::identity();
+  for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
+    A x[R][N], t[R][N] = {};
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (part.pixel[r] >= shape.pixels) continue;
+      logits.at(shape, part.b, part.pixel[r]).read(c, x[r]);
+      if (targets.base != nullptr) targets.at(shape, part.b, part.pixel[r]).read(c, t[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (part.pixel[r] >= shape.pixels) continue;
+      if (targets.base != nullptr) {
+        sums[r].add(x[r], t[r], c);
+      } else {
+        sums[r].add(x[r], x[r], c);
+      }
+    }
+  }
+  merge_lanes(sums, lanes);
+
+  A total = A(0);
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (part.lane != 0 || part.pixel[r] >= shape.pixels) continue;
+    const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel[r];
+    const A loss = sums[r].loss();
+    store(out.log_sum + pixel, sums[r].logits.value());
+    store(out.labels + pixel, std::int32_t(sums[r].target.index));
+    if (out.losses != nullptr) store(out.losses + pixel, loss);
+    total += loss;
+  }
+  if (out.parts != nullptr) {
+    total = block_sum(total);
+    if (threadIdx.x == 0) store(out.parts + blockIdx.x, total);
+  }
+}
+
+// One block: class weights from counts, integers of this call or numbers given (the other is null).
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    weigh_classes(const std::int64_t* __restrict__ counted, const A* __restrict__ given,
+                  unsigned classes, bool inverse, A* __restrict__ weights) {
+  const auto count = [&](unsigned c) {
+    return counted != nullptr ? double(load(counted + c)) : double(load(given + c));
+  };
+  double pixels = 0, present = 0;
+  for (unsigned c = threadIdx.x; c < classes; c += kThreads) {
+    pixels += count(c);
+    present += count(c) > 0;
+  }
+  pixels = block_sum(pixels);
+  present = block_sum(present);
+  for (unsigned c = threadIdx.x; c < classes; c += kThreads) {
+    const double n = count(c);
+    const double weight = inverse ? quotient(pixels, present * n) : quotient(n, pixels);
+    store(weights + c, n > 0 ? A(weight) : A(0));
+  }
+}
+
+// Each loss times its class's weight, in place; one partial sum a block if `parts` is not null.
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    weigh_losses(const std::int32_t* __restrict__ labels, const A* __restrict__ weights,
+                 std::int64_t count, A* __restrict__ losses, A* __restrict__ parts) {
+  A total = A(0);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const std::int64_t i = (std::int64_t(blockIdx.x) * 4 + k) * kThreads + threadIdx.x;
+    if (i >= count) break;
+    const A loss = load(losses + i) * load(weights + load(labels + i));
+    if (parts == nullptr) store(losses + i, loss);
+    total += loss;
+  }
+  if (parts != nullptr) {
+    total = block_sum(total);
+    if (threadIdx.x == 0) store(parts + blockIdx.x, total);
+  }
+}
+
+// What the backward kept of a pixel.
+template <class A>
+struct LabelStatistics {
+  const A* log_sum;
+  const std::int32_t* labels;
+  const A* weights;
+};
+
+template <class A>
+DENSESIAM_HD A label_gradient(A x, A log_sum, bool chosen, A grad) {
+  return grad * (std::exp(x - log_sum) - (chosen ? A(1) : A(0)));
+}
+
+template <class Source>
+__global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
+    label_backward_planar(Upstream<typename Source::A> upstream, Source logits,
+                          LabelStatistics<typename Source::A> kept, PixelShape shape,
+                          unsigned slices, typename Source::T* __restrict__ out) {
+  using A = typename Source::A;
+  constexpr int N = Source::N;
+  const PlanarPart<N> part(shape, slices);
+  if (!part.inside) return;
+  const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel;
+  A grad[N], log_sum[N];
+  std::int32_t labels[N];
+  upstream.read(shape, part.b, part.pixel, grad);
+  load_row(kept.log_sum + pixel, log_sum);
+  load_row(kept.labels + pixel, labels);
+#pragma unroll
+  for (int n = 0; n < N; ++n) grad[n] *= load(kept.weights + labels[n]);
+  const auto reader = logits.at(shape, part.b, part.pixel);
+  typename Source::T* target =
+      out + std::int64_t(part.b) * shape.channels * shape.pixels + part.pixel;
+  for_each_chunk<kChunk<A>>(shape.channels, part.slice, slices, [&](auto chunk, unsigned c) {
+    constexpr int U = decltype(chunk)::value;
+    A x[U][N];
+#pragma unroll
+    for (int u = 0; u < U; ++u) reader.read(c + u, x[u]);
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      A result[N];
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        result[n] = label_gradient(x[u][n], log_sum[n], int(c) + u == labels[n], grad[n]);
+      }
+      store_rounded(target + (c + u) * shape.pixels, result);
+    }
+  });
+}
+
+template <class Source>
+__global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
+    label_backward_pixels(Upstream<typename Source::A> upstream, Source logits,
+                          LabelStatistics<typename Source::A> kept, PixelShape shape,
+                          unsigned lanes, typename Source::T* __restrict__ out) {
+  using A = typename Source::A;
+  constexpr int N = Source::N, R = kPixelsAtOnce<Source>;
+  const PixelsPart<Source> part(shape, lanes);
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (part.pixel[r] >= shape.pixels) break;
+    const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel[r];
+    const int label = load(kept.labels + pixel);
+    const A log_sum = load(kept.log_sum + pixel);
+    A grad[1];
+    upstream.read(shape, part.b, part.pixel[r], grad);
+    grad[0] *= load(kept.weights + label);
+    const auto reader = logits.at(shape, part.b, part.pixel[r]);
+    for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
+      A x[N], result[N];
+      reader.read(c, x);
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        result[n] = label_gradient(x[n], log_sum, int(c) + n == label, grad[0]);
+      }
+      store_rounded(out + pixel * shape.channels + c, result);
+    }
+  }
+}
+
+template <class Source, class A, class Stream>
+void launch_label_pixels(Source logits, Source targets, const PixelShape& shape,
+                         const Sharing<Source>& sharing, const LabelOutput<A>& out, Stream stream) {
+  const auto run = [&](auto kernel) {
+    launch(kernel, dim3(sharing.blocks), dim3(kThreads), 0, stream, logits, targets, shape,
+           sharing.share, out);
+  };
+  if constexpr (Source::kPixelsLayout) {
+    run(label_pixels_pixels<Source>);
+  } else {
+    run(label_pixels_planar<Source>);
+  }
+}
+
+template <class Source, class A, class Stream>
+void launch_label_backward(const Upstream<A>& upstream, Source logits,
+                           const LabelStatistics<A>& kept, const PixelShape& shape,
+                           typename Source::T* out, Stream stream) {
+  const Sharing<Source> sharing(shape);
+  const auto run = [&](auto kernel) {
+    launch(kernel, dim3(sharing.blocks), dim3(kThreads), 0, stream, upstream, logits, kept, shape,
+           sharing.share, out);
+  };
+  if constexpr (Source::kPixelsLayout) {
+    run(label_backward_pixels<Source>);
+  } else {
+    run(label_backward_planar<Source>);
+  }
+}
+
+// Blocks, and so partial sums, of weigh_losses.
+inline unsigned weigh_blocks(std::int64_t count) {
+  return unsigned(divide_up(count, 4 * kThreads));
+}
+
+}  // namespace DENSESIAM_TARGET
+}  // namespace densesiam

@@ -1,0 +1,243 @@
+"""The CUDA kernels on the emulator: independence of order, traffic, and exact division.
+
+What they compute is held against the references by the op suite (backend "emulator").
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from densesiam import ops
+from tests.emulator import ORDERS, emulated, traced
+
+
+def features(*shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def boxes(batch):
+    return torch.tensor([[0.1, 0.9, 0.8, 0.05], [0.0, 0.2, 1.0, 0.7]]).repeat(batch, 1)[:batch]
+
+
+CALLS = {
+    "overlap_sample": lambda p, z: ops.overlap_sample(p, boxes(len(p)), 5),
+    "pixel_similarity": lambda p, z: ops.pixel_similarity(p, z),
+    "pixel_similarity, cross-entropy": lambda p, z: ops.pixel_similarity(p, z, "cross_entropy"),
+    "overlap_similarity": lambda p, z: ops.overlap_similarity(p, z, boxes(len(p)), None, 6),
+    "region_pool": lambda p, z: ops.region_pool(p, z[:, :9].contiguous()),
+    "pseudo_label_loss": lambda p, z: ops.pseudo_label_loss(p, z, rebalance="inverse"),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(call, dtype, layout):
+    results = []
+    for order in ORDERS:
+        p = features(2, 70, 8, 8, dtype=dtype).to(memory_format=layout).requires_grad_()
+        z = features(2, 70, 8, 8, dtype=dtype, seed=1).to(memory_format=layout)
+        with emulated(order, seed=7):
+            result = call(p, z)
+            (grad,) = torch.autograd.grad(result.float().square().sum(), p)
+        results.append((result.detach(), grad))
+    for result, grad in results[1:]:
+        assert torch.equal(result, results[0][0])
+        assert torch.equal(grad, results[0][1])
+
+
+def test_counts_do_not_depend_on_the_order_of_threads_and_blocks():
+    labels = torch.randint(5, (3, 40, 50), generator=torch.Generator().manual_seed(0))
+    counts, maps = [], []
+    for order in ORDERS:
+        with emulated(order):
+            counts.append(ops.confusion_matrix(labels.flip(0), labels, 5, 5, 3))
+            maps.append(ops.label_map(features(2, 7, 6, 6), 13))
+    assert all(torch.equal(each, counts[0]) for each in counts)
+    assert all(torch.equal(each, maps[0]) for each in maps)
+
+
+def moved(launches):
+    return sum(each.loaded + each.stored for each in launches)
+
+
+def size(*tensors):
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def test_out_of_range_pixels_are_dropped():
+    # A GPU cannot raise without waiting for it, and neither does its code on the emulator.
+    with emulated():
+        matrix = ops.confusion_matrix(
+            torch.tensor([0, 1, 2, -1, 1]), torch.tensor([0, 1, 0, 0, 9]), 2, 2, 255
+        )
+    assert matrix.tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+class TestTraffic:
+    """Distinct sectors of all launches, against inputs read once and outputs written once.
+
+    Shapes keep the proportions of the method's: C = 128, many more pixels than images.
+    """
+
+    def case(self, dtype, layout, channels=128, side=24):
+        p = features(2, channels, side, side, dtype=dtype).to(memory_format=layout)
+        z = features(2, channels, side, side, dtype=dtype, seed=1).to(memory_format=layout)
+        return p.requires_grad_(), z
+
+    def check(self, call, forward, backward, p):
+        with emulated():
+            with traced() as launches:
+                result = call()
+            assert moved(launches) <= 1.1 * (forward + size(result))
+            cotangent = torch.ones_like(result)
+            with traced() as launches:
+                torch.autograd.grad(result, p, cotangent)
+            assert moved(launches) <= 1.1 * (backward + size(p, cotangent))
+
+    @pytest.mark.parametrize("kind", ["cosine", "cross_entropy"])
+    def test_pixel_similarity(self, kind, dtype, layout):
+        p, z = self.case(dtype, layout)
+        self.check(lambda: ops.pixel_similarity(p, z, kind), size(p, z), size(p, z), p)
+
+    def test_overlap_sample(self, dtype, layout):
+        p, _ = self.case(dtype, layout)
+        whole = torch.tensor([[0.0, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0]])
+        self.check(lambda: ops.overlap_sample(p, whole, 24), size(p), size(p), p)
+
+    def test_pseudo_label_loss(self, dtype, layout):
+        p, z = self.case(dtype, layout)
+        call = lambda: ops.pseudo_label_loss(p, z)  # noqa: E731  # short, and used once
+        self.check(call, size(p, z), size(p), p)
+
+    @pytest.mark.parametrize("classes", [27, 128])
+    def test_rebalanced_pseudo_label_loss(self, dtype, layout, classes):
+        p, z = self.case(dtype, layout, channels=classes)
+        # A class's weight depends on all labels, so the pass that finds losses cannot weigh them.
+        # It writes each pixel's label, loss and log sum exp; labels are read twice more (to count,
+        # to weigh), losses once. Backward reads label and log sum exp. Of 128 float32 logits and
+        # targets all this is 2 %, of 27 bfloat16 ones 22 %.
+        pixels = 4 * p[:, 0].numel()
+        self.check(
+            lambda: ops.pseudo_label_loss(p, z, rebalance="inverse"),
+            size(p, z) + (3 + 3) * pixels,
+            size(p) + 2 * pixels,
+            p,
+        )
+
+    @pytest.mark.parametrize("kind", ["cosine", "cross_entropy"])
+    def test_overlap_similarity(self, kind, dtype, layout):
+        p, z = self.case(dtype, layout)
+        whole = torch.tensor([[0.0, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0]])
+        call = lambda: ops.overlap_similarity(p, z, whole, None, 24, kind)  # noqa: E731  # short, and used once
+        # Backward writes the gradients of the samples, here as many as pixels, and gathers from
+        # them in a second launch: a pixel's cells are known only when all losses are.
+        self.check(call, size(p, z), size(p, z) + 2 * size(p), p)
+
+    def test_overlap_similarity_of_a_sparse_grid(self, dtype, layout):
+        # GridSample's own shape. 7 x 7 samples have their neighbours in 14 of 56 rows: all sectors
+        # of these in a planar map, two pixels a sample in the other layout. Two rows of a planar
+        # bfloat16 map are 7 sectors long and begin in the middle of one: they touch 8.
+        p, z = self.case(dtype, layout, channels=64, side=56)
+        planar = layout == torch.contiguous_format
+        share = 14 / 56 * (8 / 7 if dtype == torch.bfloat16 else 1) if planar else (14 / 56) ** 2
+        samples = share * size(p, z)
+        gradients = 2 * size(p) * (7 / 56) ** 2  # of the samples: written, then gathered from
+        call = lambda: ops.overlap_similarity(p, z, None, None, 7)  # noqa: E731  # short, and used once
+        self.check(call, samples, samples + gradients, p)
+
+    @pytest.mark.parametrize("regions", [27, 32])
+    def test_region_pool(self, regions, dtype, layout):
+        p, z = self.case(dtype, layout, side=64)
+        logits = z[:, :regions].contiguous(memory_format=layout)
+        # Two images are cut into 128 splits to fill a GPU, and each split's sums are written and
+        # read again. Of the method's 64 images there are 4 splits: 3 % of the mandatory bytes.
+        parts = 2 * (128 * 2 * regions * (128 + 1) * 4)
+        self.check(lambda: ops.region_pool(p, logits), size(p, logits) + parts, size(p, logits), p)
+
+    @pytest.mark.parametrize("regions", [27, 32])
+    def test_region_pool_gradient_of_logits(self, regions, dtype, layout):
+        p, z = self.case(dtype, layout, side=64)
+        p = p.detach()
+        logits = z[:, :regions].contiguous(memory_format=layout).requires_grad_()
+        parts = 2 * (128 * 2 * regions * (128 + 1) * 4)  # as above
+        call = lambda: ops.region_pool(p, logits)  # noqa: E731  # short, and used once
+        self.check(call, size(p, logits) + parts, size(p, logits), logits)
+
+    def test_label_map(self, dtype, layout):
+        _, z = self.case(dtype, layout)
+        with emulated(), traced() as launches:
+            labels = ops.label_map(z, 96)
+        assert moved(launches) <= 1.1 * size(z, labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("classes", [3, 27, 200])  # 200 x 200 counts do not fit shared memory
+def test_confusion_matrix_traffic(dtype, classes):
+    prediction, label = (
+        torch.randint(classes, (4, 160, 160), generator=torch.Generator().manual_seed(i)).to(dtype)
+        for i in range(2)
+    )
+    with emulated(), traced() as launches:
+        matrix = ops.confusion_matrix(prediction, label, classes, classes, -1)
+    # A cell is added to where it lies: read and written. Cells that do not occur are not touched.
+    touched = 2 * 32 * -(-matrix.numel() // 4)
+    assert moved(launches) <= 1.1 * (size(prediction, label) + touched)
+
+
+def beyond_32_bits():
+    """Calls with an image of 2^31 elements: an argument, or a result."""
+    image = torch.empty(1, 2, 1 << 15, 1 << 15, dtype=torch.float16)  # untouched, it costs nothing
+    few, small, pixel = image[..., :1], image[..., :2, :2], image.view(1, 1 << 16, -1, 1)[:, :, :1]
+    return {
+        "pixel_similarity": (image, image),
+        "pseudo_label_loss": (image,),
+        "region_pool": (few, image.view(1, -1, 1 << 15, 1)),
+        "region_pool's regions": (pixel, pixel[:, : 1 << 15]),
+        "label_map": (image, 4),
+        "label_map's labels": (small, (1 << 15, 1 << 16)),
+        "overlap_sample": (image, boxes(1), 4),
+        "overlap_sample's samples": (small, boxes(1), 1 << 15),
+        "overlap_similarity": (small, image, None, None, 4),
+        "overlap_similarity's samples": (small, small, None, None, 1 << 15),
+    }
+
+
+@pytest.mark.parametrize("call", beyond_32_bits())
+def test_images_beyond_32_bit_offsets_are_for_another_backend(call):
+    op = call.split("'")[0]
+    arguments = beyond_32_bits()[call]
+    refusal = f"{op}: backend 'cpu' was asked for, but it takes at most 2147483647 images, of at"
+    torch._dynamo.reset()
+    compiled = torch.compile(getattr(ops, op), fullgraph=True, backend="eager")
+    for function in (getattr(ops, op), compiled):
+        with emulated(), pytest.raises(RuntimeError, match=refusal) as error:
+            function(*arguments)
+        assert str(error.value).endswith("this call has 2147483648")
+    if call == op:
+        with emulated(), ops.use_backend("auto"):
+            assert ops.explain(op, *arguments).backend == "reference"
+
+
+def test_division_without_a_slow_path_rounds_correctly():
+    # csrc/numeric.h, quotient: the hardware's reciprocal is within 1 unit of the last place.
+    def fma(a, b, c):
+        return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(
+            np.float32
+        )
+
+    one = np.float32(1)
+    counts = np.arange(1, 4097, dtype=np.float32)
+    for cell in [0, 1, 2, 7, 100, 1023, 4095]:
+        a = np.full_like(counts, cell + 0.5)
+        for error in (-1, 0, 1):
+            reciprocal = (1 / counts.astype(np.float64)).astype(np.float32)
+            r = (reciprocal.view(np.int32) + error).view(np.float32)
+            r = fma(fma(-counts, r, one), r, r)
+            q = a * r
+            q = fma(fma(-counts, q, a), r, q)
+            q = fma(fma(-counts, q, a), r, q)
+            assert np.array_equal(q, a / counts)
