@@ -365,9 +365,10 @@ def main() -> None:
         + ["densesiam.kernels", "densesiam.configs"],
         package_dir={"densesiam.kernels": "kernels", "densesiam.configs": "configs"},
         package_data={
-            "densesiam": ["py.typed", "assets/*"],
+            "densesiam": ["py.typed"],
             "densesiam.configs": ["**/*.yaml"],
-            "densesiam.data": ["tables/*.yaml"],
+            "densesiam.data.sets": ["tables/*.yaml"],
+            "densesiam.reports": ["assets/*"],
         },
         ext_modules=ext_modules,
         cmdclass=commands,

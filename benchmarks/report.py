@@ -19,8 +19,8 @@ from benchmarks.predict import floors
 from benchmarks.results import CEILING, PEER_NAMES, Results
 from benchmarks.suite import GROUPS
 from benchmarks.tables import Table
-from densesiam import page
-from densesiam.page import Html
+from densesiam.reports import page
+from densesiam.reports.page import Html
 
 TITLES = {
     "own": "The method's own shapes",

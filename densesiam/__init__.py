@@ -19,3 +19,8 @@ if _numbers(torch.__version__) < _numbers(OLDEST_TORCH):
         f"densesiam needs torch {OLDEST_TORCH} or newer, and this is torch {torch.__version__}. "
         f"Install another: pip install 'torch>={OLDEST_TORCH}'"
     )
+
+if __spec__ is not None:  # setup.py runs this file by itself, for the version
+    from densesiam import _aliases
+
+    _aliases.install()

@@ -26,9 +26,9 @@ from lightning.pytorch.callbacks import Callback
 from matplotlib.figure import Figure
 
 from densesiam.data import SegmentationViews
-from densesiam.data.module import SegmentationData
+from densesiam.data.modules.two_views import SegmentationData
 from densesiam.methods import DenseSiamSegmentation
-from densesiam.monitor import LIMITS, CollapseMonitor, balanced_floor
+from densesiam.training.monitor import LIMITS, CollapseMonitor, balanced_floor
 
 NUM_CLASSES = 12
 CASES = {

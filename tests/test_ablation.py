@@ -6,12 +6,17 @@ import pytest
 import yaml
 
 from densesiam import cli
-from densesiam.callbacks import write_json
-from tests.test_pretrain import config, parse, photos  # noqa: F401  fixtures
+from densesiam._writing import write_json
+from tests.cli.support import parse, save_config, save_photos
 from tools import ablation
 
-ROOT = Path(cli.__file__).parents[1]
+ROOT = Path(cli.__file__).parents[2]
 ROWS = [(table, row) for table in ablation.COMMANDS for row in ablation.rows_of(table)[1:]]
+
+
+@pytest.fixture
+def config(tmp_path):
+    return save_config(tmp_path, save_photos(tmp_path / "photos"))
 
 
 @pytest.mark.parametrize(("table", "row"), ROWS)
@@ -34,7 +39,7 @@ def test_tables_have_the_papers_rows():
     assert ablation.published("table5", "ce_aux") == "not known to us"
 
 
-def test_a_table_of_two_rows(config, tmp_path, capsys, monkeypatch):  # noqa: F811  a fixture
+def test_a_table_of_two_rows(config, tmp_path, capsys, monkeypatch):
     output = tmp_path / "table"
     args = ["table4", "--rows", "base", "global_overlap", "--base", str(config), "--epochs", "1"]
     more = ["--output", str(output), "--", "--model.region_start=0"]

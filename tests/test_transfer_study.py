@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from densesiam import cli
-from densesiam.callbacks import write_json
+from densesiam._writing import write_json
 from tests.test_camvid_study import camvid, needs_weights  # noqa: F401  a fixture
 from tools import transfer_study
 from tools.transfer_study import INITIALISATIONS, PRETRAININGS, SEGMENTATIONS, USES, Run

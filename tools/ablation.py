@@ -10,8 +10,8 @@ on. At the end the table is printed, and written to ``OUTPUT/table.md``.
 
 A row's score is the mIoU of its last epoch where the base has labelled images (Table 5), or of
 `densesiam probe knn` on the frozen backbone, by the settings of ``--probe`` (Table 4). Losses of
-different rows do not compare. "Signs of collapse" is what `densesiam.monitor.diagnose` says of the
-last epoch's means. What follows ``--`` goes to every run:
+different rows do not compare. "Signs of collapse" is what `densesiam.training.monitor.diagnose`
+says of the last epoch's means. What follows ``--`` goes to every run:
 ``-- --trainer.limit_train_batches 50``.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from densesiam import cli
-from densesiam.monitor import diagnose
+from densesiam.training.monitor import diagnose
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 COMMANDS = {"table4": "pretrain", "table5": "fit"}

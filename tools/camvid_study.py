@@ -41,15 +41,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from densesiam import ops
-from densesiam.callbacks import write_json
-from densesiam.commands.trainer import build_trainer
-from densesiam.commands.training import Built, add_config_arguments, build
+from densesiam._writing import write_json
 from densesiam.data import LabelledImages, PredictionImages, find_images
-from densesiam.data.module import SegmentationData
+from densesiam.data.modules.two_views import SegmentationData
 from densesiam.evaluation import ClusterMetrics
 from densesiam.evaluation.baselines import ColourPosition, KMeans, OneClass, settle_statistics
 from densesiam.methods import DenseSiamSegmentation
 from densesiam.models import Encoder
+from densesiam.training.options import build_trainer
+from densesiam.training.run import Built, add_config_arguments, build
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "camvid"
 TASKS = {

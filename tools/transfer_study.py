@@ -37,7 +37,7 @@ from typing import Any
 import yaml
 
 from densesiam import cli
-from densesiam.callbacks import write_json
+from densesiam._writing import write_json
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 INITIALISATIONS = {

@@ -1,6 +1,6 @@
 """Training methods as Lightning modules."""
 
-from densesiam.methods.method import Method
+from densesiam.methods.base import Method
 from densesiam.methods.picie import PiCIE
 from densesiam.methods.pretraining import DenseSiamPretraining
 from densesiam.methods.segmentation import DenseSiamSegmentation

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densesiam import ops
-from densesiam.methods.assignment import assignment_statistics
-from densesiam.methods.averages import weighted_mean
-from densesiam.methods.clustering import MiniBatchKMeans
+from densesiam.methods.losses.assignment import assignment_statistics
+from densesiam.methods.losses.averages import weighted_mean
+from densesiam.methods.losses.clustering import MiniBatchKMeans
 from densesiam.methods.segmenter import Segmenter
 from densesiam.models import Encoder
 

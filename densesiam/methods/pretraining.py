@@ -10,9 +10,9 @@ from torch.nn import Parameter
 
 from densesiam import ops
 from densesiam.geometry import overlap_boxes
-from densesiam.methods.early import early_gradients, gradient_scale
-from densesiam.methods.method import Method
-from densesiam.methods.region import RegionSim, RegionStart
+from densesiam.methods.base import Method
+from densesiam.methods.losses.early import early_gradients, gradient_scale
+from densesiam.methods.losses.region import RegionSim, RegionStart
 from densesiam.models import Predictor, Projector
 
 _Pair = tuple[Tensor, Tensor]  # of view 1 and of view 2

@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from densesiam import ops
-from densesiam.methods.assignment import assignment_statistics, label_counts
-from densesiam.methods.averages import weighted_mean
-from densesiam.methods.early import early_gradients, gradient_scale
-from densesiam.methods.region import RegionSim, RegionStart
+from densesiam.methods.losses.assignment import assignment_statistics, label_counts
+from densesiam.methods.losses.averages import weighted_mean
+from densesiam.methods.losses.early import early_gradients, gradient_scale
+from densesiam.methods.losses.region import RegionSim, RegionStart
 from densesiam.methods.segmenter import Segmenter
 from densesiam.models import Predictor, Projector
 

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 from densesiam import ops
 from densesiam.geometry import frame_boxes
-from densesiam.methods.method import Method
+from densesiam.methods.base import Method
 from densesiam.models import Encoder
 
 # How far a view may reach beyond the other, as a share of its side: rounding, not area.

@@ -1,6 +1,6 @@
 """Fine-tuning of a pre-trained backbone with labels."""
 
 from densesiam.transfer.detection import DetectionTransfer
-from densesiam.transfer.segmentation import SegmentationTransfer
+from densesiam.transfer.semantic import SegmentationTransfer
 
 __all__ = ["DetectionTransfer", "SegmentationTransfer"]

@@ -11,8 +11,8 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from densesiam.evaluation.supervised import Supervised
 from densesiam.models import Encoder
+from densesiam.transfer.base import Supervised
 
 _STRIDES = (4, 8, 16, 32)
 _NO_SUCH_OBJECTS = -1  # how the metric says that there was nothing to find

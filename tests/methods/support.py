@@ -50,3 +50,8 @@ def scenes(size=8):
     result["view1"] = ops.overlap_sample(images, box1, (32, 48))
     result["view2"] = images
     return result
+
+
+def apart(whole):
+    """The items of a batch, one dict each."""
+    return [dict(zip(whole, values, strict=True)) for values in zip(*whole.values(), strict=True)]

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from densesiam.evaluation import ClusterMetrics
 from densesiam.methods import PiCIE
-from densesiam.methods.clustering import MiniBatchKMeans, assign
+from densesiam.methods.losses.clustering import MiniBatchKMeans, assign
 from tests.methods.support import batch, scenes
 from tests.tolerance import assert_close, terms_of
 

@@ -1,6 +1,6 @@
 """Pre-training's losses against plain PyTorch, its gradients, and what is left out.
 
-The command, configurations and several processes: tests/test_pretrain.py.
+The command, configurations and several processes: tests/cli/test_pretrain.py.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from densesiam import ops
 from densesiam.geometry import overlap_boxes
 from densesiam.methods import DenseSiamPretraining
-from densesiam.methods.region import region_contrast
+from densesiam.methods.losses.region import region_contrast
 from tests.tolerance import assert_close, terms_of
 
 # The loaders here are tiny, and the CPU is meant.

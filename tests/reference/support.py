@@ -1,6 +1,7 @@
 """What the reference tests share: seeded tensors, every kind of box, and hypothesis settings."""
 
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -38,3 +39,27 @@ def make_boxes(kind_x: str, kind_y: str, B: int, seed: int = 0) -> Tensor:
     )
     (x1, x2), (y1, y2) = _BOX_KINDS[kind_x](a, b), _BOX_KINDS[kind_y](c, d)
     return torch.stack([x1, y1, x2, y2], dim=1)
+
+
+def library_sample(features, boxes, size):
+    """The same by grid_sample, whose grid runs from -1 to 1 between the map's outer edges."""
+    Kh, Kw = size
+
+    def centres(start, end, K):
+        cell = (torch.arange(K, dtype=boxes.dtype) + 0.5) / K
+        return 2 * (start[:, None] + cell * (end - start)[:, None]) - 1
+
+    x, y = centres(boxes[:, 0], boxes[:, 2], Kw), centres(boxes[:, 1], boxes[:, 3], Kh)
+    grid = torch.stack([x[:, None, :].expand(-1, Kh, -1), y[:, :, None].expand(-1, -1, Kw)], dim=-1)
+    return F.grid_sample(
+        features, grid.to(features.dtype), padding_mode="border", align_corners=False
+    )
+
+
+# Four steps to each of a sample's two coordinates. The interpolation rounds much less than they.
+STEPS = 8
+
+
+def reach(boxes, shape):
+    """Size of the steps: coordinates in pixels, times the difference of two normal numbers."""
+    return 2**0.5 * float(boxes.abs().max().clamp(min=1)) * max(shape[2:])

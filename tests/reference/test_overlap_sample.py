@@ -1,6 +1,5 @@
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
@@ -8,32 +7,7 @@ from torchvision.ops import roi_align
 from densesiam.reference import overlap_sample
 from tests.tolerance import about, assert_close
 
-from .support import box_kinds, make_boxes, properties, randn, seeds
-
-
-def library_sample(features, boxes, size):
-    """The same by grid_sample, whose grid runs from -1 to 1 between the map's outer edges."""
-    Kh, Kw = size
-
-    def centres(start, end, K):
-        cell = (torch.arange(K, dtype=boxes.dtype) + 0.5) / K
-        return 2 * (start[:, None] + cell * (end - start)[:, None]) - 1
-
-    x, y = centres(boxes[:, 0], boxes[:, 2], Kw), centres(boxes[:, 1], boxes[:, 3], Kh)
-    grid = torch.stack([x[:, None, :].expand(-1, Kh, -1), y[:, :, None].expand(-1, -1, Kw)], dim=-1)
-    return F.grid_sample(
-        features, grid.to(features.dtype), padding_mode="border", align_corners=False
-    )
-
-
-# Four steps to each of a sample's two coordinates. The interpolation rounds much less than they.
-STEPS = 8
-
-
-def reach(boxes, shape):
-    """Size of the steps: coordinates in pixels, times the difference of two normal numbers."""
-    return 2**0.5 * float(boxes.abs().max().clamp(min=1)) * max(shape[2:])
-
+from .support import STEPS, box_kinds, library_sample, make_boxes, properties, randn, reach, seeds
 
 shapes = st.tuples(
     st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 4, 5, 8]), st.integers(1, 9)

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from densesiam.reference import overlap_sample, overlap_similarity, pixel_similarity
 from tests.tolerance import assert_close
 
-from .support import box_kinds, make_boxes, properties, randn, seeds
-from .test_overlap_sample import STEPS, library_sample, reach
+from .support import STEPS, box_kinds, library_sample, make_boxes, properties, randn, reach, seeds
 
 
 @properties

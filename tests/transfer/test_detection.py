@@ -9,7 +9,8 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 
 from densesiam import cli
 from densesiam.data import Draw
-from densesiam.data.objects import CocoObjects, DetectionData, DetectionSamples, VocObjects
+from densesiam.data.modules.supervised import DetectionData
+from densesiam.data.sets.objects import CocoObjects, DetectionSamples, VocObjects
 from densesiam.transfer import DetectionTransfer
 from tests.tolerance import assert_close
 from tests.transfer.support import (

@@ -8,18 +8,19 @@ import torch
 from PIL import Image
 
 from densesiam import cli
-from densesiam.commands import probe as probe_command
-from densesiam.commands import transfer
+from densesiam.cli import probe as probe_command
+from densesiam.cli import transfer
 from densesiam.data import ClassTable, Draw, LabelledImages
-from densesiam.data.classified import ClassifiedData, ClassifiedImages
-from densesiam.data.crops import LabelledCrops
-from densesiam.evaluation.probes import (
+from densesiam.data.modules.supervised import ClassifiedData
+from densesiam.data.sets.classified import ClassifiedImages
+from densesiam.data.sets.crops import LabelledCrops
+from densesiam.evaluation.scores import SegmentationScores
+from densesiam.transfer.base import Supervised
+from densesiam.transfer.probes import (
     LinearClassificationProbe,
     LinearSegmentationProbe,
     NearestNeighbourProbe,
 )
-from densesiam.evaluation.segmentation import SegmentationScores
-from densesiam.evaluation.supervised import Supervised
 from tests.tolerance import assert_close
 from tests.transfer.support import (
     error,
@@ -274,7 +275,7 @@ def test_knn_end_to_end(tmp_path, capsys):
 def test_every_config_is_understood():
     tasks = {**transfer.TASKS, "probe segmentation": probe_command.TASKS["segmentation"]}
     tasks["classification"] = probe_command.TASKS["classification"]
-    folder = Path(cli.__file__).parents[1] / "configs" / "transfer"
+    folder = Path(cli.__file__).parents[2] / "configs" / "transfer"
     of_task = {
         "coco_r50_1x": "detection",
         "voc07_frcnn": "detection",

@@ -1,0 +1,123 @@
+"""The command ``densesiam``: train, validate, segment photographs, or see all of it in a demo."""
+
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+
+# Before torch starts its threads: idle ones are to sleep rather than to spin. Where cores are
+# shared with other programs, spinning ones keep each other from working; the demo then trained on
+# 2 images a second, against 11 like this.
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+
+from densesiam.cli.registry import COMMANDS, build_parsers
+from densesiam.training.console import UsageError
+
+_INTERRUPTED = 130  # what shells report after Ctrl-C: 128 + SIGINT
+
+# What can go wrong through the user's input or machine; anything else is a fault of the program,
+# and shows its traceback.
+_EXPECTED = (ValueError, OSError, RuntimeError, ModuleNotFoundError)
+
+# Warnings that Lightning raises in runs that are as they should be.
+_NO_CONCERN_OF_THE_USER = (
+    r".*isinstance\(treespec, LeafSpec\)",  # between Lightning and torch
+    r"Checkpoint directory .* exists and is not empty",  # of course, where a run goes on
+)
+
+
+def run(args: Sequence[str] | None = None) -> None:
+    """Run the command as `main` does, but raise its errors.
+
+    Args:
+        args: the command line after ``densesiam``; that of the process by default.
+
+    Raises:
+        UsageError: a mistake on the command line or in a config file.
+        Interrupted: Ctrl-C.
+    """
+    parser, parsers = build_parsers()
+    try:
+        config = parser.parse_args(args)
+    except ArgumentError as error:
+        raise UsageError(_readable(str(error), parsers)) from error
+    command = config.command
+    COMMANDS[command].run(parsers[command], config[command])
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command, and say in a line what went wrong, if anything did.
+
+    Args:
+        args: the command line after ``densesiam``; that of the process by default.
+
+    Returns:
+        0 for success, 1 after an error, 2 after a mistake on the command line or in a config file,
+        130 after Ctrl-C. With DENSESIAM_DEBUG=1 in the environment, errors are raised instead,
+        with their traceback.
+    """
+    with _calm():
+        try:
+            run(args)
+        except KeyboardInterrupt as interrupt:
+            print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
+            return _INTERRUPTED
+        except _EXPECTED as error:
+            if os.environ.get("DENSESIAM_DEBUG") == "1":
+                raise
+            print(f"densesiam: error: {_message(error)}", file=sys.stderr)
+            return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Show what matters: our warnings in one line, and none of Lightning's hints."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    show = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.formatwarning = lambda message, *_, **__: f"densesiam: warning: {message}\n"
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        for hint in _NO_CONCERN_OF_THE_USER:
+            warnings.filterwarnings("ignore", message=hint)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            warnings.formatwarning = show
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _message(error: BaseException) -> str:
+    """The error's own words; those of a loader's process come wrapped in its traceback."""
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = re.sub(r"^[\w.]*(?:Error|Exception): ", "", text.splitlines()[-1])
+    return text or type(error).__name__
+
+
+def _readable(text: str, parsers: dict[str, ArgumentParser]) -> str:
+    """Put a parser's complaint into plain words, and guess what a misspelt key was meant to be."""
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+    text = re.sub(r"Parser key \"(.*?)\":", r"\1:", text)
+    text = re.sub(r"\s*\n\s*", " ", text.strip())
+    unknown = re.search(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", text)
+    if unknown:
+        known = {action.dest for parser in parsers.values() for action in parser._actions}
+        # A setting of another command is known, but no correction.
+        close = difflib.get_close_matches(unknown[1], known - {unknown[1]}, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"unknown setting {unknown[1]}: {hint}`densesiam COMMAND --help` lists all"
+    return text

@@ -1,0 +1,207 @@
+"""``densesiam validate``: score a model on labelled images, and report on it."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.callbacks import Callback
+
+from densesiam import __version__, ops
+from densesiam._writing import write_json
+from densesiam.data import LabelledFiles, to_image
+from densesiam.data.modules.two_views import SegmentationData
+from densesiam.evaluation import ClusterMetrics
+from densesiam.evaluation.matching import Matching
+from densesiam.evaluation.ranking import ImageCounts, ImageScore, rank_images
+from densesiam.methods import DenseSiamSegmentation, Segmenter
+from densesiam.reports.validation import Example, ValidationReport, read_matching
+from densesiam.training.checkpoints import read_checkpoint, resolve_checkpoint
+from densesiam.training.console import first_process, interactive, say
+from densesiam.training.folders import claim_folder
+from densesiam.training.options import TrainerOptions, build_trainer
+from densesiam.training.report import ProgressBar, RunReport
+from densesiam.training.run import add_config_arguments, build, interruptible
+from densesiam.training.scoring import describe_evaluation, score_table, set_evaluator
+
+SUMMARY = "Score a model on labelled images."
+USAGE = "--config FILE [--ckpt_path CHECKPOINT] [--matching KIND|FILE] [other settings]"
+
+_EXAMPLES = 6  # images on the report, of the best and of the worst
+_RULES = {
+    "hungarian": "Hungarian on pixel counts, one cluster a class",
+    "majority": "majority of pixels, many clusters a class",
+}
+Head = Literal["main", "aux"]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    add_config_arguments(
+        parser,
+        DenseSiamSegmentation,
+        SegmentationData,
+        'Checkpoint to score: "best" or "last" in the --output folder, or a path.',
+    )
+    add_scoring_arguments(parser)
+
+
+def add_scoring_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that say how to score, for every command that does it."""
+    parser.add_argument(
+        "--matching",
+        type=str,
+        default="hungarian",
+        help="How clusters become classes: hungarian (one to one), majority (many to one), or the "
+        "scores.json of an earlier validation, whose matching is applied as it is: learn it on one "
+        "split, score another, and no label has been seen before it counts.",
+    )
+    parser.add_argument(
+        "--head",
+        type=Head,
+        default="main",
+        help="aux scores the over-clustering head, with model.aux_classes clusters.",
+    )
+    parser.add_argument(
+        "--legacy",
+        action="store_true",
+        help="Give things and stuff as the authors' release computes them too; they are wrong.",
+    )
+
+
+def run(parser: ArgumentParser, config: Namespace) -> None:
+    """Run the command."""
+    ckpt_path = None
+    if config.ckpt_path is not None:
+        ckpt_path = resolve_checkpoint(config.ckpt_path, config.output)
+        read_checkpoint(ckpt_path)  # a wrong file should be named before anything is built
+    built = build(parser, config, ckpt_path)
+    if built.data.val is None:
+        raise ValueError("no labelled images: give data.val (see the comments in configs/)")
+    folder = claim_folder(None, str(Path(config.output or "outputs") / "validation"))
+    validate(
+        built.model,
+        built.data,
+        built.options,
+        folder,
+        ckpt_path,
+        config.matching,
+        config.head,
+        config.legacy,
+    )
+
+
+def validate(
+    model: Segmenter,
+    data: SegmentationData,
+    options: TrainerOptions,
+    folder: Path,
+    ckpt_path: Path | None = None,
+    matching: str = "hungarian",
+    head: Head = "main",
+    legacy: bool = False,
+) -> None:
+    """Score a model on the labelled validation set, print a line for each class, and report.
+
+    Args:
+        model: the model.
+        data: with a validation set.
+        options: how to run it.
+        folder: where ``scores.json`` and what `ValidationReport.write` names go; it exists.
+        ckpt_path: the trained tensors; None scores the model as it starts.
+        matching: "hungarian", "majority", or the path of a ``scores.json``.
+        head: which head's categories to score.
+        legacy: give the release's scores of things and stuff too.
+
+    Raises:
+        ValueError: the checkpoint or the matching does not fit, or there is no such head or score.
+        OSError: an image cannot be read, or there is no such matching.
+    """
+    assert data.val is not None
+    if ckpt_path is not None:
+        model.load_state_dict(read_checkpoint(ckpt_path)["state_dict"])
+    if head == "aux":
+        _segment_with_aux(model)
+    kind: Matching = "majority" if matching == "majority" else "hungarian"
+    assignment, rule = None, f"{_RULES[kind]}, learned from the very labels it is scored on"
+    if matching not in get_args(Matching):
+        names = data.val.classes.names
+        assignment, _, learned = read_matching(Path(matching), model.num_classes, names)
+        rule = f"taken from {matching} ({learned})"
+    set_evaluator(model, data, kind, assignment, legacy)
+    images = ImageCounts()
+    callbacks: list[Callback] = [images]
+    if interactive():
+        callbacks.append(ProgressBar(RunReport(Path())))
+    trainer = build_trainer(options, callbacks, logger=False)
+    with interruptible(trainer):
+        trainer.validate(model, data, verbose=False)
+    say(score_table(model))
+    if not first_process():
+        return
+    protocol = {
+        **describe_evaluation(data.val),
+        "matching": rule,
+        "clusters": f"{model.num_classes}, of the {'over-clustering' if head == 'aux' else 'main'} "
+        f"head; {len(data.val.classes.names)} classes",
+        "mean IoU": "over the classes that labels or prediction have; void pixels count nowhere",
+        "checkpoint": "none: the model as training starts" if ckpt_path is None else str(ckpt_path),
+        "software": f"densesiam {__version__}",
+    }
+    report = _report(model, data.val, images, protocol)
+    report.write(folder)
+    write_json(folder / "scores.json", report.content())
+    say(f"wrote {folder}: report.html, scores.txt, scores.csv, scores.json, confusion.png, images/")
+
+
+def _segment_with_aux(model: Segmenter) -> None:
+    """Let the over-clustering head's categories be the model's."""
+    if not isinstance(model, DenseSiamSegmentation) or not model.weights["aux"]:
+        raise ValueError(
+            "--head aux: the model has no over-clustering head (it is PiCIE, model.aux_classes is "
+            "null, or model.aux_weight is 0)"
+        )
+    model.projector, model.num_classes = model.aux_projector, model.hparams["aux_classes"]
+
+
+def _report(
+    model: Segmenter,
+    data: LabelledFiles,
+    images: ImageCounts,
+    protocol: dict[str, str],
+) -> ValidationReport:
+    assert isinstance(model.evaluator, ClusterMetrics)
+    scores = model.evaluator.compute()
+    assignment = scores["assignment"].reshape(-1).numpy()
+    ranked = rank_images(images.counts, assignment)
+    many = min(_EXAMPLES, len(ranked) // 2) or len(ranked)  # of one image alone: the best
+    best = ranked[:many]
+    worst = ranked[many:][::-1][:many]
+    return ValidationReport(
+        scores,
+        model.evaluator.table(),
+        data.classes,
+        data.ignore_index,
+        protocol,
+        [_example(model, data, image, assignment) for image in best],
+        [_example(model, data, image, assignment) for image in worst],
+    )
+
+
+def _example(
+    model: Segmenter, data: LabelledFiles, image: ImageScore, assignment: np.ndarray
+) -> Example:
+    """Segment an image once more, to be shown."""
+    item = data[image.index]
+    logits = model.segment(item["image"][None].to(model.device))
+    height, width = item["label"].shape
+    clusters = ops.label_map(logits, (height, width))[0].cpu().numpy()
+    classes = assignment[clusters]
+    return Example(
+        data.paths[image.index][0].name,
+        to_image(item["image"]),
+        np.where(classes < 0, len(data.classes.names), classes),
+        item["label"].numpy(),
+        image.miou,
+        image.accuracy,
+    )

@@ -1,0 +1,1 @@
+"""Which images make an epoch, and their random draws."""

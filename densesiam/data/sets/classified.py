@@ -1,0 +1,79 @@
+"""Images with one class each, in a folder of its own for each class: ImageNet's layout."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from densesiam.data.image.files import find_images, read_image
+from densesiam.data.image.frame import to_normalised
+from densesiam.data.image.transform import Evaluation
+from densesiam.data.order.draws import Draw, seeded_generator
+
+
+class ClassifiedImages(Dataset[dict[str, Tensor]]):
+    """The images of a folder of classes: ``ROOT/CLASS/*.jpg``, class names in sorted order.
+
+    An item is a dict of ``image`` (3, size, size) float32, ``label`` () int64, ``index`` () int64.
+    To train on, an image is cut and resized at random and mirrored in one case of two; otherwise
+    its shorter side is resized and its centre cut out. An item that `EvaluationSampler` repeats to
+    fill up a process's share has label -1.
+
+    Args:
+        root: the folder.
+        size: side of the images.
+        resize: shorter side before the centre crop; None draws crops at random.
+        seed: the experiment's seed.
+
+    Attributes:
+        classes: names of the classes.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a class without images.
+    """
+
+    def __init__(self, root: str | Path, size: int, resize: int | None, seed: int = 0) -> None:
+        root = Path(root)
+        folders = (
+            sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+            if root.is_dir()
+            else []
+        )
+        if not folders:
+            problem = "holds no folders" if root.is_dir() else "is no folder"
+            raise FileNotFoundError(
+                f"{root} {problem}; expected one folder of images for each class:\n"
+                f"{root}/cat/1.jpg\n{root}/cat/2.jpg\n{root}/dog/1.jpg"
+            )
+        self.classes = [folder.name for folder in folders]
+        self._samples = [
+            (path, label) for label, folder in enumerate(folders) for path in find_images(folder)
+        ]
+        self._whole = None if resize is None else Evaluation(resize, size)
+        self._crop = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
+        """One image and its class."""
+        if isinstance(draw, int):
+            draw = Draw(draw)
+        path, label = self._samples[draw.index]
+        photo = read_image(path)
+        if self._whole is None:
+            generator = seeded_generator(self.seed, draw.epoch, draw.repetition, draw.index)
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from the global state
+                torch.manual_seed(generator.initial_seed())
+                image = to_normalised(self._crop(photo))
+        else:
+            image = self._whole(photo)["image"]
+            label = -1 if draw.repetition else label
+        return {
+            "image": image,
+            "label": torch.tensor(label),
+            "index": torch.tensor(draw.index),
+        }

@@ -1,0 +1,210 @@
+"""Data sets of images without labels."""
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from densesiam.data.image.files import ImageReadError, read_image
+from densesiam.data.image.transform import NATIVE, Evaluation
+from densesiam.data.order.draws import Draw, seeded_generator
+from densesiam.data.sets.unlabelled import FolderImages
+from densesiam.data.views.paired import Views
+
+
+class ImageFiles(Dataset[dict[str, Tensor]]):
+    """Two random views of each of a list of image files.
+
+    An item is what the transform returns, and ``index``, () int64: which file was read. Ask for
+    items by `Draw`, as `TrainingSampler` does; a plain number means epoch 0. The draws follow from
+    seed, epoch, repetition and index alone.
+
+    Decoding is the only sure test of a file, and far too slow to do to a large set up front. Bad
+    files are therefore met when their turn comes. With ``errors="skip"`` a warning names each of
+    them (once in each worker process) and the next readable file takes its place, the same in
+    every run; with ``errors="raise"`` the run stops there.
+
+    Args:
+        paths: the files.
+        transform: makes the views.
+        seed: the experiment's seed.
+        errors: what to do about a file that cannot be read.
+
+    Raises:
+        ImageReadError: (when asked for an item) an unreadable file, or no readable file at all.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        transform: Views,
+        seed: int = 0,
+        errors: Literal["skip", "raise"] = "skip",
+    ) -> None:
+        if errors not in ("skip", "raise"):
+            raise ValueError(f'errors must be "skip" or "raise", got {errors!r}')
+        self.paths = list(paths)
+        self.transform = transform
+        self.seed = seed
+        self.errors = errors
+        self._unreadable: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
+        """The views of one image, as drawn for one epoch and repetition."""
+        if isinstance(draw, int):
+            draw = Draw(draw)
+        if not 0 <= draw.index < len(self):
+            raise IndexError(f"no image {draw.index} among {len(self)}")
+        if not self.transform.redrawn:
+            draw = Draw(draw.index)
+        generator = seeded_generator(self.seed, draw.epoch, draw.repetition, draw.index)
+        image, index = self._read(draw.index)
+        try:
+            sample = self.transform(image, generator)
+        except ValueError as error:
+            raise ValueError(f"{self.paths[index]}: {error}") from error
+        return {**sample, "index": torch.tensor(index)}
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        """The image, or the next readable one; and its index."""
+        for candidate in (*range(index, len(self)), *range(index)):
+            if candidate in self._unreadable:
+                continue
+            try:
+                return read_image(self.paths[candidate]), candidate
+            except ImageReadError as error:
+                if self.errors == "raise":
+                    raise
+                self._unreadable.add(candidate)
+                warnings.warn(f"{error}; the next image takes its place", stacklevel=3)
+        raise ImageReadError(f"none of the {len(self)} images can be read: see the warnings")
+
+
+class Images(ImageFiles):
+    """Two random views of every image in a folder, at any depth; see `ImageFiles`.
+
+    Args:
+        root: the folder.
+        transform: makes the views.
+        seed: the experiment's seed.
+        errors: what to do about a file that cannot be read.
+        names: text file that names the images to take; see `FolderImages`. None takes all.
+
+    Raises:
+        FileNotFoundError: the folder or the list does not exist, or the folder holds no image.
+        NotADirectoryError: the path is a file.
+        ValueError: the list is empty, or names images that the folder does not have.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        transform: Views,
+        seed: int = 0,
+        errors: Literal["skip", "raise"] = "skip",
+        names: str | Path | None = None,
+    ) -> None:
+        super().__init__(FolderImages(root, names).paths, transform, seed, errors)
+
+
+class SamplePhotos(ImageFiles):
+    """Two random views of the nine photographs that scikit-image and scikit-learn ship.
+
+    Nothing is downloaded: these files lie inside the two installed packages. `names` says what
+    they show; see `ImageFiles` for the items.
+
+    Args:
+        transform: makes the views.
+        seed: the experiment's seed.
+
+    Raises:
+        FileNotFoundError: one of the packages is missing, or without its pictures.
+    """
+
+    names = (
+        "astronaut",
+        "cat",
+        "coffee",
+        "rocket",
+        "motorcycle",
+        "retina",
+        "histology",
+        "temple",
+        "flower",
+    )
+
+    def __init__(self, transform: Views, seed: int = 0) -> None:
+        super().__init__(sample_paths(), transform, seed, errors="raise")
+
+
+_SAMPLES = (
+    ("skimage", "data/astronaut.png"),
+    ("skimage", "data/chelsea.png"),
+    ("skimage", "data/coffee.png"),
+    ("skimage", "data/rocket.jpg"),
+    ("skimage", "data/motorcycle_left.png"),
+    ("skimage", "data/retina.jpg"),
+    ("skimage", "data/ihc.png"),
+    ("sklearn", "datasets/images/china.jpg"),
+    ("sklearn", "datasets/images/flower.jpg"),
+)
+
+
+def sample_paths() -> list[Path]:
+    """The files of `SamplePhotos`, in the order of its names.
+
+    Raises:
+        FileNotFoundError: one of the packages is missing, or without its pictures.
+    """
+    paths = []
+    for package, name in _SAMPLES:
+        spec = importlib.util.find_spec(package)
+        folders = spec.submodule_search_locations if spec else None
+        path = Path(folders[0], name) if folders else None
+        if path is None or not path.is_file():
+            raise FileNotFoundError(
+                f"the sample photographs need {name} inside the package {package}: "
+                "pip install scikit-image scikit-learn"
+            )
+        paths.append(path)
+    return paths
+
+
+class PredictionImages(Dataset[dict[str, Any]]):
+    """Images to predict, each at its own size, with what brings predictions back to the source.
+
+    An item is what `Evaluation` returns, with ``index``, () int64, and ``path``, a string. A file
+    that cannot be read stops the run, by name: a missing prediction should never pass unnoticed.
+
+    Args:
+        paths: the files.
+        transform: resizing and normalisation.
+
+    Raises:
+        ImageReadError: (when asked for an item) an unreadable file.
+    """
+
+    def __init__(self, paths: Sequence[Path], transform: Evaluation = NATIVE) -> None:
+        self.paths = list(paths)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One image."""
+        path = self.paths[index]
+        try:
+            sample = self.transform(read_image(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return {**sample, "index": torch.tensor(index), "path": str(path)}

@@ -1,0 +1,145 @@
+"""Images with a label for every pixel, for evaluation."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from densesiam.data.image.files import find_images, read_image, read_label
+from densesiam.data.image.transform import NATIVE, Evaluation
+from densesiam.data.order.draws import Draw
+from densesiam.data.sets.classes import ClassTable, LabelDecoder
+from densesiam.data.sets.layout import listing
+
+
+class LabelledFiles(Dataset[dict[str, Tensor]]):
+    """Pairs of an image file and its label file.
+
+    Label images have one channel: grey values or palette indices, whose meaning the class table
+    gives.
+
+    An item is what `Evaluation` returns for image and label, and ``index``, () int64. An item that
+    `EvaluationSampler` repeats to fill up a process's share is void all over.
+
+    Args:
+        paths: of each image and its label.
+        classes: what the label values mean.
+        ignore_index: the class number of void, and a label value that always means void.
+        groups: names of the classes that make each group, by the group's name; the groups then are
+            the classes, and a class in no group is void. See `ClassTable.grouped`.
+        transform: applied to image and label.
+        description: data set and split in words, for reports of results.
+
+    Attributes:
+        classes: the table of the classes in the items: the groups, where there are any.
+
+    Raises:
+        ValueError: a class table that does not fit together; when asked for an item, a label of
+            another size than its image's, or with values outside the class table.
+        ImageReadError: (when asked for an item) an unreadable file.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[tuple[Path, Path]],
+        classes: ClassTable,
+        ignore_index: int = 255,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        transform: Evaluation = NATIVE,
+        description: str = "",
+    ) -> None:
+        self.paths = list(paths)
+        self.classes = classes if groups is None else classes.grouped(groups)
+        self.ignore_index = ignore_index
+        self.transform = transform
+        self.description = description or f"{len(self.paths):,} images"
+        self._decode = LabelDecoder(self.classes, ignore_index)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
+        """One image and its label."""
+        if isinstance(draw, int):
+            draw = Draw(draw)
+        image_path, label_path = self.paths[draw.index]
+        image, values = read_image(image_path), read_label(label_path)
+        if values.shape != (image.height, image.width):
+            raise ValueError(
+                f"label {label_path} is {values.shape[1]} x {values.shape[0]} pixels, but its "
+                f"image {image_path} is {image.width} x {image.height}"
+            )
+        try:
+            sample = self.transform(image, self._decode(values))
+        except ValueError as error:
+            raise ValueError(f"{label_path}: {error}") from error
+        if draw.repetition > 0:
+            sample["label"].fill_(self.ignore_index)
+        return {**sample, "index": torch.tensor(draw.index)}
+
+
+class LabelledImages(LabelledFiles):
+    """A folder of images and a folder of label images, matched by their path within it.
+
+    ``a/b.jpg`` and ``a/b.png`` match; see the suffixes for names that differ in their ends. For the
+    rest, see `LabelledFiles`.
+
+    Args:
+        images: folder of images.
+        labels: folder of label images.
+        classes: what the label values mean.
+        ignore_index: the class number of void, and a label value that always means void.
+        groups: names of the classes that make each group, by the group's name; the groups then are
+            the classes, and a class in no group is void. See `ClassTable.grouped`.
+        transform: applied to image and label.
+        image_suffix: what to strip from the end of image names (before the extension) to match.
+        label_suffix: the same for labels; label files without it are passed over.
+
+    Raises:
+        FileNotFoundError: a folder is missing or holds no image.
+        NotADirectoryError: a file was given for a folder.
+        ValueError: files that do not match, or a class table that does not fit together.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        labels: str | Path,
+        classes: ClassTable,
+        ignore_index: int = 255,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        transform: Evaluation = NATIVE,
+        image_suffix: str = "",
+        label_suffix: str = "",
+    ) -> None:
+        pairs = _match(_by_name(images, image_suffix), _by_name(labels, label_suffix))
+        description = f"{len(pairs):,} images of {images}, labels of {labels}"
+        super().__init__(pairs, classes, ignore_index, groups, transform, description)
+
+
+def _by_name(root: str | Path, suffix: str) -> dict[str, Path]:
+    """The image files under a folder, by their path in it less suffix and extension."""
+    found: dict[str, Path] = {}
+    for path in find_images(root):
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if not name.endswith(suffix):
+            continue
+        name = name.removesuffix(suffix)
+        if name in found:
+            raise ValueError(f"two files of one name: {found[name]} and {path}")
+        found[name] = path
+    if not found:
+        raise ValueError(f"no image in {root} has a name that ends in {suffix!r}")
+    return found
+
+
+def _match(images: dict[str, Path], labels: dict[str, Path]) -> list[tuple[Path, Path]]:
+    """Pairs of image and label; an image without a label is an error, the reverse a warning."""
+    if unlabelled := [path for name, path in images.items() if name not in labels]:
+        raise ValueError(f"images without a label: {listing(unlabelled)}")
+    if unused := [path for name, path in labels.items() if name not in images]:
+        warnings.warn(f"labels without an image, not used: {listing(unused)}", stacklevel=3)
+    return [(path, labels[name]) for name, path in images.items()]

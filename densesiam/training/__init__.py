@@ -1,0 +1,1 @@
+"""Training runs: their folder, options, checkpoints, reports and pictures."""

@@ -1,0 +1,130 @@
+"""Checkpoints of runs: written, found again, read, and refused where they do not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from densesiam.methods import METHODS, Method
+
+_WRITTEN_BY = {"segmentation": "`fit`", "pre-training": "`pretrain`"}
+
+
+def keep_checkpoint(folder: Path, name: str = "last", **criterion: Any) -> ModelCheckpoint:
+    """The callback that keeps one checkpoint of a run, written at the end of epochs.
+
+    Args:
+        folder: the run's folder.
+        name: the file is ``checkpoints/NAME.ckpt``.
+        **criterion: what makes a checkpoint worth keeping; by default, being the latest.
+    """
+    return ModelCheckpoint(
+        folder / "checkpoints",
+        filename=name,
+        save_on_train_epoch_end=True,  # with the epoch complete, so that training goes on from it
+        enable_version_counter=False,
+        **criterion,
+    )
+
+
+def resolve_checkpoint(name: str, output: str | None) -> Path:
+    """The file that ``--ckpt_path`` means.
+
+    Args:
+        name: "last" or "best", of the run in `output`; or a path.
+        output: the run's folder.
+
+    Raises:
+        ValueError: a name without a run.
+    """
+    if name not in ("last", "best"):
+        return Path(name)
+    if output is None:
+        raise ValueError(f"--ckpt_path {name} needs --output, the folder of the run")
+    return Path(output, "checkpoints", f"{name}.ckpt")
+
+
+def read_checkpoint(path: Path, kind: str | None = "segmentation") -> dict[str, Any]:
+    """Read a checkpoint of a training, without ever running code from it.
+
+    Args:
+        path: the file.
+        kind: what its method must be for, see `Method`; None takes all.
+
+    Returns:
+        Its content, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint of such a method.
+    """
+    writers = _WRITTEN_BY[kind] if kind else " or ".join(_WRITTEN_BY.values())
+    expected = f"expected a .ckpt file that {writers} wrote"
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}: {expected}")
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickles and archives fail in every way
+        raise ValueError(f"{path} is not a checkpoint, or is damaged: {expected}") from error
+    method = METHODS.get(content.get(Method.KEY, "")) if isinstance(content, dict) else None
+    if method is None or kind not in (None, method.kind):
+        is_of = f", but a {method.kind} model's" if method else ""
+        raise ValueError(
+            f"{path} is not a {f'{kind} ' if kind else ''}model's checkpoint{is_of}: {expected}; "
+            "weights of a backbone alone belong in model.weights"
+        )
+    return content
+
+
+def check_resumable(path: Path, checkpoint: dict[str, Any], config: Namespace) -> None:
+    """Refuse to go on from where there is nothing to go on.
+
+    Args:
+        path: the checkpoint.
+        checkpoint: its content.
+        config: the settings of the run that is to go on.
+
+    Raises:
+        ValueError: training is complete, or its schedule was made for another length.
+    """
+    if not checkpoint.get("optimizer_states"):
+        raise ValueError(
+            f"{path} holds no state of the optimiser, so training cannot go on from it"
+        )
+    done, wanted = checkpoint["epoch"] + 1, config.trainer.max_epochs
+    if done >= wanted:
+        raise ValueError(
+            f"{path} has trained {done} epochs already, and trainer.max_epochs is {wanted}: "
+            "raise it to train on"
+        )
+    before = yaml.safe_load(checkpoint.get(CheckpointConfig.KEY, "{}")).get("trainer", {})
+    if config.model.schedule == "cosine" and before.get("max_epochs", wanted) != wanted:
+        raise ValueError(
+            f"the cosine schedule of {path} ends at epoch {before['max_epochs']}, so it cannot go "
+            f"on to {wanted}: set trainer.max_epochs to {before['max_epochs']}"
+        )
+
+
+class CheckpointConfig(Callback):
+    """Put the run's configuration into its checkpoints, so that one file tells all.
+
+    It lies under `KEY` as YAML, a plain string: checkpoints stay readable without running code.
+
+    Args:
+        config: the configuration.
+    """
+
+    KEY = "densesiam_config"
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the configuration."""
+        checkpoint[self.KEY] = self.config

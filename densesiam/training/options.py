@@ -1,0 +1,129 @@
+"""How to train: the options, and Lightning's trainer made from them."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
+from lightning.pytorch.strategies import DDPStrategy
+from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
+from torch import nn
+
+from densesiam.training.report import ProgressBar
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How to train, whatever the model and the data.
+
+    Args:
+        max_epochs: how many epochs to train.
+        accelerator: "auto" takes a GPU where there is one.
+        devices: how many devices on each machine; "auto" takes all.
+        num_nodes: how many machines.
+        strategy: how devices work together, one of Lightning's; "auto" is distributed data
+            parallelism where there are several.
+        precision: of the arithmetic: "bf16-mixed" is the quicker choice on recent GPUs, "64-true"
+            tells rounding from faults.
+        sync_batchnorm: normalise over the images of all devices, as the method does; several
+            processes on CPUs cannot, and need false.
+        accumulate_grad_batches: batches whose gradients make one step of the optimiser.
+        gradient_clip_val: greatest norm of the gradient; null leaves it.
+        limit_train_batches: end each epoch after so many batches; null takes all.
+        validate_every_n_epochs: how often to score the validation set, where there is one.
+        picture_every_n_epochs: how often to picture photographs beside their segmentation.
+        log_every_n_steps: how often to write the losses to TensorBoard.
+        monitor_every_n_steps: how often to look for signs of collapse (docs/collapse.md).
+        deterministic: refuse operations whose result may differ between two equal runs.
+    """
+
+    max_epochs: int = 10
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: Literal["64-true", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    sync_batchnorm: bool = True
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    limit_train_batches: int | None = None
+    validate_every_n_epochs: int = 1
+    picture_every_n_epochs: int = 5
+    log_every_n_steps: int = 10
+    monitor_every_n_steps: int = 50
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_epochs",
+            "validate_every_n_epochs",
+            "picture_every_n_epochs",
+            "monitor_every_n_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
+
+
+class TimmSyncBatchNorm(TorchSyncBatchNorm):
+    """Synchronised batch normalisation that knows timm's layers.
+
+    Lightning's own asks torch to convert them, and loses the activation that timm's
+    ``BatchNormAct2d`` holds: an EfficientNet would train as if it had none, and say nothing.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Let all batch normalisation of a model be that of all processes together."""
+        converted: nn.Module = convert_sync_batchnorm(model)
+        return converted
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Let each process normalise for itself again."""
+        if not isinstance(model, SyncBatchNormAct):
+            return super().revert(model)
+        there: Any = model  # it has more than its class declares
+        alone = BatchNormAct2d(there.num_features, there.eps, there.momentum, there.affine)
+        alone.act, alone.drop = there.act, there.drop
+        alone.weight, alone.bias = there.weight, there.bias
+        alone.running_mean, alone.running_var = there.running_mean, there.running_var
+        alone.num_batches_tracked = there.num_batches_tracked
+        return alone.train(there.training)
+
+
+def build_trainer(
+    options: TrainerOptions, callbacks: list[Callback], logger: Any, **more: Any
+) -> L.Trainer:
+    """Lightning's trainer, set up as the options say.
+
+    Args:
+        options: how to train.
+        callbacks: all of them; checkpoints and a progress bar are on if they are among these.
+        logger: Lightning's; False for none.
+        **more: other settings of the trainer.
+    """
+    settings: dict[str, Any] = {
+        **asdict(options),
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+        **more,
+    }
+    settings["check_val_every_n_epoch"] = settings.pop("validate_every_n_epochs")
+    for of_callbacks in ("picture_every_n_epochs", "monitor_every_n_steps"):
+        settings.pop(of_callbacks)
+    if options.sync_batchnorm:
+        settings["plugins"] = [TimmSyncBatchNorm()]
+    if options.accelerator == "auto":  # Lightning's own would take other kinds of devices too
+        settings["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.strategy == "auto":
+        probe = L.Trainer(**settings, logger=False, enable_checkpointing=False)
+        if isinstance(probe.strategy, DDPStrategy):
+            # RegionSim's heads learn nothing until it starts.
+            settings["strategy"] = "ddp_find_unused_parameters_true"
+    return L.Trainer(
+        **settings,
+        callbacks=callbacks,
+        logger=logger,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+    )

@@ -1,0 +1,157 @@
+"""What a run says while it trains, and the summary that it leaves."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+
+from densesiam._writing import write_json
+
+
+class RunReport(Callback):
+    """Tell each epoch in one line, and keep all of them in ``summary.json``.
+
+    The file is written anew after every epoch, so that a run that was cut short has one too. It
+    holds ``state`` (running, finished, interrupted or failed), ``seconds`` of training, and
+    ``epochs``: for each its number, means of all ``train/`` scalars, the latest ``val/`` scalars,
+    seconds and images per second. A resumed run goes on where its checkpoint stood.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.epochs: list[dict[str, float]] = []
+        self._images = 0
+        self._start = self._end = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time from the start of the epoch to the end of its latest batch."""
+        return self._end - self._start
+
+    @property
+    def images_per_second(self) -> float:
+        """Speed of training in this epoch, loading included, over all processes."""
+        return self._images / max(self.seconds, 1e-9)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._images = 0
+        self._start = self._end = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Count the images, and stop the clock until the next batch."""
+        self._images += len(batch["index"]) * trainer.world_size
+        self._end = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the epoch to the report, the file and the log, and print it."""
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if not name.endswith(("_step", "_epoch"))  # the same names with a suffix
+        }
+        epoch = {
+            "epoch": trainer.current_epoch,
+            **metrics,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+        }
+        self.epochs.append(epoch)
+        if trainer.logger is not None:
+            speed = {"images_per_second": epoch["images_per_second"]}
+            trainer.logger.log_metrics(speed, step=trainer.global_step)
+        if trainer.is_global_zero:
+            self._write("running")
+            _print(trainer, describe_epoch(epoch, trainer.max_epochs, loss_names(pl_module)))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the report."""
+        if trainer.is_global_zero:
+            self._write("finished")
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the report of a run that was cut short."""
+        if trainer.is_global_zero and trainer.training:
+            cut_short = isinstance(exception, KeyboardInterrupt)
+            self._write("interrupted" if cut_short else "failed")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epochs so far, for checkpoints."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the epochs of a checkpoint."""
+        self.epochs = list(state_dict["epochs"])
+
+    def _write(self, state: str) -> None:
+        write_json(
+            self.path,
+            {
+                "state": state,
+                "seconds": sum(epoch["seconds"] for epoch in self.epochs),
+                "epochs": self.epochs,
+            },
+        )
+
+
+class ProgressBar(TQDMProgressBar):
+    """A bar with the losses of the latest step, and the images per second of the epoch.
+
+    Args:
+        report: knows the speed.
+    """
+
+    def __init__(self, report: RunReport) -> None:
+        super().__init__()
+        self._report = report
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What stands behind the bar."""
+        latest = trainer.callback_metrics
+        shown: dict[str, int | str | float | dict[str, float]] = {
+            name: f"{float(latest[f'train/{name}_step']):.3f}"
+            for name in loss_names(pl_module)
+            if f"train/{name}_step" in latest
+        }
+        shown["images/s"] = f"{self._report.images_per_second:.0f}"
+        return shown
+
+
+def loss_names(module: L.LightningModule) -> list[str]:
+    """Names of a method's losses: the total, then its parts."""
+    return ["loss", *getattr(module, "weights", {})]
+
+
+def describe_epoch(epoch: dict[str, float], max_epochs: int | None, losses: Sequence[str]) -> str:
+    """One line about an epoch, from its entry in the report."""
+    width = len(str(max_epochs))
+    parts = [f"epoch {epoch['epoch'] + 1:>{width}}/{max_epochs}"]
+    parts += [f"{name} {epoch[f'train/{name}']:.3f}" for name in losses if f"train/{name}" in epoch]
+    if "train/usage_perplexity" in epoch:
+        parts.append(f"categories used {epoch['train/usage_perplexity']:.1f}")
+    if "val/miou" in epoch:
+        parts.append(f"mIoU {100 * epoch['val/miou']:.1f}")
+        parts.append(f"accuracy {100 * epoch['val/accuracy']:.1f}")
+    parts.append(f"{epoch['images_per_second']:.0f} images/s")
+    return "  ".join(parts)
+
+
+def _print(trainer: L.Trainer, line: str) -> None:
+    """Print a line without tearing the progress bar apart."""
+    bar = trainer.progress_bar_callback
+    if bar is None:
+        print(line, flush=True)
+    else:
+        bar.print(line)

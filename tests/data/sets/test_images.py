@@ -1,0 +1,156 @@
+import warnings
+
+import pytest
+import torch
+
+from densesiam.data import (
+    Draw,
+    Evaluation,
+    ImageFiles,
+    ImageReadError,
+    Images,
+    OfficialSegmentationViews,
+    PredictionImages,
+    SamplePhotos,
+    SegmentationViews,
+    sample_paths,
+)
+from tests.data.support import noise, save_images
+
+VIEWS = SegmentationViews(16, 32, 32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_images(tmp_path / "set", [(40, 30), (30, 50), (33, 33), (64, 32)])
+
+
+def same(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_items(folder):
+    item = Images(folder, VIEWS)[2]
+    shapes = {key: (tuple(value.shape), value.dtype) for key, value in item.items()}
+    assert shapes == {
+        "view1": ((3, 16, 16), torch.float32),
+        "view2": ((3, 16, 16), torch.float32),
+        "crop1": ((4,), torch.float32),
+        "crop2": ((4,), torch.float32),
+        "flip1": ((), torch.bool),
+        "flip2": ((), torch.bool),
+        "index": ((), torch.int64),
+    }
+    assert item["index"] == 2
+
+
+def test_iteration_ends(folder):
+    data = Images(folder, VIEWS)
+    for index in (4, -1):
+        with pytest.raises(IndexError, match=f"no image {index} among 4"):
+            data[index]
+    assert [item["index"].item() for item in data] == [0, 1, 2, 3]
+
+
+def test_draws_follow_from_seed_epoch_repetition_and_index(folder):
+    data = Images(folder, VIEWS, seed=1)
+    state = torch.get_rng_state()
+    first = data[Draw(0, epoch=3, repetition=1)]
+    assert torch.equal(torch.get_rng_state(), state), "the global random state is left alone"
+    torch.manual_seed(123)
+    assert same(first, Images(folder, VIEWS, seed=1)[Draw(0, 3, 1)])
+    assert same(data[0], data[Draw(0)])
+    others = [
+        data[Draw(0, epoch=4, repetition=1)],
+        data[Draw(0, epoch=3, repetition=2)],
+        data[Draw(0, epoch=1, repetition=3)],
+        data[Draw(1, epoch=3, repetition=1)],
+        Images(folder, VIEWS, seed=2)[Draw(0, 3, 1)],
+    ]
+    crops = [tuple(item["crop1"].tolist()) for item in [first, *others]]
+    assert len(set(crops)) == len(crops)
+    with pytest.raises(ValueError, match="must not be negative, got seed=-1"):
+        Images(folder, VIEWS, seed=-1)[0]
+
+
+def test_official_draws_are_never_renewed(folder):
+    data = Images(folder, OfficialSegmentationViews(16, 32, 4))
+    assert same(data[Draw(1)], data[Draw(1, epoch=5, repetition=2)])
+    assert not torch.equal(data[1]["view1"], data[2]["view1"])
+
+
+def test_bad_files_are_named_once_and_replaced(folder):
+    (folder / "1.png").write_text("damaged")
+    (folder / "3.png").write_text("damaged")
+    data = Images(folder, VIEWS)
+    with pytest.warns(
+        UserWarning, match=r"cannot read image .*1\.png: .*next image takes its place"
+    ):
+        item = data[Draw(1, epoch=2)]
+    assert item["index"] == 2
+    with pytest.warns(UserWarning, match=r"3\.png"):
+        assert data[3]["index"] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(data[Draw(1, epoch=2)], item)
+    # A data set that has met the file before draws the same as one that has not.
+    with pytest.warns(UserWarning, match="1"):
+        assert same(Images(folder, VIEWS)[Draw(1, epoch=2)], item)
+
+
+def test_bad_files_may_stop_the_run(folder):
+    (folder / "1.png").write_text("damaged")
+    data = Images(folder, VIEWS, errors="raise")
+    with pytest.raises(ImageReadError, match=r"cannot read image .*1\.png"):
+        data[1]
+    assert data[0]["index"] == 0
+    with pytest.raises(ValueError, match='errors must be "skip" or "raise"'):
+        Images(folder, VIEWS, errors="ignore")
+
+
+def test_nothing_readable(folder):
+    for path in folder.iterdir():
+        path.write_text("damaged")
+    with (
+        pytest.warns(UserWarning, match="damaged|cannot read"),
+        pytest.raises(ImageReadError, match="none of the 4 images can be read"),
+    ):
+        Images(folder, VIEWS)[0]
+
+
+def test_images_too_small_for_the_views_are_named(folder):
+    with pytest.raises(ValueError, match=r"0\.png: a centre crop of 33 pixels does not fit"):
+        Images(folder, SegmentationViews(16, None, 33))[0]
+
+
+def test_sample_photos():
+    data = SamplePhotos(VIEWS)
+    assert len(data) == len(data.names) == len(set(data.paths)) == 9
+    assert data[8]["view1"].shape == (3, 16, 16)
+
+
+def test_missing_sample_photos(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install scikit-image scikit-learn"):
+        sample_paths()
+
+
+def test_prediction_images(folder):
+    paths = sorted(folder.iterdir())
+    data = PredictionImages(paths)
+    assert len(data) == 4
+    item = data[1]
+    assert item["image"].shape == (3, 50, 30)
+    assert item["source_size"].tolist() == [50, 30]
+    assert item["path"] == str(paths[1])
+    assert item["index"] == 1
+    with pytest.raises(ValueError, match=r"0\.png: a centre crop of 31"):
+        PredictionImages(paths, Evaluation(crop=31))[0]
+    paths[2].write_text("damaged")
+    with pytest.raises(ImageReadError, match=r"2\.png"):
+        data[2]
+
+
+def test_a_list_of_files(tmp_path):
+    noise(32, 32).save(tmp_path / "a.png")
+    assert len(ImageFiles([tmp_path / "a.png"], VIEWS)) == 1
