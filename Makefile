@@ -5,7 +5,7 @@
 #                instruction set, and all that is compiled for GPUs held to its baseline
 #   make gpu-kit        one folder for a machine with a GPU (docs/gpu.md)
 #   make gpu-rehearsal  its whole visit here, with the emulator in the GPU's place
-#   make lint    formatters, linters, type checker
+#   make lint    formatters, linters, type checker, the layers
 #   make bench   kernel benchmarks, quick mode
 #   make bench-full   all of them (about twelve minutes), kept in RESULTS, and docs/benchmarks.md
 # With another Python or torch than python3 and the newest: make test PYTHON=python3.12 TORCH=2.10.0
@@ -41,6 +41,7 @@ lint: $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 bench: $(VENV)/built
 	$(BIN)/python -m benchmarks --quick

@@ -680,8 +680,8 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_where(config, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "interrupted"
 
 
-# Tested where they are used: in test_pretrain, tests/transfer and studies/.
-ELSEWHERE = {"pretrain", "ablation", "transfer", "camvid"}
+# Tested where they are used: in test_pretrain and tests/transfer.
+ELSEWHERE = {"pretrain", "transfer"}
 CONFIGS = [
     p
     for p in sorted((ROOT / "configs").rglob("*.yaml"))

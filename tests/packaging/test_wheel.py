@@ -13,7 +13,7 @@ import torch
 from tests.packaging.support import make_environment
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ("configs", "csrc", "densesiam", "kernels")
+SHIPPED = ("configs", "csrc", "densesiam", "kernels", "studies")
 
 USE = """
 import sys

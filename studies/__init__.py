@@ -1,0 +1,1 @@
+"""Studies: each a program, its settings, what it found and a test."""

@@ -1,0 +1,1 @@
+"""The paper's ablations at a budget of one's own."""

@@ -1,0 +1,1 @@
+"""What the segmentation method learns on CamVid, beside what needs no learning."""

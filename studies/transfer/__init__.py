@@ -1,0 +1,1 @@
+"""Whether pre-training helps, tried on CamVid."""
