@@ -41,6 +41,7 @@ def gpu(request, monkeypatch) -> Iterator[Gpu]:
     """A GPU's backend, or the emulator in its place."""
     # Here, because Triton's interpreter must be chosen before they are imported (conftest.py).
     from densesiam.ops import _checks, use_backend
+    from densesiam.ops._backends import missing
     from tests.emulator import emulated
     from tests.stand_in import StandIn
 
@@ -52,5 +53,7 @@ def gpu(request, monkeypatch) -> Iterator[Gpu]:
         if where.type == "cpu":
             monkeypatch.setattr(device, "gpu", StandIn())
             monkeypatch.setattr(_checks, "_CHECKED", set())  # on a GPU values are not looked at
+        if backend == "triton" and (reason := missing(backend)) is not None:
+            pytest.skip(f"triton cannot be used: {reason}")
         stack.enter_context(use_backend(backend))
         yield Gpu(where, backend, device.gpu)

@@ -328,6 +328,9 @@ def in_library(path):
         tool = shutil.which("cuobjdump") or audit.tool("cuobjdump")
     except FileNotFoundError as error:
         pytest.skip(str(error))
+    version = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
+    if tuple(map(int, re.search(r"release (\d+)\.(\d+)", version).groups())) < (12, 9):
+        pytest.skip("a cuobjdump older than CUDA 12.9 does not tell families of GPUs apart")
     listing = subprocess.run([tool, path], capture_output=True, text=True, check=True).stdout
     kinds = {"elf": "sm", "ptx": "compute"}
     found = re.findall(r"Fatbin (elf|ptx) code:\n=+\narch = sm_(\w+)", listing)
