@@ -6,8 +6,6 @@ it computes must be what the whole kernel computes of these pixels alone. An off
 around would read another number, or memory that is not there.
 """
 
-import math
-import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +22,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from tests.tolerance import assert_close
+from tests.untouched import untouched
 
 # (B, C, H, W), all with more than 2^31 elements. Offsets of images need 64 bits; those inside an
 # image do as well; and an axis that 32 bits just hold.
@@ -32,24 +31,14 @@ SHAPES = {
     "image": (1, 256, 2048, 4160),
     "axis": (2, 1, 42966, 49981),  # 2^31 - 2 pixels
 }
-NO_RESERVE = 0x4000  # Linux' MAP_NORESERVE, which Python 3.11 does not name
 END = 4  # last columns of the last row that are not zero: of one block, whatever its size
-
-
-def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros that take memory where they are touched only, and may exceed what there is."""
-    count = math.prod(shape)
-    if count == 0:
-        return torch.zeros(tuple(shape), dtype=dtype)
-    memory = mmap.mmap(-1, count * dtype.itemsize, NO_RESERVE | mmap.MAP_PRIVATE | mmap.MAP_ANON)
-    return torch.frombuffer(memory, dtype=dtype, count=count).view(tuple(shape))
 
 
 def new_empty(
     like: Tensor, shape: Sequence[int], *, dtype: torch.dtype | None = None, **options: Any
 ) -> Tensor:
     """Takes the place of Tensor.new_empty: sums over all programs count the others as zeros."""
-    return zeros(shape if isinstance(shape, Sequence) else (shape,), dtype or like.dtype)
+    return untouched(shape if isinstance(shape, Sequence) else (shape,), dtype or like.dtype)
 
 
 def run_last_programs(patch: pytest.MonkeyPatch) -> None:
@@ -86,7 +75,7 @@ class Maps:
         if self.end:
             return end.movedim(1, -1).contiguous().movedim(-1, 1) if self.channels_last else end
         stored = (height, width, channels) if self.channels_last else (channels, height, width)
-        whole = zeros((batch, *stored), torch.float32)
+        whole = untouched((batch, *stored), torch.float32)
         whole = whole.movedim(-1, 1) if self.channels_last else whole
         whole[-1:, :, -1:, -END:] = end
         return whole

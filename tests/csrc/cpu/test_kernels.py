@@ -3,7 +3,6 @@
 import math
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,6 +10,7 @@ from densesiam import ops, reference
 from densesiam.ops import _backends
 from tests.rounding import deviations, error_bound
 from tests.tolerance import FACTOR, assert_within, tolerance
+from tests.untouched import untouched
 
 pytestmark = pytest.mark.skipif(
     "overlap_similarity" not in _backends.kernels("cpu"), reason="the CPU kernels were not built"
@@ -181,13 +181,13 @@ def test_an_operator_itself_refuses_what_does_not_fit():
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_tensors_of_more_than_2_to_the_31_elements(layout):
-    """NumPy's zeros take no memory until they are touched: 4.3 GB of half map, sparsely read.
+    """4.3 GB of half map, sparsely read.
 
     The other operations index with the same 64-bit products of batch, channels and pixels.
     """
     channels, side = 32770, 256  # 2,147,614,720 elements
     shape = (1, channels, side, side) if layout == "contiguous" else (1, side, side, channels)
-    features = torch.from_numpy(np.zeros(shape, np.float16))
+    features = untouched(shape, torch.float16)
     if layout == "channels_last":
         features = features.movedim(-1, 1)
     assert features.numel() > 2**31
