@@ -14,6 +14,7 @@ from densesiam.ops.overlap_similarity import overlap_similarity
 from densesiam.ops.pixel_similarity import pixel_similarity
 from densesiam.ops.pseudo_label_loss import pseudo_label_loss
 from densesiam.ops.region_pool import region_pool
+from densesiam.ops.roi_align import roi_align
 
 __all__ = [
     "Explanation",
@@ -26,6 +27,7 @@ __all__ = [
     "pixel_similarity",
     "pseudo_label_loss",
     "region_pool",
+    "roi_align",
     "use_backend",
 ]
 

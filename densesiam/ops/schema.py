@@ -18,4 +18,6 @@ SCHEMAS = {
     "pseudo_label_loss_backward": "(Tensor grad, Tensor logits, Tensor log_sum, Tensor labels, Tensor class_weights, str reduction) -> Tensor",
     "label_map": "(Tensor logits, SymInt[] size) -> Tensor",
     "confusion_matrix": "(Tensor prediction, Tensor label, SymInt num_predictions, SymInt num_classes, SymInt ignore_index) -> Tensor",
+    "roi_align": "(Tensor features, Tensor boxes, SymInt[] size, float spatial_scale, SymInt sampling_ratio, bool aligned) -> Tensor",
+    "roi_align_backward": "(Tensor grad, Tensor boxes, SymInt[] maps, float spatial_scale, SymInt sampling_ratio, bool aligned, bool channels_last) -> Tensor",
 }  # fmt: skip

@@ -12,6 +12,7 @@ from densesiam.reference.overlap_similarity import overlap_similarity
 from densesiam.reference.pixel_similarity import pixel_similarity
 from densesiam.reference.pseudo_label_loss import pseudo_label_loss
 from densesiam.reference.region_pool import region_pool
+from densesiam.reference.roi_align import roi_align
 
 __all__ = [
     "confusion_matrix",
@@ -21,4 +22,5 @@ __all__ = [
     "pixel_similarity",
     "pseudo_label_loss",
     "region_pool",
+    "roi_align",
 ]

@@ -25,7 +25,7 @@ def overlap_sample(features: Tensor, boxes: Tensor, size: int | tuple[int, int])
     """
     B, _, H, W = features.shape
     Kh, Kw = (size, size) if isinstance(size, int) else size
-    layout = _memory_format(features)
+    layout = memory_format(features)
 
     coordinate_dtype = torch.promote_types(compute_dtype(features), boxes.dtype)
     finite = boxes.isfinite().all(dim=1)
@@ -68,7 +68,7 @@ def _neighbours(start: Tensor, end: Tensor, K: int, length: int) -> tuple[Tensor
     return first.long(), second.long(), coordinate - first
 
 
-def _memory_format(features: Tensor) -> torch.memory_format:
+def memory_format(features: Tensor) -> torch.memory_format:
     """Channels last where the tensor is that and nothing else."""
     if features.is_contiguous() or not features.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format

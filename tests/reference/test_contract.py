@@ -21,9 +21,14 @@ def arguments(dtype=torch.float64, batch=B, device="cpu"):
         randn(batch, C, H, w, seed=s).to(device, dtype) for s, w in ((2, W), (3, W), (4, 3))
     )
     logits = randn(batch, N, H, W, seed=5).to(device, dtype)
+    # One box an image, on the maps' scale; the first is mirrored.
+    rois = torch.tensor([[0, 4.1, 0.3, 1.2, 3.9], [1, -1.5, 1.1, 3.3, 2.7]], dtype=torch.float64)
+    rois = rois[:batch].to(device)
     r = reference
     return {
         "overlap_sample": (lambda f: r.overlap_sample(f, boxes, (3, 2)), (p,)),
+        "roi_align": (lambda f: r.roi_align(f, rois, (3, 2), aligned=True), (p,)),
+        "roi_align, two points": (lambda f: r.roi_align(f, rois, 2, 0.9, 2), (p,)),
         "pixel_similarity, cosine": (lambda p: r.pixel_similarity(p, z), (p,)),
         "pixel_similarity, cross-entropy, weighted": (
             lambda p: r.pixel_similarity(p, z, "cross_entropy", weight),
@@ -67,7 +72,7 @@ def test_first_and_second_derivatives(name):
 def test_result_type(name, dtype):
     function, tensors = arguments(dtype)[name]
     at_least_single = torch.float64 if dtype == torch.float64 else torch.float32
-    expected = dtype if name == "overlap_sample" else at_least_single
+    expected = dtype if "sample" in name or "roi_align" in name else at_least_single
     assert function(*tensors).dtype == expected
 
 
