@@ -45,6 +45,9 @@ _CPU = {
     ("pseudo_label_loss", "27 classes, inverse"): Goal(3, 1.5, 0.25, memory=0.1),
     ("label_map", "evaluation"): Goal(3, 1.5, memory=0.1),
     ("confusion_matrix", "27 x 27"): Goal(3, 1.5, memory=0.1),
+    ("roi_align", "P2, 512 boxes"): Goal(1),
+    ("roi_align", "P4, 512 boxes"): Goal(2),
+    ("roi_align", "dense"): Goal(2),
 }
 _COMPOSITE = Goal(release=2, release_memory=0.5)
 _GPU_MEMORY_BOUND = Goal(5, 1.3, 0.9)
@@ -64,6 +67,8 @@ def goal(row: Row) -> Goal | None:
         return _COMPOSITE
     if "cpu" in row.backends:
         return _CPU.get((row.op, row.name))
+    if row.op == "roi_align":  # nothing is asked of it on a GPU yet
+        return None
     return _GPU_PRODUCTS if row.op == "region_pool" else _GPU_MEMORY_BOUND
 
 

@@ -161,6 +161,9 @@ def _kernels(op: str, shape: Shape, setting: Setting) -> list[str]:
     if op == "overlap_sample":
         kind = f"{N}, {element}, float" if setting.channels_last else f"{element}, float"
         return [f"overlap_sample_{layout}<{kind}>", f"overlap_sample_backward_{layout}<{kind}>"]
+    if op == "roi_align":
+        kind = f"{N}, {element}, float" if setting.channels_last else f"{element}, float"
+        return [f"roi_align_{layout}<{kind}>", f"roi_align_backward_{layout}<{kind}>"]
     if op == "pixel_similarity":
         loss = "Cosine" if shape.variant == "cosine" else "CrossEntropy"
         kind = f"<{loss}<float>, {source}"

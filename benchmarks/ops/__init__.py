@@ -8,6 +8,7 @@ from benchmarks.ops import (
     pixel_similarity,
     pseudo_label_loss,
     region_pool,
+    roi_align,
 )
 
 MODULES = {
@@ -18,4 +19,5 @@ MODULES = {
     "pseudo_label_loss": pseudo_label_loss,
     "label_map": label_map,
     "confusion_matrix": confusion_matrix,
+    "roi_align": roi_align,
 }

@@ -40,10 +40,18 @@ def boxes(batch):
     return torch.rand(batch, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+def rois(batch):
+    """Many boxes, the last image without any."""
+    corners = torch.rand(40, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return torch.cat([torch.arange(40).remainder(batch - 1)[:, None], corners], dim=1)
+
+
 # Several tiles, bands and groups of channels an image, the last of each cut short.
 B, C, H, W = 3, 37, 35, 41
 CALLS = {
     "overlap_sample": lambda m: ops.overlap_sample(m(0), boxes(B), (40, 33)),
+    "roi_align": lambda m: ops.roi_align(m(0), rois(B), (9, 7), 45.0, aligned=True),
+    "roi_align, few boxes": lambda m: ops.roi_align(m(0), rois(B)[:2], 3, 9.0, 2),
     "cosine": lambda m: ops.pixel_similarity(m(0), m(1)),
     "cross_entropy": lambda m: ops.pixel_similarity(m(0), m(1), "cross_entropy"),
     "overlap_similarity": lambda m: ops.overlap_similarity(m(0), m(1), boxes(B), None, (21, 30)),

@@ -21,8 +21,15 @@ def boxes(batch):
     return torch.tensor([[0.1, 0.9, 0.8, 0.05], [0.0, 0.2, 1.0, 0.7]]).repeat(batch, 1)[:batch]
 
 
+def rois(images):
+    """More boxes than a block picks at once, of any direction."""
+    corners = 12 * torch.rand(300, 4, generator=torch.Generator().manual_seed(2)) - 2
+    return torch.cat([torch.arange(300).remainder(images)[:, None], corners], dim=1)
+
+
 CALLS = {
     "overlap_sample": lambda p, z: ops.overlap_sample(p, boxes(len(p)), 5),
+    "roi_align": lambda p, z: ops.roi_align(p, rois(len(p)), 3),
     "pixel_similarity": lambda p, z: ops.pixel_similarity(p, z),
     "pixel_similarity, cross-entropy": lambda p, z: ops.pixel_similarity(p, z, "cross_entropy"),
     "overlap_similarity": lambda p, z: ops.overlap_similarity(p, z, boxes(len(p)), None, 6),
@@ -108,6 +115,12 @@ class TestTraffic:
         p, _ = self.case(dtype, layout)
         whole = torch.tensor([[0.0, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0]])
         self.check(lambda: ops.overlap_sample(p, whole, 24), size(p), size(p), p)
+
+    def test_roi_align(self, dtype, layout):
+        p, _ = self.case(dtype, layout)
+        whole = torch.tensor([[0.0, 0.0, 0.0, 24.0, 24.0], [1.0, 0.0, 0.0, 24.0, 24.0]])
+        call = lambda: ops.roi_align(p, whole, 12, aligned=True)  # noqa: E731  # used once
+        self.check(call, size(p), size(p), p)
 
     def test_pseudo_label_loss(self, dtype, layout):
         p, z = self.case(dtype, layout)
@@ -202,6 +215,8 @@ def beyond_32_bits():
         "label_map's labels": (small, (1 << 15, 1 << 16)),
         "overlap_sample": (image, boxes(1), 4),
         "overlap_sample's samples": (small, boxes(1), 1 << 15),
+        "roi_align": (image, rois(1), 4),
+        "roi_align's cells": (small, rois(1), 1 << 15),
         "overlap_similarity": (small, image, None, None, 4),
         "overlap_similarity's samples": (small, small, None, None, 1 << 15),
     }
