@@ -95,8 +95,9 @@ def check_device(op: str, name: str, tensor: Tensor, other_name: str, other: Ten
 
 def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     """Require one of a few words."""
+    # Quoted by hand: of a compiled call torch 2.10 drops the !r on Python 3.13.
     if value not in choices:
-        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got '{value}'")
 
 
 def check_boxes(op: str, name: str, boxes: Tensor, features_name: str, features: Tensor) -> None:
