@@ -165,7 +165,7 @@ def select(op: str, *tensors: Tensor, elements: int = 0) -> str:
         if problem is None:
             return wanted
         reason = problem
-    raise RuntimeError(f"{op}: backend {wanted!r} was asked for, but {reason}")
+    raise RuntimeError(f"{op}: backend '{wanted}' was asked for, but {reason}")
 
 
 def explain(op: str | Callable[..., Tensor], *tensors: Tensor) -> Explanation:
