@@ -21,14 +21,15 @@ struct Shape {
   int height, width, rows, columns;
 };
 
+// The taps of all columns, or rows, of the result.
 template <class A>
-struct Columns {
+struct Axis {
   std::vector<int> low, high;
   std::vector<A> weight;
 
-  Columns(int count, int extent) : low(count), high(count), weight(count) {
+  Axis(int count, int extent) : low(count), high(count), weight(count) {
     for (int j = 0; j < count; ++j) {
-      const Tap<A> tap = cell_tap(A(0), A(1), j, count, extent);
+      const Tap<A> tap = cell_tap<A>(A(0), A(1), j, count, extent);
       low[j] = tap.low;
       high[j] = tap.high;
       weight[j] = tap.weight;
@@ -39,7 +40,7 @@ struct Columns {
 // One coarse row resized to the result's width: (classes, columns).
 template <int Bytes, class T, class A>
 DENSESIAM_HD void resize_row(const T* image, Layout layout, const Shape& shape, int row,
-                             const Columns<A>& taps, A* coarse, A* __restrict resized) {
+                             const Axis<A>& taps, A* coarse, A* __restrict resized) {
   const std::int64_t K = shape.classes;
   if (layout == Layout::pixels) {
     transpose<Bytes>(image + std::int64_t(row) * shape.width * K, K, shape.width, K, coarse,
@@ -58,7 +59,7 @@ DENSESIAM_HD void resize_row(const T* image, Layout layout, const Shape& shape, 
     A* __restrict to = resized + k * shape.columns;
 #pragma omp simd
     for (int j = 0; j < shape.columns; ++j) {
-      to[j] = from[low[j]] + weight[j] * (from[high[j]] - from[low[j]]);
+      to[j] = mix(from[low[j]], from[high[j]], weight[j]);
     }
   }
 }
@@ -76,14 +77,14 @@ DENSESIAM_HD void label_row(const A* upper, const A* lower, A weight, const Shap
       if (k == 0) {
 #pragma omp simd
         for (int i = 0; i < count; ++i) {
-          greatest[i] = a[i] + weight * (b[i] - a[i]);
+          greatest[i] = mix(a[i], b[i], weight);
           index[i] = 0;
         }
         continue;
       }
 #pragma omp simd
       for (int i = 0; i < count; ++i) {
-        take_greater(a[i] + weight * (b[i] - a[i]), std::int32_t(k), greatest[i], index[i]);
+        take_greater(mix(a[i], b[i], weight), std::int32_t(k), greatest[i], index[i]);
       }
     }
     for (int i = 0; i < count; ++i) labels[start + i] = index[i];
@@ -96,7 +97,7 @@ void label(const T* logits, Layout layout, std::int64_t batch, const Shape& shap
   using A = Accumulate<T>;
   const std::int64_t K = shape.classes;
   const std::int64_t bands = ceil_divide(shape.rows, kBand);
-  const Columns<A> taps(shape.columns, shape.width);
+  const Axis<A> x(shape.columns, shape.width), y(shape.rows, shape.height);
   const std::int64_t cost = K * shape.columns * std::min(kBand, shape.rows);
   parallel_blocks(batch * bands, cost, [&](std::int64_t begin, std::int64_t end) {
     Scratch<A> coarse(K * shape.width);
@@ -110,16 +111,15 @@ void label(const T* logits, Layout layout, std::int64_t batch, const Shape& shap
       vectorised([&](auto width) DENSESIAM_INLINE {
         const auto hold = [&](int row) DENSESIAM_INLINE {
           if (held[row & 1] != row) {
-            resize_row<width()>(image, layout, shape, row, taps, coarse.data(), resized[row & 1]);
+            resize_row<width()>(image, layout, shape, row, x, coarse.data(), resized[row & 1]);
             held[row & 1] = row;
           }
           return static_cast<const A*>(resized[row & 1]);
         };
         for (int i = first; i < last; ++i) {
-          const Tap<A> tap = cell_tap(A(0), A(1), i, shape.rows, shape.height);
-          const A* upper = hold(tap.low);
-          const A* lower = hold(tap.high);
-          label_row(upper, lower, tap.weight, shape,
+          const A* upper = hold(y.low[i]);
+          const A* lower = hold(y.high[i]);
+          label_row(upper, lower, y.weight[i], shape,
                     labels + (block / bands * shape.rows + i) * shape.columns);
         }
       });

@@ -34,10 +34,10 @@ __global__ void __launch_bounds__(kThreads)
   if (b >= shape.batch) return;
   const int cell = int(item % cells);
   const Box4<C> box = load_box(boxes, b);
-  const Tap<C> tap = cell < shape.rows
-                         ? cell_tap(box.y1, box.y2, cell, shape.rows, shape.height)
-                         : cell_tap(box.x1, box.x2, cell - shape.rows, shape.columns, shape.width);
-  store(taps + item, StoredTap<A>{tap.low, tap.high, is_finite(box) ? A(tap.weight) : A(NAN)});
+  const Tap<A> tap = cell < shape.rows ? cell_tap<A>(box.y1, box.y2, cell, shape.rows, shape.height)
+                                       : cell_tap<A>(box.x1, box.x2, cell - shape.rows,
+                                                     shape.columns, shape.width);
+  store(taps + item, StoredTap<A>{tap.low, tap.high, is_finite(box) ? tap.weight : A(NAN)});
 }
 
 // Samples of a map in place of its pixels: one at a time of a planar map (N = 1), N channels of a
