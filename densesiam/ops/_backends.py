@@ -107,6 +107,11 @@ def check_backend(name: str) -> None:
 def use_backend(name: str) -> Iterator[None]:
     """Run every operation inside the block on one backend, in this thread.
 
+    It is this thread's choice while the block runs: other threads keep theirs, and backward runs
+    where forward ran. What `torch.utils.checkpoint` computes anew runs during backward, after the
+    block; so enter the block inside the function that is checkpointed. A compiled function keeps
+    the backend it was compiled for, and is compiled anew under another.
+
     Args:
         name: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"``, or ``"auto"`` (the default
             everywhere: the first of them that can serve the call). It takes precedence over the
@@ -184,6 +189,8 @@ def explain(op: str | Callable[..., Tensor], *tensors: Tensor) -> Explanation:
     if name not in OPERATIONS:
         raise ValueError(f"explain: {name!r} is no operation; these are: {', '.join(OPERATIONS)}")
     given = tuple(t for t in tensors if isinstance(t, Tensor))
+    if not given:
+        raise ValueError(f"explain: give {name}'s tensors too; which backend runs depends on them")
     chosen = select(name, *given)
     others = {}
     for other in BACKENDS:

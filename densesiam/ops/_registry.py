@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from densesiam.ops.schema import SCHEMAS
 
@@ -64,6 +66,29 @@ def kernel(namespace: str, name: str) -> Callable[..., Any]:
     return getattr(getattr(torch.ops, namespace), name)
 
 
+def run(namespace: str, name: str, *args: Any) -> Any:
+    """Run one operator of the dispatcher.
+
+    Raises:
+        torch.OutOfMemoryError, or what ``torch.empty`` raises on that device, where there is no
+            memory for the result. Kernels allocate through torch's stable ABI, which says no more
+            than that something failed.
+    """
+    entry = kernel(namespace, name)
+    if torch.compiler.is_compiling():
+        return entry(*args)
+    try:
+        return entry(*args)
+    except RuntimeError as error:
+        if "API call failed" not in str(error):
+            raise
+        operation = OPERATIONS[name.removesuffix("_backward")]
+        fake = operation.fake if name in OPERATIONS else operation.fake_backward
+        assert fake is not None
+        fake(*args)  # allocates as much, with torch's own error
+        raise
+
+
 def _define(operation: Operation, namespace: str) -> None:
     name = f"{namespace}::{operation.name}"
     tags = (torch.Tag.pt2_compliant_tag,)
@@ -76,17 +101,66 @@ def _define(operation: Operation, namespace: str) -> None:
     torch.library.define(f"{name}_backward", SCHEMAS[backward_name], tags=tags)
     assert operation.fake_backward is not None
     torch.library.register_fake(f"{name}_backward", operation.fake_backward)
-    formula = operation.backward
+    formula, keep = operation.backward, operation.setup_context
+    instead = f'use densesiam.reference.{operation.name}, or `with ops.use_backend("reference"):`.'
 
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
-        return formula(ctx, kernel(namespace, backward_name), *grads)
-
-    torch.library.register_autograd(name, backward, setup_context=operation.setup_context)
+        return formula(ctx, partial(run, namespace, backward_name), *grads)
 
     def refuse(ctx: Any, *grads: torch.Tensor | None) -> Any:
         raise RuntimeError(
             f"{operation.name}: its gradient cannot be differentiated again. For double backward "
-            f'use densesiam.reference.{operation.name}, or `with ops.use_backend("reference"):`.'
+            + instead
         )
 
-    torch.library.register_autograd(f"{name}_backward", refuse)
+    def refuse_other(ctx: Any, *tangents: torch.Tensor | None) -> Any:
+        raise RuntimeError(
+            f"{operation.name}: it has no forward-mode derivative, and none under torch.func; for "
+            f"those {instead}"
+        )
+
+    _differentiate(namespace, operation.name, keep, backward, refuse_other)
+    _differentiate(namespace, backward_name, None, refuse, refuse_other)
+
+
+def _differentiate(
+    namespace: str,
+    name: str,
+    setup_context: Callable[..., None] | None,
+    backward: Callable[..., Any],
+    jvp: Callable[..., Any],
+) -> None:
+    """Register derivatives of one operator.
+
+    `torch.library.register_autograd` would do it, but for forward mode, where its operators are
+    constants: a tangent of zero without a word.
+    """
+    entry = kernel(namespace, name)
+
+    def below(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return entry(*args)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = below(*args)
+        if setup_context is not None:
+            setup_context(ctx, args, output)
+        return output
+
+    members = {
+        "forward": staticmethod(forward),
+        "backward": staticmethod(backward),
+        "jvp": staticmethod(jvp),
+    }
+    function = type(name, (torch.autograd.Function,), members)
+
+    def call(*args: Any) -> Any:
+        if forward_ad._current_level >= 0 or (
+            torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        ):
+            if torch._C._are_functorch_transforms_active():
+                jvp(None)
+            return function.apply(*args)
+        return below(*args)
+
+    torch.library.impl(f"{namespace}::{name}", "Autograd", call)

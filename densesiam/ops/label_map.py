@@ -8,7 +8,7 @@ from torch import Tensor
 from densesiam import reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._registry import Operation, register_operation, run
 
 
 def _check(logits: Tensor, size: int | tuple[int, int]) -> None:
@@ -42,7 +42,7 @@ def label_map(logits: Tensor, size: int | tuple[int, int]) -> Tensor:
     backend = select("label_map", logits, elements=pair[0] * pair[1])
     if backend == "reference":
         return reference.label_map(logits, (pair[0], pair[1]))
-    return kernel(NAMESPACES[backend], "label_map")(logits.detach(), pair)
+    return run(NAMESPACES[backend], "label_map", logits.detach(), pair)
 
 
 def _fake(logits: Tensor, size: list[int]) -> Tensor:

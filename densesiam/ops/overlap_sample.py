@@ -9,7 +9,7 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._registry import Operation, register_operation, run
 
 
 def _check(features: Tensor, boxes: Tensor, size: int | tuple[int, int]) -> None:
@@ -54,7 +54,7 @@ def overlap_sample(features: Tensor, boxes: Tensor, size: int | tuple[int, int])
     backend = select("overlap_sample", features, elements=features.shape[1] * pair[0] * pair[1])
     if backend == "reference":
         return reference.overlap_sample(features, boxes, (pair[0], pair[1]))
-    return kernel(NAMESPACES[backend], "overlap_sample")(features, boxes, pair)
+    return run(NAMESPACES[backend], "overlap_sample", features, boxes, pair)
 
 
 def _fake(features: Tensor, boxes: Tensor, size: list[int]) -> Tensor:

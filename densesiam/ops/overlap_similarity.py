@@ -9,7 +9,7 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._registry import Operation, register_operation, run
 from densesiam.ops.pixel_similarity import KINDS, REDUCTIONS
 
 
@@ -90,8 +90,18 @@ def overlap_similarity(
         grid = (pair[0], pair[1])
         return reference.overlap_similarity(p, z, boxes_p, boxes_z, grid, kind, weight, reduction)
     weight = None if weight is None else weight.detach().to(_layout.accumulate_dtype(p))
-    forward = kernel(NAMESPACES[backend], "overlap_similarity")
-    loss, _ = forward(p, z, boxes_p, boxes_z, weight, pair, kind, reduction)
+    loss, _ = run(
+        NAMESPACES[backend],
+        "overlap_similarity",
+        p,
+        z,
+        boxes_p,
+        boxes_z,
+        weight,
+        pair,
+        kind,
+        reduction,
+    )
     return loss
 
 

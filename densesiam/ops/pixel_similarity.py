@@ -9,7 +9,7 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._registry import Operation, register_operation, run
 
 KINDS = ("cosine", "cross_entropy")
 REDUCTIONS = ("mean", "none")
@@ -76,8 +76,15 @@ def pixel_similarity(
     if backend == "reference":
         return reference.pixel_similarity(p, z, kind, weight, reduction)
     weight = None if weight is None else weight.detach().to(_layout.accumulate_dtype(p))
-    forward = kernel(NAMESPACES[backend], "pixel_similarity")
-    loss, _ = forward(_layout.flat(p), _layout.flat(z), weight, kind, reduction)
+    loss, _ = run(
+        NAMESPACES[backend],
+        "pixel_similarity",
+        _layout.flat(p),
+        _layout.flat(z),
+        weight,
+        kind,
+        reduction,
+    )
     return loss if reduction == "mean" else loss.view(p.shape[0], *p.shape[2:])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._registry import Operation, register_operation, run
 
 REBALANCES = ("none", "frequency", "inverse")
 REDUCTIONS = ("mean", "none")
@@ -92,8 +92,15 @@ def pseudo_label_loss(
         return reference.pseudo_label_loss(logits, targets, rebalance, counts, reduction)
     counts = None if counts is None else counts.detach().to(_layout.accumulate_dtype(logits))
     flat_targets = None if targets is None else _layout.flat(targets)
-    forward = kernel(NAMESPACES[backend], "pseudo_label_loss")
-    loss = forward(_layout.flat(logits), flat_targets, counts, rebalance, reduction)[0]
+    loss = run(
+        NAMESPACES[backend],
+        "pseudo_label_loss",
+        _layout.flat(logits),
+        flat_targets,
+        counts,
+        rebalance,
+        reduction,
+    )[0]
     return loss if reduction == "mean" else loss.view(logits.shape[0], *logits.shape[2:])
 
 

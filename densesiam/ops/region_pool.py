@@ -9,7 +9,7 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._registry import Operation, register_operation, run
 
 
 def _check(features: Tensor, logits: Tensor, normalize: bool = False) -> None:
@@ -52,8 +52,9 @@ def region_pool(features: Tensor, logits: Tensor, normalize: bool = False) -> Te
     backend = select("region_pool", features, logits, elements=features.shape[1] * logits.shape[1])
     if backend == "reference":
         return reference.region_pool(features, logits, normalize)
-    forward = kernel(NAMESPACES[backend], "region_pool")
-    regions, mass, _ = forward(_layout.flat(features), _layout.flat(logits))
+    regions, mass, _ = run(
+        NAMESPACES[backend], "region_pool", _layout.flat(features), _layout.flat(logits)
+    )
     # B x N x C numbers: dividing here lets the kernels know of the sum alone.
     return regions / mass.clamp(min=1e-6).unsqueeze(-1) if normalize else regions
 

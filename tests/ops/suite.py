@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from densesiam import ops, reference
-from densesiam.ops import _backends, _checks
+from densesiam.ops import _backends, _checks, _registry
 from tests.rounding import Without, accumulate_dtype, deviations, error_bound
 from tests.tolerance import assert_within
 
@@ -43,8 +43,12 @@ class Maker:
     def features(self, *shape: int, scale: float = 1.0) -> Tensor:
         """Normal numbers (B, C, ...)."""
         values = torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale
-        values = values.to(self.dtype).to(self.device)
-        if self.layout == "channels_last" and len(shape) > 2:
+        return self.arranged(values.to(self.dtype))
+
+    def arranged(self, values: Tensor) -> Tensor:
+        """Those values on the device, in the layout."""
+        values = values.to(self.device)
+        if self.layout == "channels_last" and values.dim() > 2:
             return values.movedim(1, -1).contiguous().movedim(-1, 1)
         return values
 
@@ -110,6 +114,7 @@ class OpSuite:
     """Subclass it once per operation."""
 
     op: str
+    BOXES: tuple[int, ...] = ()  # places of the arguments that are boxes
     CASES: dict[str, Case]
     ERRORS: dict[str, Error]
     result_dtype: str = "accumulate"  # or "features": outputs in the features' own type
@@ -367,6 +372,11 @@ class OpSuite:
             if not arg.is_floating_point():
                 continue
             args[i] = arg.detach().requires_grad_()
+            if i in self.BOXES:
+                with pytest.raises(ValueError, match="require a gradient, and there is none"):
+                    self.call(args, case.keywords)
+                args[i] = arg
+                continue
             result = self.call(args, case.keywords)
             if result.requires_grad:  # a constant's gradient is None or nothing
                 (grad,) = torch.autograd.grad(result.sum(), args[i], allow_unused=True)
@@ -379,18 +389,13 @@ class OpSuite:
             pytest.skip("the reference is plain PyTorch, not a registered operator")
         calls = []
         module = importlib.import_module(f"densesiam.ops.{self.op}")
-        original = module.kernel
+        original = module.run
 
-        def recording(namespace: str, name: str) -> Any:
-            entry = original(namespace, name)
+        def recording(namespace: str, name: str, *args: Any) -> Any:
+            calls.append((_registry.kernel(namespace, name), args))
+            return original(namespace, name, *args)
 
-            def call(*args: Any) -> Any:
-                calls.append((entry, args))
-                return entry(*args)
-
-            return call
-
-        monkeypatch.setattr(module, "kernel", recording)
+        monkeypatch.setattr(module, "run", recording)
         for layout in LAYOUTS:
             case = next(iter(self.CASES.values()))
             args = case.make(Maker(torch.float32, layout, device))

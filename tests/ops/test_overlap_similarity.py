@@ -16,6 +16,7 @@ def views(kind, **keywords):
 
 class TestOverlapSimilarity(OpSuite):
     op = "overlap_similarity"
+    BOXES = (2, 3)
     rounds_in_input_dtype = True  # the composition rounds the samples; fused kernels need not
     CASES = {
         "cosine": views("cosine"),
