@@ -164,13 +164,11 @@ def _kernels(op: str, shape: Shape, setting: Setting) -> list[str]:
     if op == "pixel_similarity":
         loss = "Cosine" if shape.variant == "cosine" else "CrossEntropy"
         kind = f"<{loss}<float>, {source}"
-        return [f"pixel_similarity_{layout}{kind}", f"pixel_similarity_backward_{layout}{kind}"]
+        return [f"pixel_loss_{layout}{kind}", f"pixel_loss_backward_{layout}{kind}"]
     if op == "overlap_similarity":
         # In NCHW its samples lie wherever they lie: they are read one element at a time.
         samples = f"SampledSource<{element}, {N if setting.channels_last else 1}"
-        both = [
-            f"pixel_similarity{way}_{layout}<Cosine<float>, {samples}" for way in ("", "_backward")
-        ]
+        both = [f"pixel_loss{way}_{layout}<Cosine<float>, {samples}" for way in ("", "_backward")]
         kind = f"{N}, {element}, float" if setting.channels_last else f"{element}, float"
         return [*both, f"overlap_sample_backward_{layout}<{kind}>"]
     if op == "region_pool":

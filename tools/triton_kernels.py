@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-import triton.language as tl
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -117,8 +116,8 @@ def _pixel_similarity(op: Any, make: Make, channels_last: bool) -> Iterator[str]
     for kind, channels in (("cosine", 128), ("cross_entropy", 27)):
         p, z = make(64, channels, 6400), make(64, channels, 6400)
         weight = _accumulator(p, 64)
-        loss, statistics = op.pixel_similarity(p, z, weight, kind, "mean")
-        op.pixel_similarity_backward(loss, p, z, weight, statistics, kind, "mean")
+        loss, statistics = op.pixel_similarity(p, z, kind, weight, "mean")
+        op.pixel_similarity_backward(loss, p, z, kind, weight, "mean", statistics)
         yield kind
 
 
@@ -126,9 +125,9 @@ def _overlap_similarity(op: Any, make: Make, channels_last: bool) -> Iterator[st
     for kind, channels, extent in (("cosine", 2048, 7), ("cross_entropy", 256, 56)):
         p, z = make(64, channels, extent, extent), make(64, channels, extent, extent)
         boxes, weight = torch.empty(64, 4, device="meta"), _accumulator(p, 64)
-        views = p, z, boxes, boxes, weight
-        loss, statistics = op.overlap_similarity(*views, [7, 7], kind, "mean")
-        op.overlap_similarity_backward(loss, *views, statistics, [7, 7], kind, "mean")
+        call = p, z, boxes, boxes, [7, 7], kind, weight, "mean"
+        loss, statistics = op.overlap_similarity(*call)
+        op.overlap_similarity_backward(loss, *call, statistics)
         yield f"overlap {kind}"
 
 
@@ -142,10 +141,10 @@ def _region_pool(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
 
 def _pseudo_label_loss(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
     logits, targets = make(64, 27, 6400), make(64, 27, 6400)
-    op.pseudo_label_loss(logits, targets, None, "none", "mean")
+    op.pseudo_label_loss(logits, targets, "none", None, "mean")
     yield "targets"
-    loss, *kept = op.pseudo_label_loss(logits, None, None, "inverse", "mean")
-    op.pseudo_label_loss_backward(loss, logits, *kept, "mean")
+    loss, *kept = op.pseudo_label_loss(logits, None, "inverse", None, "mean")
+    op.pseudo_label_loss_backward(loss, logits, "mean", *kept)
     yield "inverse"
 
 
@@ -182,16 +181,14 @@ def compile_kernels(variant: Variant) -> list[Compiled]:
         stored = torch.empty(batch, *spatial, channels, dtype=dtype, device="meta")
         return stored.movedim(-1, 1)
 
-    modules = [_triton.load_module(name) for name in CALLS]
     compiled = {}
     with _catching_launches(variant.arch) as caught, ExitStack() as patches:
         if variant.wide:
-            for module in modules:
-                patches.enter_context(
-                    mock.patch.object(module, "index_type", return_value=tl.int64)
-                )
-        for module, call in zip(modules, CALLS.values(), strict=True):
-            for case in call(module, make, channels_last):
+            patches.enter_context(
+                mock.patch.object(_triton.load_module("launch"), "LARGEST_IMAGE", 0)
+            )
+        for name, call in CALLS.items():
+            for case in call(_triton.load_module(name), make, channels_last):
                 for name, kernel in caught:
                     name = f"{name}<{case}, {variant.dtype}, {variant.layout}"
                     name += f"{', wide' if variant.wide else ''}>"

@@ -91,7 +91,7 @@ def overlap_similarity(
         return reference.overlap_similarity(p, z, boxes_p, boxes_z, grid, kind, weight, reduction)
     weight = None if weight is None else weight.detach().to(_layout.accumulate_dtype(p))
     forward = kernel(NAMESPACES[backend], "overlap_similarity")
-    loss, _ = forward(p, z, boxes_p, boxes_z, weight, pair, kind, reduction)
+    loss, _ = forward(p, z, boxes_p, boxes_z, pair, kind, weight, reduction)
     return loss
 
 
@@ -100,9 +100,9 @@ def _fake(
     z: Tensor,
     boxes_p: Tensor | None,
     boxes_z: Tensor | None,
-    weight: Tensor | None,
     size: list[int],
     kind: str,
+    weight: Tensor | None,
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     dtype = _layout.accumulate_dtype(p)
@@ -111,7 +111,7 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    p, z, boxes_p, boxes_z, weight, size, kind, reduction = inputs
+    p, z, boxes_p, boxes_z, size, kind, weight, reduction = inputs
     _, statistics = output
     ctx.mark_non_differentiable(statistics)
     ctx.set_materialize_grads(False)
@@ -125,7 +125,9 @@ def _backward(
     no_more = (None,) * 7
     if grad is None or not ctx.needs_input_grad[0]:
         return None, *no_more
-    return backward(grad, *ctx.saved_tensors, ctx.size, ctx.kind, ctx.reduction), *no_more
+    *views, weight, statistics = ctx.saved_tensors
+    settings = ctx.size, ctx.kind, weight, ctx.reduction
+    return backward(grad, *views, *settings, statistics), *no_more
 
 
 def _fake_backward(grad: Tensor, p: Tensor, *_: Any) -> Tensor:

@@ -77,12 +77,12 @@ def pixel_similarity(
         return reference.pixel_similarity(p, z, kind, weight, reduction)
     weight = None if weight is None else weight.detach().to(_layout.accumulate_dtype(p))
     forward = kernel(NAMESPACES[backend], "pixel_similarity")
-    loss, _ = forward(_layout.flat(p), _layout.flat(z), weight, kind, reduction)
+    loss, _ = forward(_layout.flat(p), _layout.flat(z), kind, weight, reduction)
     return loss if reduction == "mean" else loss.view(p.shape[0], *p.shape[2:])
 
 
 def _fake(
-    p: Tensor, z: Tensor, weight: Tensor | None, kind: str, reduction: str
+    p: Tensor, z: Tensor, kind: str, weight: Tensor | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
     batch, _, pixels = p.shape
     dtype = _layout.accumulate_dtype(p)
@@ -91,7 +91,7 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    p, z, weight, kind, reduction = inputs
+    p, z, kind, weight, reduction = inputs
     _, statistics = output
     ctx.mark_non_differentiable(statistics)
     ctx.set_materialize_grads(False)
@@ -105,17 +105,18 @@ def _backward(
     if grad is None or not ctx.needs_input_grad[0]:
         return None, None, None, None, None
     p, z, weight, statistics = ctx.saved_tensors
-    return backward(grad, p, z, weight, statistics, ctx.kind, ctx.reduction), None, None, None, None
+    grad_p = backward(grad, p, z, ctx.kind, weight, ctx.reduction, statistics)
+    return grad_p, None, None, None, None
 
 
 def _fake_backward(
     grad: Tensor,
     p: Tensor,
     z: Tensor,
-    weight: Tensor | None,
-    statistics: Tensor,
     kind: str,
+    weight: Tensor | None,
     reduction: str,
+    statistics: Tensor,
 ) -> Tensor:
     return _layout.empty_like(p)
 

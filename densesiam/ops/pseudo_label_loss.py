@@ -93,12 +93,12 @@ def pseudo_label_loss(
     counts = None if counts is None else counts.detach().to(_layout.accumulate_dtype(logits))
     flat_targets = None if targets is None else _layout.flat(targets)
     forward = kernel(NAMESPACES[backend], "pseudo_label_loss")
-    loss = forward(_layout.flat(logits), flat_targets, counts, rebalance, reduction)[0]
+    loss = forward(_layout.flat(logits), flat_targets, rebalance, counts, reduction)[0]
     return loss if reduction == "mean" else loss.view(logits.shape[0], *logits.shape[2:])
 
 
 def _fake(
-    logits: Tensor, targets: Tensor | None, counts: Tensor | None, rebalance: str, reduction: str
+    logits: Tensor, targets: Tensor | None, rebalance: str, counts: Tensor | None, reduction: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, classes, pixels = logits.shape
     dtype = _layout.accumulate_dtype(logits)
@@ -124,7 +124,8 @@ def _backward(
 ) -> tuple[Tensor | None, None, None, None, None]:
     if grad is None or not ctx.needs_input_grad[0]:
         return None, None, None, None, None
-    return backward(grad, *ctx.saved_tensors, ctx.reduction), None, None, None, None
+    logits, *kept = ctx.saved_tensors
+    return backward(grad, logits, ctx.reduction, *kept), None, None, None, None
 
 
 def _fake_backward(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
