@@ -10,7 +10,7 @@ from torch import Tensor
 from densesiam import reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._operations import Operation, kernel, register_operation
 
 INTEGER_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -109,4 +109,23 @@ def _fake(
     return prediction.new_empty([num_classes, num_predictions], dtype=torch.int64)
 
 
-register_operation(Operation("confusion_matrix", _fake))
+register_operation(
+    Operation(
+        name="confusion_matrix",
+        schema="(Tensor prediction, Tensor label, SymInt num_predictions, SymInt num_classes, "
+        "SymInt ignore_index) -> Tensor",
+        usage="confusion_matrix(prediction, label, ...)",
+        summary="exact pixel counts",
+        equivalent=("torch.bincount(n * label + prediction)",),
+        example=lambda make, B, C, H, W: [
+            make.integers(C, B, H, W),
+            make.integers(C, B, H, W),
+            C,
+            C,
+            0,
+        ],
+        fake=_fake,
+        integers=True,
+        triton=False,
+    )
+)

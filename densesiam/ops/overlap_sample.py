@@ -9,7 +9,7 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._operations import Operation, kernel, register_operation
 
 
 def _check(features: Tensor, boxes: Tensor, size: int | tuple[int, int]) -> None:
@@ -81,5 +81,19 @@ def _fake_backward(grad: Tensor, boxes: Tensor, size: list[int], channels_last: 
 
 
 register_operation(
-    Operation("overlap_sample", _fake, _setup_context, _backward, _fake_backward),
+    Operation(
+        name="overlap_sample",
+        schema="(Tensor features, Tensor boxes, SymInt[] size) -> Tensor",
+        usage="overlap_sample(features, boxes, size)",
+        summary="bilinear samples of a box: crop, flip, resize",
+        equivalent=('F.grid_sample(features, grid, padding_mode="border", align_corners=False)',),
+        example=lambda make, B, C, H, W: [make.features(B, C, H, W), make.boxes(B), (H - 1, W + 2)],
+        fake=_fake,
+        differentiable=1,
+        backward_schema="(Tensor grad, Tensor boxes, SymInt[] size, bool channels_last) -> Tensor",
+        setup_context=_setup_context,
+        backward=_backward,
+        fake_backward=_fake_backward,
+        keeps_type=True,
+    )
 )

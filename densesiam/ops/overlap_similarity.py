@@ -9,8 +9,9 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
-from densesiam.ops.pixel_similarity import KINDS, REDUCTIONS
+from densesiam.ops._operations import Operation, kernel, register_operation
+from densesiam.ops._pixel_loss import REDUCTIONS
+from densesiam.ops.pixel_similarity import KINDS
 
 
 def _check(
@@ -135,5 +136,28 @@ def _fake_backward(grad: Tensor, p: Tensor, *_: Any) -> Tensor:
 
 
 register_operation(
-    Operation("overlap_similarity", _fake, _setup_context, _backward, _fake_backward),
+    Operation(
+        name="overlap_similarity",
+        schema="(Tensor p, Tensor z, Tensor? boxes_p, Tensor? boxes_z, SymInt[] size, str kind, "
+        "Tensor? weight, str reduction) -> (Tensor, Tensor)",
+        usage="overlap_similarity(p, z, boxes_p, boxes_z, size)",
+        summary="the two above in one call",
+        equivalent=("pixel_similarity(overlap_sample(...), overlap_sample(...))",),
+        example=lambda make, B, C, H, W: [
+            make.features(B, C, H, W),
+            make.features(B, C, max(H - 1, 1), W),  # they may differ in size
+            make.boxes(B),
+            None,
+            (3, 5),
+            "cosine",
+            make.weights(B),
+        ],
+        fake=_fake,
+        differentiable=1,
+        backward_schema="(Tensor grad, Tensor p, Tensor z, Tensor? boxes_p, Tensor? boxes_z, "
+        "SymInt[] size, str kind, Tensor? weight, str reduction, Tensor statistics) -> Tensor",
+        setup_context=_setup_context,
+        backward=_backward,
+        fake_backward=_fake_backward,
+    )
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._operations import Operation, kernel, register_operation
 
 REBALANCES = ("none", "frequency", "inverse")
 REDUCTIONS = ("mean", "none")
@@ -133,5 +133,24 @@ def _fake_backward(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
 
 
 register_operation(
-    Operation("pseudo_label_loss", _fake, _setup_context, _backward, _fake_backward),
+    Operation(
+        name="pseudo_label_loss",
+        schema="(Tensor logits, Tensor? targets, str rebalance, Tensor? counts, str reduction) -> "
+        "(Tensor, Tensor, Tensor, Tensor)",
+        usage="pseudo_label_loss(logits)",
+        summary="cross-entropy toward own hard labels",
+        equivalent=("F.cross_entropy(logits, logits.argmax(1))",),
+        example=lambda make, B, C, H, W: [
+            make.features(B, C, H, W),
+            make.features(B, C, H, W),
+            "inverse",
+        ],
+        fake=_fake,
+        differentiable=1,
+        backward_schema="(Tensor grad, Tensor logits, str reduction, Tensor log_sum, "
+        "Tensor labels, Tensor class_weights) -> Tensor",
+        setup_context=_setup_context,
+        backward=_backward,
+        fake_backward=_fake_backward,
+    )
 )

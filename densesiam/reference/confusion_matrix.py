@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from densesiam.reference.numerics import count
+from densesiam.reference._numerics import count
 
 
 def confusion_matrix(
