@@ -31,7 +31,7 @@ from .softmax import add_exponentials, finite
 
 
 def pseudo_label_loss(
-    logits: Tensor, targets: Tensor | None, counts: Tensor | None, rebalance: str, reduction: str
+    logits: Tensor, targets: Tensor | None, rebalance: str, counts: Tensor | None, reduction: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, log_sum, labels and class weights, of the dispatcher's schema."""
     batch, classes, pixels = logits.shape
@@ -94,10 +94,10 @@ def pseudo_label_loss(
 def pseudo_label_loss_backward(
     grad: Tensor,
     logits: Tensor,
+    reduction: str,
     log_sum: Tensor,
     labels: Tensor,
     class_weights: Tensor,
-    reduction: str,
 ) -> Tensor:
     """Gradient to the logits, in their layout."""
     batch, classes, pixels = logits.shape

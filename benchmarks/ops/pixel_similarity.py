@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from collections.abc import Iterator
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import release
-from benchmarks.ops.inputs import features
-from benchmarks.problem import Part, Problem, Setting, Shape
+from benchmarks.ops.inputs import accumulator, features, pixel_loss_kernels
+from benchmarks.problem import MEMORY_BOUND, Goal, KernelNames, Make, Part, Problem, Setting, Shape
 from densesiam import ops
 
+COSINE_GOAL, GOAL = Goal(6, 1.3, 0.5, memory=0.1), Goal(3, 1.5, 0.25, memory=0.1)
 SHAPES = (
-    Shape("cosine 128", 128, 80, 80, variant="cosine", own=True),
-    Shape("cross-entropy 27", 27, 80, 80, variant="cross_entropy", own=True),
-    Shape("cross-entropy 128", 128, 80, 80, variant="cross_entropy", own=True),
+    Shape("cosine 128", 128, 80, 80, variant="cosine", own=True, goal=COSINE_GOAL),
+    Shape("cross-entropy 27", 27, 80, 80, variant="cross_entropy", own=True, goal=GOAL),
+    Shape("cross-entropy 128", 128, 80, 80, variant="cross_entropy", own=True, goal=GOAL),
     Shape("cosine C = 16", 16, 80, 80, variant="cosine"),
     Shape("cosine C = 2048, K = 7", 2048, 7, 7, variant="cosine"),
     Shape("cross-entropy 512", 512, 40, 40, variant="cross_entropy"),
@@ -24,6 +26,7 @@ SHAPES = (
     Shape("odd", 127, 79, 83, variant="cross_entropy"),
 )
 SCALED = SHAPES[2]
+GPU_GOAL = MEMORY_BOUND
 
 
 def _cosine(p: Tensor, z: Tensor) -> Tensor:
@@ -54,3 +57,18 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         backward_bytes=3 * elements * setting.itemsize,
         exponentials=0 if cosine else 4 * elements,
     )
+
+
+def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
+    """How the names of its kernels begin."""
+    return pixel_loss_kernels("Cosine" if shape.variant == "cosine" else "CrossEntropy", names)
+
+
+def triton_kernels(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
+    """Call every kernel of the Triton module, on tensors without memory."""
+    for kind, channels in (("cosine", 128), ("cross_entropy", 27)):
+        p, z = make(64, channels, 6400), make(64, channels, 6400)
+        weight = accumulator(p, 64)
+        loss, statistics = op.pixel_similarity(p, z, kind, weight, "mean")
+        op.pixel_similarity_backward(loss, p, z, kind, weight, "mean", statistics)
+        yield kind

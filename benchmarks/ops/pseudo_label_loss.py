@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from collections.abc import Iterator
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from benchmarks import release
 from benchmarks.ops.inputs import features
-from benchmarks.problem import Part, Problem, Setting, Shape
+from benchmarks.problem import MEMORY_BOUND, Goal, KernelNames, Make, Part, Problem, Setting, Shape
 from densesiam import ops
 
+GOAL = Goal(3, 1.5, 0.25, memory=0.1)
 SHAPES = (
-    Shape("27 classes", 27, 80, 80, variant="none", own=True),
-    Shape("27 classes, inverse", 27, 80, 80, variant="inverse", own=True),
+    Shape("27 classes", 27, 80, 80, variant="none", own=True, goal=GOAL),
+    Shape("27 classes, inverse", 27, 80, 80, variant="inverse", own=True, goal=GOAL),
     Shape("128 classes", 128, 80, 80, variant="none"),
     Shape("512 classes", 512, 40, 40, variant="none"),
     Shape("small", 27, 14, 14, variant="none"),
@@ -23,6 +25,7 @@ SHAPES = (
     Shape("odd", 29, 79, 83, variant="inverse"),
 )
 SCALED = SHAPES[0]
+GPU_GOAL = MEMORY_BOUND
 
 
 def _plain(logits: Tensor) -> Tensor:
@@ -57,3 +60,21 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         backward_bytes=2 * elements * setting.itemsize,
         exponentials=2 * elements,
     )
+
+
+def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
+    """How the names of its kernels begin."""
+    return [
+        f"label_pixels_{names.layout}<{names.source}",
+        f"label_backward_{names.layout}<{names.source}",
+    ]
+
+
+def triton_kernels(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
+    """Call every kernel of the Triton module, on tensors without memory."""
+    logits, targets = make(64, 27, 6400), make(64, 27, 6400)
+    op.pseudo_label_loss(logits, targets, "none", None, "mean")
+    yield "targets"
+    loss, *kept = op.pseudo_label_loss(logits, None, "inverse", None, "mean")
+    op.pseudo_label_loss_backward(loss, logits, "mean", *kept)
+    yield "inverse"

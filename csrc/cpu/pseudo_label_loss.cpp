@@ -159,8 +159,8 @@ void backward(const Accumulate<T>* grad, bool mean, const T* logits, const Accum
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits,
                                                              std::optional<Tensor> targets,
-                                                             std::optional<Tensor> counts,
                                                              std::string rebalance,
+                                                             std::optional<Tensor> counts,
                                                              std::string reduction) {
   const char* op = "pseudo_label_loss";
   check(logits.dim() == 3 && logits.size(1) > 0, op,
@@ -217,9 +217,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logit
   return {result, log_sum, labels, weights};
 }
 
-Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& log_sum,
-                                  const Tensor& labels, const Tensor& class_weights,
-                                  std::string reduction) {
+Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, std::string reduction,
+                                  const Tensor& log_sum, const Tensor& labels,
+                                  const Tensor& class_weights) {
   const char* op = "pseudo_label_loss_backward";
   const bool mean = is_mean(op, reduction);
   const Tiling tiling{logits.size(0), logits.size(1), logits.size(2)};

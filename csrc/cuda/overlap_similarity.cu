@@ -3,7 +3,7 @@
 #include "../overlap_sample_args.h"
 #include "overlap_similarity.cuh"
 #include "support/boxes.h"
-#include "support/similarity.h"
+#include "support/pixel_loss.h"
 
 namespace densesiam {
 namespace {
@@ -81,9 +81,8 @@ void check_maps(const char* op, const Tensor& p, const Tensor& z) {
 std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
                                               std::optional<Tensor> boxes_p,
                                               std::optional<Tensor> boxes_z,
-                                              std::optional<Tensor> weight,
                                               std::vector<std::int64_t> size, std::string kind,
-                                              std::string reduction) {
+                                              std::optional<Tensor> weight, std::string reduction) {
   const char* op = "overlap_similarity";
   check_maps(op, p, z);
   const bool mean = is_mean(op, reduction);
@@ -104,10 +103,10 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     const bool packs = reads_packs<T>(channels_last, p, {&p_samples.map, &z_samples.map});
-    dispatch_kind<Accumulate<T>>(op, kind, [&](auto loss_type) {
-      using Loss = typename decltype(loss_type)::type;
+    dispatch_kind(op, kind, [&](auto loss_family) {
+      using Loss = typename decltype(loss_family)::template of<Accumulate<T>>;
       with_samples<T>(p_samples, z_samples, channels_last, packs, [&](auto source, auto target) {
-        run_similarity<Loss>(source, target, weights, shape, mean, loss, statistics,
+        run_pixel_loss<Loss>(source, target, weights, shape, mean, loss, statistics,
                              device.stream());
       });
     });
@@ -118,9 +117,9 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
 
 Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Tensor& z,
                                    std::optional<Tensor> boxes_p, std::optional<Tensor> boxes_z,
-                                   std::optional<Tensor> weight, const Tensor& statistics,
                                    std::vector<std::int64_t> size, std::string kind,
-                                   std::string reduction) {
+                                   std::optional<Tensor> weight, std::string reduction,
+                                   const Tensor& statistics) {
   const char* op = "overlap_similarity_backward";
   check_maps(op, p, z);
   const bool mean = is_mean(op, reduction);
@@ -147,12 +146,11 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
     Tensor scale;
     const auto gradient = upstream_of<A>(upstream, mean, weights, shape, scale, stream);
     const bool packs = reads_packs<T>(channels_last, p, {&p_samples.map, &z_samples.map});
-    dispatch_kind<A>(op, kind, [&](auto loss_type) {
-      using Loss = typename decltype(loss_type)::type;
+    dispatch_kind(op, kind, [&](auto loss_family) {
+      using Loss = typename decltype(loss_family)::template of<A>;
       with_samples<T>(p_samples, z_samples, channels_last, packs, [&](auto source, auto target) {
-        launch_pixel_similarity_backward<Loss>(gradient, source, target, optional_data<A>(weights),
-                                               data<A>(kept), shape, mutable_data<T>(gradients),
-                                               stream);
+        launch_pixel_loss_backward<Loss>(gradient, source, target, optional_data<A>(weights),
+                                         data<A>(kept), shape, mutable_data<T>(gradients), stream);
       });
     });
   });

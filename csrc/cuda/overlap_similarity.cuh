@@ -1,6 +1,6 @@
 // overlap_similarity: pixel_similarity of bilinear samples, which exist in registers alone.
 //
-//   l = loss(sample(p, boxes_p), sample(z, boxes_z)), statistics as in pixel_similarity.cuh
+//   l = loss(sample(p, boxes_p), sample(z, boxes_z)), statistics as in losses.cuh
 //
 // The grid is separable, so the taps of its rows and columns are computed first: B (Kh + Kw) of
 // them for each map, from the coordinate function of overlap_sample. Forward is pixel_similarity's
@@ -12,7 +12,7 @@
 #pragma once
 
 #include "overlap_sample.cuh"
-#include "pixel_similarity.cuh"
+#include "pixel_loss.cuh"
 
 namespace densesiam {
 inline namespace DENSESIAM_TARGET {

@@ -28,8 +28,8 @@ void weights_of(const Tensor& labels, const std::optional<Tensor>& counts, bool 
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits,
                                                              std::optional<Tensor> targets,
-                                                             std::optional<Tensor> counts,
                                                              std::string rebalance,
+                                                             std::optional<Tensor> counts,
                                                              std::string reduction) {
   const char* op = "pseudo_label_loss";
   check(logits.dim() == 3, op, ": logits must be (B, K, P), got shape ", shape_of(logits));
@@ -100,9 +100,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logit
   return {result, log_sum, labels, weights};
 }
 
-Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& log_sum,
-                                  const Tensor& labels, const Tensor& class_weights,
-                                  std::string reduction) {
+Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, std::string reduction,
+                                  const Tensor& log_sum, const Tensor& labels,
+                                  const Tensor& class_weights) {
   const char* op = "pseudo_label_loss_backward";
   check(logits.dim() == 3, op, ": logits must be (B, K, P), got shape ", shape_of(logits));
   const bool mean = is_mean(op, reduction);

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densesiam.reference.numerics import values_are_known
+from densesiam.reference._numerics import values_are_known
 
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MOST = 2**31 - 1

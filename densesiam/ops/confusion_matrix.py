@@ -10,8 +10,8 @@ from torch import Tensor
 from densesiam import reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, register_operation, run
-from densesiam.reference.numerics import values_are_known
+from densesiam.ops._operations import Operation, register_operation, run_kernel
+from densesiam.reference._numerics import values_are_known
 
 INTEGER_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -76,7 +76,7 @@ def confusion_matrix(
     backend = select("confusion_matrix", prediction)
     if backend == "reference":
         return reference.confusion_matrix(prediction, label, *numbers)
-    matrix = run(NAMESPACES[backend], "confusion_matrix", prediction, label, *numbers)
+    matrix = run_kernel(NAMESPACES[backend], "confusion_matrix", prediction, label, *numbers)
     if backend != "cpu" or prediction.device.type not in _checks._CHECKED:
         return matrix
     if not values_are_known(prediction):
@@ -117,4 +117,23 @@ def _fake(
     return prediction.new_empty([num_classes, num_predictions], dtype=torch.int64)
 
 
-register_operation(Operation("confusion_matrix", _fake))
+register_operation(
+    Operation(
+        name="confusion_matrix",
+        schema="(Tensor prediction, Tensor label, SymInt num_predictions, SymInt num_classes, "
+        "SymInt ignore_index) -> Tensor",
+        usage="confusion_matrix(prediction, label, ...)",
+        summary="exact pixel counts",
+        equivalent=("torch.bincount(n * label + prediction)",),
+        example=lambda make, B, C, H, W: [
+            make.integers(C, B, H, W),
+            make.integers(C, B, H, W),
+            C,
+            C,
+            0,
+        ],
+        fake=_fake,
+        integers=True,
+        triton=False,
+    )
+)

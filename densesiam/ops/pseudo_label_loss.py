@@ -10,7 +10,7 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, register_operation, run
+from densesiam.ops._operations import Operation, register_operation, run_kernel
 
 REBALANCES = ("none", "frequency", "inverse")
 REDUCTIONS = ("mean", "none")
@@ -92,20 +92,20 @@ def pseudo_label_loss(
         return reference.pseudo_label_loss(logits, targets, rebalance, counts, reduction)
     counts = None if counts is None else counts.detach().to(_layout.accumulate_dtype(logits))
     flat_targets = None if targets is None else _layout.flat(targets)
-    loss = run(
+    loss = run_kernel(
         NAMESPACES[backend],
         "pseudo_label_loss",
         _layout.flat(logits),
         flat_targets,
-        counts,
         rebalance,
+        counts,
         reduction,
     )[0]
     return loss if reduction == "mean" else loss.view(logits.shape[0], *logits.shape[2:])
 
 
 def _fake(
-    logits: Tensor, targets: Tensor | None, counts: Tensor | None, rebalance: str, reduction: str
+    logits: Tensor, targets: Tensor | None, rebalance: str, counts: Tensor | None, reduction: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, classes, pixels = logits.shape
     dtype = _layout.accumulate_dtype(logits)
@@ -131,7 +131,8 @@ def _backward(
 ) -> tuple[Tensor | None, None, None, None, None]:
     if grad is None or not ctx.needs_input_grad[0]:
         return None, None, None, None, None
-    return backward(grad, *ctx.saved_tensors, ctx.reduction), None, None, None, None
+    logits, *kept = ctx.saved_tensors
+    return backward(grad, logits, ctx.reduction, *kept), None, None, None, None
 
 
 def _fake_backward(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
@@ -139,5 +140,24 @@ def _fake_backward(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
 
 
 register_operation(
-    Operation("pseudo_label_loss", _fake, _setup_context, _backward, _fake_backward),
+    Operation(
+        name="pseudo_label_loss",
+        schema="(Tensor logits, Tensor? targets, str rebalance, Tensor? counts, str reduction) -> "
+        "(Tensor, Tensor, Tensor, Tensor)",
+        usage="pseudo_label_loss(logits)",
+        summary="cross-entropy toward own hard labels",
+        equivalent=("F.cross_entropy(logits, logits.argmax(1))",),
+        example=lambda make, B, C, H, W: [
+            make.features(B, C, H, W),
+            make.features(B, C, H, W),
+            "inverse",
+        ],
+        fake=_fake,
+        differentiable=1,
+        backward_schema="(Tensor grad, Tensor logits, str reduction, Tensor log_sum, "
+        "Tensor labels, Tensor class_weights) -> Tensor",
+        setup_context=_setup_context,
+        backward=_backward,
+        fake_backward=_fake_backward,
+    )
 )

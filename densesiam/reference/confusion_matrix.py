@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from densesiam.reference.numerics import count, values_are_known
+from densesiam.reference._numerics import count, values_are_known
 
 
 def confusion_matrix(

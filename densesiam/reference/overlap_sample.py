@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from densesiam.reference.numerics import compute_dtype
+from densesiam.reference._numerics import compute_dtype
 
 
 def overlap_sample(features: Tensor, boxes: Tensor, size: int | tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from densesiam.reference.numerics import compute_dtype, count, first_argmax
+from densesiam.reference._numerics import compute_dtype, count, first_argmax
 
 
 def pseudo_label_loss(

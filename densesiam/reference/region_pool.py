@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from densesiam.reference.numerics import compute_dtype
+from densesiam.reference._numerics import compute_dtype
 
 
 def region_pool(features: Tensor, logits: Tensor, normalize: bool = False) -> Tensor:

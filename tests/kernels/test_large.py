@@ -106,16 +106,16 @@ def overlap_sample(op: Any, maps: Maps) -> list[Tensor]:
 
 def pixel_similarity(op: Any, maps: Maps) -> list[Tensor]:
     p, z = maps().flatten(2), maps().flatten(2)
-    loss, statistics = op.pixel_similarity(p, z, None, "cosine", "none")
-    grad = op.pixel_similarity_backward(loss, p, z, None, statistics, "cosine", "none")
+    loss, statistics = op.pixel_similarity(p, z, "cosine", None, "none")
+    grad = op.pixel_similarity_backward(loss, p, z, "cosine", None, "none", statistics)
     return [loss, statistics, grad]
 
 
 def overlap_similarity(op: Any, maps: Maps) -> list[Tensor]:
-    views = maps(), maps(), maps.corner(), maps.corner(), None
-    loss, statistics = op.overlap_similarity(*views, [1, END], "cosine", "none")
+    call = maps(), maps(), maps.corner(), maps.corner(), [1, END], "cosine", None, "none"
+    loss, statistics = op.overlap_similarity(*call)
     # Backward's launches are each one's last program: the others' sample gradients are zero.
-    grad = op.overlap_similarity_backward(loss, *views, statistics, [1, END], "cosine", "none")
+    grad = op.overlap_similarity_backward(loss, *call, statistics)
     return [loss, statistics, grad]
 
 
@@ -133,8 +133,8 @@ def region_pool(op: Any, maps: Maps) -> list[Tensor]:
 def pseudo_label_loss(op: Any, maps: Maps) -> list[Tensor]:
     logits, targets = maps().flatten(2), maps().flatten(2)
     counts = torch.arange(1, logits.shape[1] + 1)  # this call's own are those of all programs
-    loss, *kept = op.pseudo_label_loss(logits, targets, counts, "inverse", "none")
-    grad = op.pseudo_label_loss_backward(loss, logits, *kept, "none")
+    loss, *kept = op.pseudo_label_loss(logits, targets, "inverse", counts, "none")
+    grad = op.pseudo_label_loss_backward(loss, logits, "none", *kept)
     return [loss, *kept[:2], grad]
 
 
@@ -196,6 +196,6 @@ def test_offsets_are_as_wide_as_the_image(shape, wide):
 def test_too_many_programs_are_an_error():
     from densesiam.kernels import launch
 
-    kernel = _triton.load_module("pixel_similarity")._forward
+    kernel = _triton.load_module("pixel_loss")._forward
     with pytest.raises(ValueError, match=r"2147483647 programs are more .* split the batch"):
         launch.launch(kernel, 2**31 - 1, torch.zeros(1))

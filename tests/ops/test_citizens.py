@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from densesiam import ops
-from densesiam.ops import _registry
+from densesiam.ops import _operations
 from tests.tolerance import assert_close
 
 F = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ CALLS = {
     "label_map": lambda x, boxes, labels: ops.label_map(x, 9),
     "confusion_matrix": lambda x, boxes, labels: ops.confusion_matrix(labels, labels, 3, 3, 255),
 }
-DIFFERENTIABLE = [name for name, op in _registry.OPERATIONS.items() if op.backward is not None]
+DIFFERENTIABLE = [name for name, op in _operations.OPERATIONS.items() if op.backward is not None]
 every_call = pytest.mark.parametrize("name", CALLS)
 every_derivative = pytest.mark.parametrize("name", DIFFERENTIABLE)
 
@@ -42,7 +42,7 @@ def backend(request):
 
 
 def test_no_operation_is_forgotten():
-    assert set(CALLS) == set(_registry.OPERATIONS)
+    assert set(CALLS) == set(_operations.OPERATIONS)
 
 
 def jvp(call):

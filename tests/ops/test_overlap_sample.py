@@ -23,7 +23,6 @@ def other_type(dtype: torch.dtype) -> torch.dtype:
 class TestOverlapSample(OpSuite):
     op = "overlap_sample"
     BOXES = (1,)
-    result_dtype = "features"
     CASES = {
         "map": Case(flipped_halves),
         "grid": Case(lambda m: [m.features(2, 3, 11, 6), m.boxes(2), 3]),
@@ -31,6 +30,7 @@ class TestOverlapSample(OpSuite):
             lambda m: [m.features(2, 3, 7, 6), m.boxes(2).to(other_type(m.dtype)), (4, 5)]
         ),
         "one pixel": Case(lambda m: [m.features(2, 16, 1, 1), m.boxes(2), (2, 3)]),
+        "one channel": Case(lambda m: [m.features(2, 1, 4, 5), m.boxes(2), (3, 2)]),
         "tall": Case(lambda m: [m.features(1, 5, 13, 2), m.boxes(1, -2, 3), (4, 17)]),
         "zero size": Case(
             lambda m: [m.features(2, 4, 5, 6), m.boxes(2)[:, [0, 1, 0, 1]].contiguous(), (3, 2)]
