@@ -10,10 +10,10 @@ from torch import Tensor
 
 from densesiam import ops
 from densesiam.methods.losses.assignment import assignment_statistics
-from densesiam.methods.losses.averages import weighted_mean
 from densesiam.methods.losses.clustering import MiniBatchKMeans
 from densesiam.methods.segmenter import Segmenter
 from densesiam.models import Encoder
+from densesiam.nn import weighted_mean
 
 
 class PiCIE(Segmenter):

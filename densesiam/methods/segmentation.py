@@ -9,11 +9,11 @@ from torch import Tensor
 
 from densesiam import ops
 from densesiam.methods.losses.assignment import assignment_statistics, label_counts
-from densesiam.methods.losses.averages import weighted_mean
 from densesiam.methods.losses.early import early_gradients, gradient_scale
-from densesiam.methods.losses.region import RegionSim, RegionStart
+from densesiam.methods.losses.region import RegionStart
 from densesiam.methods.segmenter import Segmenter
 from densesiam.models import Predictor, Projector
+from densesiam.nn import RegionSim, weighted_mean
 
 
 class DenseSiamSegmentation(Segmenter):

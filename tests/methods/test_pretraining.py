@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from densesiam import ops
 from densesiam.geometry import overlap_boxes
 from densesiam.methods import DenseSiamPretraining
-from densesiam.methods.losses.region import region_contrast
+from densesiam.nn import region_contrast
 from tests.tolerance import assert_close, terms_of
 
 # The loaders here are tiny, and the CPU is meant.
