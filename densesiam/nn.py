@@ -164,7 +164,11 @@ class PseudoLabelLoss(nn.Module):
         self.reduction = reduction
 
     def forward(
-        self, logits: Tensor, targets: Tensor | None = None, counts: Tensor | None = None
+        self,
+        logits: Tensor,
+        targets: Tensor | None = None,
+        counts: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """Take the loss of logits (B, K, *) toward the argmax of targets (default: the logits).
 
@@ -172,8 +176,11 @@ class PseudoLabelLoss(nn.Module):
             logits: the only argument to receive a gradient.
             targets: logits of the logits' shape to take the labels from.
             counts: (K,) pixels of each label, such as those summed over all processes.
+            weight: (B,) weights of the images, float or bool.
         """
-        return ops.pseudo_label_loss(logits, targets, self.rebalance, counts, self.reduction)
+        return ops.pseudo_label_loss(
+            logits, targets, self.rebalance, counts, self.reduction, weight
+        )
 
     def extra_repr(self) -> str:
         """The settings, for printing."""

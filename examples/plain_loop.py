@@ -44,10 +44,11 @@ class DenseSiam(nn.Module):
         f2 = ops.overlap_sample(f2, boxes, tuple(f1.shape[2:]))
         z1, z2 = self.projector(f1), self.projector(f2)
         p1, p2 = self.predictor(z1), self.predictor(z2)
+        labels = self.pseudo_label
         similarity = self.similarity(p1, z2, valid) + self.similarity(p2, z1, valid)
         return {
             "sim": 0.5 * similarity,
-            "pseudo_label": 0.5 * (self.pseudo_label(z1) + self.pseudo_label(z2)),
+            "pseudo_label": 0.5 * (labels(z1, weight=valid) + labels(z2, weight=valid)),
             "region": self.region(f1, z1, f2, z2, valid),
         }
 

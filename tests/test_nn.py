@@ -72,8 +72,8 @@ COUNTS = torch.tensor([3, 1, 4, 1, 5, 9])
         (modules.PseudoLabelLoss(), (P,), ops.pseudo_label_loss(P)),
         (
             modules.PseudoLabelLoss("inverse", "none"),
-            (P, Z, COUNTS),
-            ops.pseudo_label_loss(P, Z, "inverse", COUNTS, "none"),
+            (P, Z, COUNTS, WEIGHT),
+            ops.pseudo_label_loss(P, Z, "inverse", COUNTS, "none", WEIGHT),
         ),
     ],
     ids=lambda value: str(value) if isinstance(value, nn.Module) else "",

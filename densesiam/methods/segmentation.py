@@ -227,14 +227,12 @@ class DenseSiamSegmentation(Segmenter):
         )
 
     def _pseudo_label_loss(self, z: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-        counts = None
-        if self.rebalance != "none":
+        counts = None  # the operation's own, but where processes share them
+        if self.rebalance != "none" and dist.is_available() and dist.is_initialized():
             counts = label_counts(teacher.argmax(dim=1), self.num_classes, weight)
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(counts)
+            dist.all_reduce(counts)
         targets = None if teacher is z else teacher
-        losses = ops.pseudo_label_loss(z, targets, self.rebalance, counts, reduction="none")
-        return weighted_mean(losses, weight)
+        return ops.pseudo_label_loss(z, targets, self.rebalance, counts, weight=weight)
 
     @property
     def region_active(self) -> bool:

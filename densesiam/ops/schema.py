@@ -14,8 +14,8 @@ SCHEMAS = {
     "overlap_similarity_backward": "(Tensor grad, Tensor p, Tensor z, Tensor? boxes_p, Tensor? boxes_z, Tensor? weight, Tensor statistics, SymInt[] size, str kind, str reduction) -> Tensor",
     "region_pool": "(Tensor features, Tensor logits) -> (Tensor, Tensor, Tensor)",
     "region_pool_backward": "(Tensor grad, Tensor? grad_mass, Tensor features, Tensor logits, Tensor log_sum, bool need_features, bool need_logits) -> (Tensor, Tensor)",
-    "pseudo_label_loss": "(Tensor logits, Tensor? targets, Tensor? counts, str rebalance, str reduction) -> (Tensor, Tensor, Tensor, Tensor)",
-    "pseudo_label_loss_backward": "(Tensor grad, Tensor logits, Tensor log_sum, Tensor labels, Tensor class_weights, str reduction) -> Tensor",
+    "pseudo_label_loss": "(Tensor logits, Tensor? targets, Tensor? counts, str rebalance, str reduction, Tensor? weight=None) -> (Tensor, Tensor, Tensor, Tensor)",
+    "pseudo_label_loss_backward": "(Tensor grad, Tensor logits, Tensor log_sum, Tensor labels, Tensor class_weights, str reduction, Tensor? weight=None) -> Tensor",
     "label_map": "(Tensor logits, SymInt[] size) -> Tensor",
     "confusion_matrix": "(Tensor prediction, Tensor label, SymInt num_predictions, SymInt num_classes, SymInt ignore_index) -> Tensor",
 }  # fmt: skip

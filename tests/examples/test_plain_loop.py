@@ -65,8 +65,10 @@ def test_the_losses_are_the_methods(photos):
     model.load_state_dict(method.state_dict())
     images = Images(photos, SegmentationViews(32, resize=40, crop=None))
     batch = default_collate([images[Draw(i)] for i in range(len(images))])
+    batch["crop1"][1] -= 5  # reaches beyond view 2: this pair counts nowhere
     losses = model(batch)
     features1, features2, weight = method.aligned_features(batch)
+    assert weight.tolist() == [True, False, True, True, True]
     expected, _, _ = method.losses(features1, features2, weight)
     assert losses.keys() == expected.keys()
     for name, loss in losses.items():
