@@ -62,3 +62,8 @@ def sample_grid(values: Tensor, grid: Tensor) -> Tensor:
 def grid_sample(values: Tensor, boxes: Tensor, size: int) -> Tensor:
     """overlap_sample by PyTorch's own function."""
     return sample_grid(values, cell_grid(boxes, size))
+
+
+def all_pairs(setting: Setting) -> Tensor:
+    """The weight that training gives: (B,) bool, nearly always true."""
+    return torch.ones(setting.batch, dtype=torch.bool, device=DEVICE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
@@ -9,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import release
-from benchmarks.ops.inputs import features
+from benchmarks.ops.inputs import all_pairs, features
 from benchmarks.problem import Part, Problem, Setting, Shape
 from densesiam import ops
 
 SHAPES = (
     Shape("27 classes", 27, 80, 80, variant="none", own=True),
     Shape("27 classes, inverse", 27, 80, 80, variant="inverse", own=True),
+    Shape("27 classes, weighted", 27, 80, 80, variant="weighted", own=True),  # what training runs
     Shape("128 classes", 128, 80, 80, variant="none"),
     Shape("512 classes", 512, 40, 40, variant="none"),
     Shape("small", 27, 14, 14, variant="none"),
@@ -37,20 +39,39 @@ def _inverse(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, weights, reduction="none").mean()
 
 
+def _weighted(logits: Tensor, weight: Tensor) -> Tensor:
+    losses = F.cross_entropy(logits, logits.detach().argmax(1), reduction="none")
+    weights = weight.to(losses.dtype)
+    return (losses.mean((1, 2)) * weights).sum() / weights.sum()
+
+
+_EAGER: dict[str, Callable[..., Tensor]] = {
+    "none": _plain,
+    "inverse": _inverse,
+    "weighted": _weighted,
+}
+
+
 def problem(shape: Shape, setting: Setting) -> Problem:
     """Forward reads the logits; backward reads them again and writes their gradient."""
-    rebalance = cast(Literal["none", "inverse"], shape.variant)
+    weighted = shape.variant == "weighted"
+    rebalance = cast(Literal["none", "inverse"], "none" if weighted else shape.variant)
     elements = setting.batch * shape.channels * shape.height * shape.width
     return Problem(
         op="pseudo_label_loss",
-        shape=(f"{setting.batch}x{shape.channels}x{shape.height}x{shape.width}, {rebalance}"),
-        make=lambda: [features(setting, shape.channels, shape.height, shape.width)],
-        ours=lambda logits: ops.pseudo_label_loss(logits, rebalance=rebalance),
-        eager=_plain if rebalance == "none" else _inverse,
-        release=release.pseudo_label_loss if rebalance == "none" else None,
+        shape=(f"{setting.batch}x{shape.channels}x{shape.height}x{shape.width}, {shape.variant}"),
+        make=lambda: [
+            features(setting, shape.channels, shape.height, shape.width),
+            *([all_pairs(setting)] if weighted else []),
+        ],
+        ours=lambda logits, weight=None: ops.pseudo_label_loss(
+            logits, rebalance=rebalance, weight=weight
+        ),
+        eager=_EAGER[shape.variant],
+        release=release.pseudo_label_loss if shape.variant == "none" else None,
         parts={
             "cross_entropy": Part(
-                lambda logits: [logits, logits.detach().argmax(1)], F.cross_entropy
+                lambda logits, *_: [logits, logits.detach().argmax(1)], F.cross_entropy
             )
         },
         forward_bytes=elements * setting.itemsize + 4,
