@@ -77,6 +77,7 @@ NAMES = {
     "densesiam.evaluation.supervised": "Supervised score_table",
     "densesiam.methods.assignment": "label_counts assignment_statistics",
     "densesiam.methods.averages": "weighted_mean",
+    "densesiam.methods.losses.averages": "weighted_mean",
     "densesiam.methods.clustering": "MiniBatchKMeans assign",
     "densesiam.methods.early": "early_gradients gradient_scale",
     "densesiam.methods.method": "Method",

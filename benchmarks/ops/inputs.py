@@ -74,3 +74,8 @@ def pixel_loss_kernels(loss: str, names: KernelNames) -> list[str]:
     """How the names of the CUDA kernels begin that compute a loss of csrc/cuda/losses.cuh."""
     kind = f"<{loss}<float>, {names.source}"
     return [f"pixel_loss_{names.layout}{kind}", f"pixel_loss_backward_{names.layout}{kind}"]
+
+
+def all_pairs(setting: Setting) -> Tensor:
+    """The weight that training gives: (B,) bool, nearly always true."""
+    return torch.ones(setting.batch, dtype=torch.bool, device=DEVICE)

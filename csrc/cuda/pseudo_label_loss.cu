@@ -26,11 +26,9 @@ void weights_of(const Tensor& labels, const std::optional<Tensor>& counts, bool 
          mutable_data<A>(weights));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits,
-                                                             std::optional<Tensor> targets,
-                                                             std::string rebalance,
-                                                             std::optional<Tensor> counts,
-                                                             std::string reduction) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
+    const Tensor& logits, std::optional<Tensor> targets, std::string rebalance,
+    std::optional<Tensor> counts, std::string reduction, std::optional<Tensor> weight) {
   const char* op = "pseudo_label_loss";
   check(logits.dim() == 3, op, ": logits must be (B, K, P), got shape ", shape_of(logits));
   check(!targets || (shape_of(*targets) == shape_of(logits) &&
@@ -43,6 +41,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logit
                     counts->scalar_type() == dtype),
         op, ": counts must be (K,) = (", logits.size(1), ",) in the accumulation type");
   const bool mean = is_mean(op, reduction), rebalanced = rebalance != "none";
+  const std::optional<Tensor> images = checked_weight(op, weight, logits);
   const OnDevice device(logits);
   const Layout layout = layout_of(logits);
   const Tensor source = in_layout(logits, layout);
@@ -53,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logit
   const Tensor log_sum = torch::stable::new_empty(logits, sizes, dtype);
   const Tensor labels = torch::stable::new_empty(logits, sizes, ScalarType::Int);
   Tensor weights = torch::stable::new_empty(logits, {logits.size(1)}, dtype);
-  // The unweighted losses are kept where they are the result or have yet to be weighted.
+  // The losses are kept where they are the result or have yet to be weighted by class.
   const Tensor losses =
       !mean || rebalanced ? torch::stable::new_empty(logits, sizes, dtype) : log_sum;
   Tensor result = mean ? torch::stable::new_zeros(logits, {}, dtype) : losses;
@@ -79,7 +78,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logit
         parts = torch::stable::new_empty(logits, {std::int64_t(count)}, dtype);
         out.parts = mutable_data<A>(parts);
       }
-      launch_label_pixels(x, t, shape, sharing, out, stream);
+      launch_label_pixels(x, t, ImageWeights<A>{optional_data<A>(images)}, shape, sharing, out,
+                          stream);
     });
     if (rebalanced) {
       weights_of<A>(labels, given, rebalance == "inverse", weights, stream);
@@ -92,8 +92,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logit
              mean ? mutable_data<A>(parts) : nullptr);
     }
     if (mean) {
-      launch_mean<A>(data<A>(parts), count, nullptr, nullptr, shape, mutable_data<A>(result),
-                     stream);
+      launch_mean<A>(data<A>(parts), count, nullptr, optional_data<A>(images), shape,
+                     mutable_data<A>(result), stream);
     }
   });
   check_launch(op);
@@ -101,11 +101,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logit
 }
 
 Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, std::string reduction,
-                                  const Tensor& log_sum, const Tensor& labels,
-                                  const Tensor& class_weights) {
+                                  std::optional<Tensor> weight, const Tensor& log_sum,
+                                  const Tensor& labels, const Tensor& class_weights) {
   const char* op = "pseudo_label_loss_backward";
   check(logits.dim() == 3, op, ": logits must be (B, K, P), got shape ", shape_of(logits));
   const bool mean = is_mean(op, reduction);
+  const std::optional<Tensor> images = checked_weight(op, weight, logits);
   const OnDevice device(logits);
   const Layout layout = layout_of(logits);
   const Tensor source = in_layout(logits, layout), upstream = in_layout(grad, Layout::planar);
@@ -121,15 +122,15 @@ Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, std:
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
     Tensor scale;
-    const auto gradient =
-        upstream_of<A>(upstream, mean, std::nullopt, shape, scale, device.stream());
+    const auto gradient = upstream_of<A>(upstream, mean, images, shape, scale, device.stream());
     const Tensor& per_pixel = mean ? sums : upstream;
     const bool packs =
         reads_packs<T>(channels_last, logits, {&source, &out, &sums, &chosen, &per_pixel});
     with_source(data<T>(source), channels_last, packs, [&](auto x) {
       launch_label_backward<decltype(x), A>(
-          gradient, x, {data<A>(sums), data<std::int32_t>(chosen), data<A>(weights)}, shape,
-          mutable_data<T>(out), device.stream());
+          gradient, x,
+          {data<A>(sums), data<std::int32_t>(chosen), data<A>(weights), {optional_data<A>(images)}},
+          shape, mutable_data<T>(out), device.stream());
     });
   });
   check_launch(op);

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from densesiam import ops
 from densesiam.methods.losses.assignment import assignment_statistics
-from densesiam.methods.losses.averages import weighted_mean
 from densesiam.methods.losses.clustering import MiniBatchKMeans
 from densesiam.methods.segmenter import Segmenter
 from densesiam.models import Encoder
@@ -206,14 +205,13 @@ class PiCIE(Segmenter):
 
         def toward(view: int, features: Tensor, teacher: Tensor) -> Tensor:
             """Cross-entropy toward a view's labels, by its centroids."""
-            losses = ops.pseudo_label_loss(
+            return ops.pseudo_label_loss(
                 self.logits(features, self.centroids[view]),
                 teacher,
                 self.rebalance,
                 None if self.rebalance == "none" else self.counts[view],
-                reduction="none",
+                weight=weight,
             )
-            return weighted_mean(losses, weight)
 
         return {
             "within": 0.5 * (toward(0, features1, teacher1) + toward(1, features2, teacher2)),

@@ -12,8 +12,9 @@ from densesiam import ops
 from densesiam.geometry import overlap_boxes
 from densesiam.methods.base import Method
 from densesiam.methods.losses.early import early_gradients, gradient_scale
-from densesiam.methods.losses.region import RegionSim, RegionStart
+from densesiam.methods.losses.region import RegionStart
 from densesiam.models import Predictor, Projector
+from densesiam.nn import RegionSim
 
 _Pair = tuple[Tensor, Tensor]  # of view 1 and of view 2
 

@@ -20,6 +20,7 @@ from densesiam.reports.page import Column, Html
 from densesiam.reports.visualize import colorize, contact_sheet, legend, overlay, palette
 
 _MOST_LABELS_OF_A_BYTE = 256
+_NO_VOID = -1  # every pixel has a category, 255 among them
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -86,7 +87,7 @@ class PredictionWriter(BasePredictionWriter):
             name = self._names[int(index)]
             numbers = labels.cpu().numpy()
             photo = read_image(path)
-            painted = overlay(photo, numbers, self.num_categories)
+            painted = overlay(photo, numbers, self.num_categories, ignore_index=_NO_VOID)
             narrow = self.num_categories <= _MOST_LABELS_OF_A_BYTE
             depth = np.uint8 if narrow else np.uint16
             _save(Image.fromarray(numbers.astype(depth)), self.folder / "labels" / f"{name}.png")
@@ -94,7 +95,7 @@ class PredictionWriter(BasePredictionWriter):
             self._usage += torch.bincount(labels.flatten().cpu(), minlength=self.num_categories)
             if len(self._rows) < self.most_on_sheet:
                 # Only as large as they will be shown: full-size photographs would pile up.
-                row = [photo, colorize(numbers, self.num_categories), painted]
+                row = [photo, colorize(numbers, self.num_categories, _NO_VOID), painted]
                 for picture in row:
                     picture.thumbnail((640, 320))
                 self._rows.append(row)
