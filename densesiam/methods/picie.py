@@ -175,12 +175,7 @@ class PiCIE(Segmenter):
             **described,
             "valid_pairs": weight.float().mean(),
         }
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in logged.items()},
-            on_step=True,
-            on_epoch=True,
-            batch_size=weight.shape[0],
-        )
+        self.log_step(logged, weight.shape[0])
         return total
 
     def losses(

@@ -1,5 +1,6 @@
 """Checkpoints of runs: written, found again, read, and refused where they do not fit."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from densesiam.methods import METHODS, Method
+from densesiam.models.weights import check_finite
 
 _WRITTEN_BY = {"segmentation": "`fit`", "pre-training": "`pretrain`"}
 
@@ -48,6 +50,38 @@ def resolve_checkpoint(name: str, output: str | None) -> Path:
     return Path(output, "checkpoints", f"{name}.ckpt")
 
 
+def read_file(path: Path, expected: str) -> Any:
+    """Read a checkpoint file, without ever running code from it, and verify its checksums.
+
+    Args:
+        path: the file.
+        expected: what it should have been, for messages.
+
+    Returns:
+        Its content, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, is damaged, or holds weights that are not finite.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}: {expected}")
+    try:
+        # torch.load reads past the archive's checksums: flipped bits would become other weights.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        content: Any = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickles and archives fail in every way
+        raise ValueError(f"{path} is not a checkpoint, or is damaged: {expected}") from error
+    if damaged:
+        raise ValueError(
+            f"{path} is damaged, the checksum of {damaged} is wrong: {expected}, or a copy of it"
+        )
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        check_finite(content["state_dict"], str(path))
+    return content
+
+
 def read_checkpoint(path: Path, kind: str | None = "segmentation") -> dict[str, Any]:
     """Read a checkpoint of a training, without ever running code from it.
 
@@ -60,16 +94,11 @@ def read_checkpoint(path: Path, kind: str | None = "segmentation") -> dict[str, 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint of such a method.
+        ValueError: it is no checkpoint of such a method; see also `read_file`.
     """
     writers = _WRITTEN_BY[kind] if kind else " or ".join(_WRITTEN_BY.values())
     expected = f"expected a .ckpt file that {writers} wrote"
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}: {expected}")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickles and archives fail in every way
-        raise ValueError(f"{path} is not a checkpoint, or is damaged: {expected}") from error
+    content = read_file(path, expected)
     method = METHODS.get(content.get(Method.KEY, "")) if isinstance(content, dict) else None
     if method is None or kind not in (None, method.kind):
         is_of = f", but a {method.kind} model's" if method else ""

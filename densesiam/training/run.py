@@ -20,6 +20,7 @@ from densesiam.training.checkpoints import (
     resolve_checkpoint,
 )
 from densesiam.training.console import Interrupted, first_process, interactive, say
+from densesiam.training.divergence import Finite
 from densesiam.training.folders import check_writable, claim_folder
 from densesiam.training.monitor import CollapseMonitor, Kind
 from densesiam.training.options import TrainerOptions, build_trainer
@@ -163,6 +164,7 @@ def training_run(
     """
     report = RunReport(folder / "summary.json")
     together: list[Callback] = [
+        Finite(),
         report,
         _monitor(built),
         *callbacks,

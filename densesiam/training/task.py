@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from densesiam._writing import write_json
 from densesiam.models.weights import explain_mismatch
-from densesiam.training.checkpoints import CheckpointConfig, keep_checkpoint, resolve_checkpoint
+from densesiam.training.checkpoints import (
+    CheckpointConfig,
+    keep_checkpoint,
+    read_file,
+    resolve_checkpoint,
+)
 from densesiam.training.console import first_process, interactive, say
+from densesiam.training.divergence import Finite
 from densesiam.training.folders import check_writable, claim_folder
 from densesiam.training.options import TrainerOptions, build_trainer
 from densesiam.training.report import ProgressBar, RunReport
@@ -128,6 +133,7 @@ class Task:
         batches = len(data.train_dataloader())  # missing data should stop the run before all else
         report = RunReport(folder / "summary.json")
         callbacks: list[Callback] = [
+            Finite(),
             report,
             CheckpointConfig(built.config),
             keep_checkpoint(folder),
@@ -164,12 +170,7 @@ class Task:
     def _read_checkpoint(self, path: Path) -> dict[str, Any]:
         """Read a checkpoint of the task, without ever running code from it."""
         expected = f"expected a .ckpt file that `densesiam {self.command}` wrote"
-        if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint {path}: {expected}")
-        try:
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickles and archives fail in every way
-            raise ValueError(f"{path} is not a checkpoint, or is damaged: {expected}") from error
+        content: Any = read_file(path, expected)
         if not isinstance(content, dict) or content.get(Supervised.KEY) != self.model.__name__:
             raise ValueError(
                 f"{path} is not a checkpoint of this command: {expected}. A pre-trained backbone "
