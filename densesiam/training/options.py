@@ -1,10 +1,12 @@
 """How to train: the options, and Lightning's trainer made from them."""
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.strategies import DDPStrategy
@@ -12,6 +14,10 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
 
 from densesiam.training.report import ProgressBar
+
+# Under SLURM, Lightning loads any hpc_ckpt_N.ckpt of its root folder, the working directory unless
+# told otherwise, where it is given no checkpoint. No file can lie here.
+_NO_FOLDER = os.path.join(os.devnull, "none")
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,9 @@ def build_trainer(
 ) -> L.Trainer:
     """Lightning's trainer, set up as the options say.
 
+    It never takes or leaves a checkpoint that was not asked for: what Lightning does of its own
+    accord under SLURM is off.
+
     Args:
         options: how to train.
         callbacks: all of them; checkpoints and a progress bar are on if they are among these.
@@ -106,6 +115,7 @@ def build_trainer(
         **asdict(options),
         "num_sanity_val_steps": 0,
         "enable_model_summary": False,
+        "default_root_dir": _NO_FOLDER,
         **more,
     }
     settings["check_val_every_n_epoch"] = settings.pop("validate_every_n_epochs")
@@ -120,10 +130,14 @@ def build_trainer(
         if isinstance(probe.strategy, DDPStrategy):
             # RegionSim's heads learn nothing until it starts.
             settings["strategy"] = "ddp_find_unused_parameters_true"
-    return L.Trainer(
+    trainer = L.Trainer(
         **settings,
         callbacks=callbacks,
         logger=logger,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
     )
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False  # it writes hpc_ckpt_N.ckpt in a signal handler
+    return trainer
