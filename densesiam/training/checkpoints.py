@@ -1,6 +1,7 @@
 """Checkpoints of runs: written, found again, read, and refused where they do not fit."""
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,15 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from densesiam._writing import replacing
 from densesiam.methods import METHODS, Method
 from densesiam.models.weights import check_finite
+from densesiam.training.console import say
 
+_NAMES = ("last", "best")
 _WRITTEN_BY = {"segmentation": "`fit`", "pre-training": "`pretrain`"}
 
 
@@ -33,6 +38,66 @@ def keep_checkpoint(folder: Path, name: str = "last", **criterion: Any) -> Model
     )
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Write checkpoints that are whole at every moment, and keep the one before.
+
+    Each is written beside its target, flushed to the disk, and given the target's name. The file
+    that had the name before becomes `previous_checkpoint`.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: it cannot be written; the message names the file, and what is left.
+        """
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path, previous_checkpoint(path)) as partial:
+                torch.save(checkpoint, partial)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+            reason = str(error).strip().splitlines()[0].removeprefix(f"cannot write {path}: ")
+            left = "the last good one is kept" if path.exists() else "there is none before it"
+            raise OSError(f"cannot write checkpoint {path}: {reason}; {left}") from error
+
+
+def previous_checkpoint(path: Path) -> Path:
+    """Where the checkpoint lies that another took the place of."""
+    return path.with_name(f"{path.stem}-previous{path.suffix}")
+
+
+def open_checkpoint(
+    name: str, output: str | None, read: Callable[[Path], dict[str, Any]]
+) -> tuple[Path, dict[str, Any]]:
+    """Read what ``--ckpt_path`` means; of a run, the checkpoint before where the last is damaged.
+
+    Args:
+        name: "last" or "best", of the run in `output`; or a path, which is read or refused.
+        output: the run's folder.
+        read: reads a file, or raises.
+
+    Returns:
+        The file, and its content.
+
+    Raises:
+        ValueError: a name without a run; or what `read` raises.
+        FileNotFoundError: there is no such file.
+    """
+    path = resolve_checkpoint(name, output)
+    try:
+        return path, read(path)
+    except (ValueError, FileNotFoundError) as error:
+        before = previous_checkpoint(path)
+        if name not in _NAMES or not before.is_file():
+            raise
+        content = read(before)
+        say(f"{error}\nThe checkpoint before it is taken: {before}")
+        return before, content
+
+
 def resolve_checkpoint(name: str, output: str | None) -> Path:
     """The file that ``--ckpt_path`` means.
 
@@ -43,7 +108,7 @@ def resolve_checkpoint(name: str, output: str | None) -> Path:
     Raises:
         ValueError: a name without a run.
     """
-    if name not in ("last", "best"):
+    if name not in _NAMES:
         return Path(name)
     if output is None:
         raise ValueError(f"--ckpt_path {name} needs --output, the folder of the run")

@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
 
+from densesiam.training.checkpoints import WholeCheckpoints
 from densesiam.training.report import ProgressBar
 
 # Under SLURM, Lightning loads any hpc_ckpt_N.ckpt of its root folder, the working directory unless
@@ -121,8 +122,9 @@ def build_trainer(
     settings["check_val_every_n_epoch"] = settings.pop("validate_every_n_epochs")
     for of_callbacks in ("picture_every_n_epochs", "monitor_every_n_steps"):
         settings.pop(of_callbacks)
+    settings["plugins"] = [WholeCheckpoints()]
     if options.sync_batchnorm:
-        settings["plugins"] = [TimmSyncBatchNorm()]
+        settings["plugins"].append(TimmSyncBatchNorm())
     if options.accelerator == "auto":  # Lightning's own would take other kinds of devices too
         settings["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     if options.strategy == "auto":

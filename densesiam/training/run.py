@@ -12,12 +12,13 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from densesiam._writing import write_text
 from densesiam.training.checkpoints import (
     CheckpointConfig,
     check_resumable,
     keep_checkpoint,
+    open_checkpoint,
     read_checkpoint,
-    resolve_checkpoint,
 )
 from densesiam.training.console import Interrupted, first_process, interactive, say
 from densesiam.training.divergence import Finite
@@ -122,8 +123,10 @@ def start_run(
     """
     ckpt_path = None
     if config.ckpt_path is not None:
-        ckpt_path = resolve_checkpoint(config.ckpt_path, config.output)
-        check_resumable(ckpt_path, read_checkpoint(ckpt_path, kind), config)
+        ckpt_path, checkpoint = open_checkpoint(
+            config.ckpt_path, config.output, lambda path: read_checkpoint(path, kind)
+        )
+        check_resumable(ckpt_path, checkpoint, config)
     if config.ckpt_path == "last":
         folder = Path(config.output)
         check_writable(folder)
@@ -178,7 +181,7 @@ def training_run(
     _check_batch(built, runner)
     built.data.train_dataloader()  # missing images should stop the run before it leaves any trace
     if first_process():
-        (folder / "config.yaml").write_text(built.config)
+        write_text(folder / "config.yaml", built.config)
     if (loaded := built.model.encoder.weights_report) is not None:
         say(f"weights: {loaded}")
     with interruptible(runner, folder, command):

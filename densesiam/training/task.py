@@ -11,13 +11,13 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from densesiam._writing import write_json
+from densesiam._writing import write_json, write_text
 from densesiam.models.weights import explain_mismatch
 from densesiam.training.checkpoints import (
     CheckpointConfig,
     keep_checkpoint,
+    open_checkpoint,
     read_file,
-    resolve_checkpoint,
 )
 from densesiam.training.console import first_process, interactive, say
 from densesiam.training.divergence import Finite
@@ -98,8 +98,9 @@ class Task:
         """
         checkpoint = ckpt_path = None
         if config.ckpt_path is not None:
-            ckpt_path = resolve_checkpoint(config.ckpt_path, config.output)
-            checkpoint = self._read_checkpoint(ckpt_path)
+            ckpt_path, checkpoint = open_checkpoint(
+                config.ckpt_path, config.output, self._read_checkpoint
+            )
             if not config.evaluate:
                 _check_unfinished(ckpt_path, checkpoint, config)
         elif config.evaluate:
@@ -149,7 +150,7 @@ class Task:
         )
         trainer.fit_loop.max_epochs = _epochs(batches, model.max_steps, built.options, trainer)
         if first_process():
-            (folder / "config.yaml").write_text(built.config)
+            write_text(folder / "config.yaml", built.config)
         with interruptible(trainer, folder, self.command):
             trainer.fit(model, data, ckpt_path=built.ckpt_path, weights_only=True)
             if data.val is not None and model.scored_at != trainer.global_step:
@@ -206,7 +207,7 @@ def _report(model: Supervised, built: Built, folder: Path, step: int) -> None:
     """Print the scores and write them."""
     say(score_table(model.scores))
     if first_process():
-        (folder / "config.yaml").write_text(built.config)
+        write_text(folder / "config.yaml", built.config)
         content: dict[str, Any] = {"step": step, "scores": model.scores}
         write_json(folder / "results.json", content)
         say(f"wrote {folder / 'results.json'}")
