@@ -42,6 +42,8 @@ class TrainerOptions:
         validate_every_n_epochs: how often to score the validation set, where there is one.
         picture_every_n_epochs: how often to picture photographs beside their segmentation.
         log_every_n_steps: how often to write the losses to TensorBoard.
+        checkpoint_every_n_minutes: how often to write a checkpoint within an epoch; each epoch's
+            end writes one anyway.
         monitor_every_n_steps: how often to look for signs of collapse (docs/collapse.md).
         deterministic: refuse operations whose result may differ between two equal runs.
     """
@@ -59,6 +61,7 @@ class TrainerOptions:
     validate_every_n_epochs: int = 1
     picture_every_n_epochs: int = 5
     log_every_n_steps: int = 10
+    checkpoint_every_n_minutes: float = 15.0
     monitor_every_n_steps: int = 50
     deterministic: bool = False
 
@@ -71,6 +74,11 @@ class TrainerOptions:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.checkpoint_every_n_minutes > 0:
+            raise ValueError(
+                "trainer.checkpoint_every_n_minutes must be positive, got "
+                f"{self.checkpoint_every_n_minutes}"
+            )
 
 
 class TimmSyncBatchNorm(TorchSyncBatchNorm):
@@ -120,7 +128,11 @@ def build_trainer(
         **more,
     }
     settings["check_val_every_n_epoch"] = settings.pop("validate_every_n_epochs")
-    for of_callbacks in ("picture_every_n_epochs", "monitor_every_n_steps"):
+    for of_callbacks in (
+        "picture_every_n_epochs",
+        "checkpoint_every_n_minutes",
+        "monitor_every_n_steps",
+    ):
         settings.pop(of_callbacks)
     settings["plugins"] = [WholeCheckpoints()]
     if options.sync_batchnorm:

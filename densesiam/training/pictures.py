@@ -52,7 +52,7 @@ class SegmentationGrid(Callback):
         logger: Any = trainer.logger  # each kind has its own `experiment`
         if logger is not None:
             logger.experiment.add_image(
-                "segmentation", np.asarray(grid), trainer.global_step, dataformats="HWC"
+                "segmentation", np.asarray(grid), trainer.global_step - 1, dataformats="HWC"
             )
 
     def _draw(self, trainer: L.Trainer, model: Segmenter) -> Image.Image | None:
