@@ -171,12 +171,7 @@ class DenseSiamPretraining(Method):
         losses = self.losses(features1, features2, boxes1, boxes2, valid)
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         logged = {"loss": total, **losses, "valid_pairs": valid.float().mean()}
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in logged.items()},
-            on_step=True,
-            on_epoch=True,
-            batch_size=valid.shape[0],
-        )
+        self.log_step(logged, valid.shape[0])
         return total
 
     def losses(

@@ -146,12 +146,7 @@ class DenseSiamSegmentation(Segmenter):
             **assignment_statistics(z1, z2, weight),
             "valid_pairs": weight.float().mean(),
         }
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in logged.items()},
-            on_step=True,
-            on_epoch=True,
-            batch_size=weight.shape[0],
-        )
+        self.log_step(logged, weight.shape[0])
         return total
 
     def losses(

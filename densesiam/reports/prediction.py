@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 from torch import Tensor
 
-from densesiam._writing import write_json
+from densesiam._writing import replacing, write_json
 from densesiam.data import read_image
 from densesiam.reports import page
 from densesiam.reports.page import Column, Html
@@ -107,7 +107,10 @@ class PredictionWriter(BasePredictionWriter):
         _save(sheet, self.folder / "contact_sheet.jpg", quality=88)
         _save(legend(self.categories), self.folder / "legend.png")
         shares = self._usage / self._usage.sum()
-        with (self.folder / "categories.csv").open("w", newline="") as file:
+        with (
+            replacing(self.folder / "categories.csv") as partial,
+            partial.open("w", newline="") as file,
+        ):
             rows = zip(range(self.num_categories), self.categories, shares.tolist(), strict=True)
             csv.writer(file).writerows([["category", "name", "pixel_share"], *rows])
         protocol = {"images": self._extent(), **self.protocol}
@@ -149,7 +152,8 @@ def output_names(paths: Sequence[Path], root: Path | None) -> list[Path]:
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, **options)
+    with replacing(path) as partial:
+        picture.save(partial, **options)
 
 
 def write_prediction_page(
