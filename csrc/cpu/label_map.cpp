@@ -6,6 +6,7 @@
 // interpolation and one comparison per class, and both vectorise over pixels.
 #include <vector>
 
+#include "../args.h"
 #include "../geometry.h"
 #include "support/simd.h"
 #include "support/softmax.h"
@@ -129,9 +130,10 @@ void label(const T* logits, Layout layout, std::int64_t batch, const Shape& shap
 
 Tensor label_map(const Tensor& logits, std::vector<std::int64_t> size) {
   const char* op = "label_map";
-  check(logits.dim() == 4 && (logits.numel() > 0 || logits.size(0) == 0), op,
-        ": logits must be (B, K, h, w) and not empty, got shape ", shape_of(logits));
-  check(size.size() == 2 && size[0] > 0 && size[1] > 0, op, ": size must be two positive integers");
+  check_map(op, "logits", logits);
+  check(logits.size(1) > 0, op, ": logits must have at least one class, got shape ",
+        shape_of(logits));
+  check_size(op, size);
   const Layout layout = layout_of(logits);
   const Tensor source = in_layout(logits, layout);
   const Shape shape{logits.size(1), int(logits.size(2)), int(logits.size(3)), int(size[0]),

@@ -182,17 +182,7 @@ Side side_of(const Tensor& tensor, const std::optional<Tensor>& boxes) {
 SampleTiles tiles_of(const char* op, const Tensor& p, const Tensor& z,
                      const std::optional<Tensor>& boxes_p, const std::optional<Tensor>& boxes_z,
                      const std::vector<std::int64_t>& size) {
-  check(p.dim() == 4 && z.dim() == 4 && p.size(0) == z.size(0) && p.size(1) == z.size(1) &&
-            p.scalar_type() == z.scalar_type(),
-        op, ": p and z must be (B, C, H, W) of one type, batch size and number of channels, got ",
-        shape_of(p), " and ", shape_of(z));
-  for (const std::optional<Tensor>* boxes : {&boxes_p, &boxes_z}) {
-    if (!*boxes) continue;
-    check((*boxes)->dim() == 2 && (*boxes)->size(0) == p.size(0) && (*boxes)->size(1) == 4, op,
-          ": boxes must be (B, 4) with B = ", p.size(0), ", got shape ", shape_of(**boxes));
-    dispatch_box(op, (*boxes)->scalar_type(), [](auto) {});
-  }
-  check(size.size() == 2 && size[0] > 0 && size[1] > 0, op, ": size must be two positive integers");
+  check_overlap(op, p, z, boxes_p, boxes_z, size);
   return {p.size(0), p.size(1), int(size[0]), int(size[1])};
 }
 
@@ -206,7 +196,7 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
   const bool mean = is_mean(op, reduction);
   const Side p_side = side_of(p, boxes_p), z_side = side_of(z, boxes_z);
   const ScalarType dtype = accumulate_type(p.scalar_type());
-  const std::optional<Tensor> weights = checked_weight(op, weight, tiles.batch, p.scalar_type());
+  const std::optional<Tensor> weights = checked_weight(op, weight, p);
   Tensor loss = torch::stable::new_empty(
       p,
       mean ? std::vector<std::int64_t>{}
@@ -235,8 +225,10 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
   const SampleTiles tiles = tiles_of(op, p, z, boxes_p, boxes_z, size);
   const bool mean = is_mean(op, reduction);
   const Side p_side = side_of(p, boxes_p), z_side = side_of(z, boxes_z);
-  const std::optional<Tensor> weights = checked_weight(op, weight, tiles.batch, p.scalar_type());
-  const Tensor upstream = in_layout(grad, Layout::planar);
+  const std::optional<Tensor> weights = checked_weight(op, weight, p);
+  const Tensor upstream = checked_grad(op, grad, mean, {tiles.batch, tiles.rows, tiles.columns}, p);
+  const Tensor kept = checked_kept(op, "statistics", statistics, accumulate_type(p.scalar_type()),
+                                   {tiles.batch, 2, tiles.samples()}, p);
   const Map& map = p_side.map;
   Tensor out = empty_in_layout({tiles.batch, tiles.channels, map.height, map.width}, map.layout,
                                p.scalar_type(), p);
@@ -250,8 +242,7 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
     dispatch_kind(op, kind, [&](auto loss_type) {
       using Loss = typename decltype(loss_type)::type;
       sample_gradients<Loss, T>(data<A>(upstream), mean, p_side, z_side, tiles,
-                                {weights, tiles.batch}, data<A>(statistics),
-                                mutable_data<A>(samples));
+                                {weights, tiles.batch}, data<A>(kept), mutable_data<A>(samples));
     });
     gather_maps<A, T>(data<A>(samples), p_side.boxes, tiles.batch, tiles.channels, map.height,
                       map.width, tiles.rows, tiles.columns, map.layout, mutable_data<T>(out));

@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "../args.h"
 #include "losses.h"
 #include "support/simd.h"
 
@@ -29,17 +30,6 @@ DENSESIAM_HD void gradient_of_rows(const T* p, const T* z, T* out, std::int64_t 
           Loss::gradient(A(to_float(a[i])), A(to_float(b[i])), first[i], second[i], grad[i]));
     }
   }
-}
-
-// (B,) weights of the images in one contiguous piece, or none.
-inline std::optional<Tensor> checked_weight(const char* op, const std::optional<Tensor>& weight,
-                                            std::int64_t batch, ScalarType features) {
-  if (!weight) return weight;
-  check(weight->dim() == 1 && weight->size(0) == batch &&
-            weight->scalar_type() == accumulate_type(features),
-        op, ": weight must be (B,) = (", batch, ",) in the accumulation type, got shape ",
-        shape_of(*weight));
-  return in_layout(*weight, Layout::planar);
 }
 
 // What the losses of each image are multiplied by: 1 where no weights are given.
@@ -166,11 +156,6 @@ void gradients_of_tiles(const Accumulate<T>* grad, bool mean, const T* p, const 
 
 inline Tiling tiling_of(const Tensor& p) { return {p.size(0), p.size(1), p.size(2)}; }
 
-inline void check_pair(const char* op, const Tensor& p, const Tensor& z) {
-  check(p.dim() == 3 && z.dim() == 3 && shape_of(p) == shape_of(z), op,
-        ": p and z must be (B, C, P) of one shape, got ", shape_of(p), " and ", shape_of(z));
-}
-
 // The loss of p (B, C, P) to z (B, C, P): its mean (), or that of each pixel (B, P), times the
 // image's weight (B,); and the statistics (B, 2, P).
 template <class Loss>
@@ -188,7 +173,7 @@ std::tuple<Tensor, Tensor> pixel_loss(const char* op, const Tensor& p, const Ten
       mean ? std::vector<std::int64_t>{} : std::vector<std::int64_t>{tiling.batch, tiling.pixels},
       dtype);
   Tensor statistics = torch::stable::new_empty(p, {tiling.batch, 2, tiling.pixels}, dtype);
-  const std::optional<Tensor> weights = checked_weight(op, weight, tiling.batch, p.scalar_type());
+  const std::optional<Tensor> weights = checked_weight(op, weight, p);
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
@@ -209,10 +194,11 @@ Tensor pixel_loss_backward(const char* op, const Tensor& grad, const Tensor& p, 
   const bool mean = is_mean(op, reduction);
   const Layout layout = layout_of(p);
   const Tensor p_source = in_layout(p, layout), z_source = in_layout(z, layout);
-  const Tensor upstream = in_layout(grad, Layout::planar);
-  const Tensor kept = in_layout(statistics, Layout::planar);
+  const Tensor upstream = checked_grad(op, grad, mean, {p.size(0), p.size(2)}, p);
+  const Tensor kept = checked_kept(op, "statistics", statistics, accumulate_type(p.scalar_type()),
+                                   {p.size(0), 2, p.size(2)}, p);
   const Tiling tiling = tiling_of(p);
-  const std::optional<Tensor> weights = checked_weight(op, weight, tiling.batch, p.scalar_type());
+  const std::optional<Tensor> weights = checked_weight(op, weight, p);
   Tensor out =
       empty_in_layout({tiling.batch, tiling.channels, tiling.pixels}, layout, p.scalar_type(), p);
   dispatch_float(op, p.scalar_type(), [&](auto type) {

@@ -5,8 +5,8 @@
 #include <optional>
 #include <vector>
 
+#include "pixel_loss.h"
 #include "support/simd.h"
-#include "support/similarity.h"
 #include "support/softmax.h"
 
 namespace densesiam {
@@ -196,26 +196,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
     const Tensor& logits, std::optional<Tensor> targets, std::string rebalance,
     std::optional<Tensor> counts, std::string reduction, std::optional<Tensor> weight) {
   const char* op = "pseudo_label_loss";
-  check(logits.dim() == 3 && logits.size(1) > 0, op,
-        ": logits must be (B, K, P) with K >= 1, got shape ", shape_of(logits));
+  check_labelled(op, logits, targets, counts);
   const Tiling tiling{logits.size(0), logits.size(1), logits.size(2)};
   const Rebalance balance = rebalance_of(rebalance);
   const bool mean = is_mean(op, reduction);
   const ScalarType dtype = accumulate_type(logits.scalar_type());
-  if (targets) {
-    check(shape_of(*targets) == shape_of(logits) && targets->scalar_type() == logits.scalar_type(),
-          op, ": targets must have the logits' shape ", shape_of(logits), " and type, got shape ",
-          shape_of(*targets));
-  }
-  if (counts) {
-    check(
-        counts->dim() == 1 && counts->size(0) == tiling.channels && counts->scalar_type() == dtype,
-        op, ": counts must be (K,) = (", tiling.channels, ",) in the accumulation type, got shape ",
-        shape_of(*counts));
-  }
-
-  const std::optional<Tensor> given_weight =
-      checked_weight(op, weight, tiling.batch, logits.scalar_type());
+  const std::optional<Tensor> given_weight = checked_weight(op, weight, logits);
   const Layout layout = layout_of(logits);
   const Tensor source = in_layout(logits, layout);
   const std::optional<Tensor> target_source =
@@ -258,20 +244,27 @@ Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, std:
                                   std::optional<Tensor> weight, const Tensor& log_sum,
                                   const Tensor& labels, const Tensor& class_weights) {
   const char* op = "pseudo_label_loss_backward";
+  check_labelled(op, logits, std::nullopt, std::nullopt);
   const bool mean = is_mean(op, reduction);
   const Tiling tiling{logits.size(0), logits.size(1), logits.size(2)};
-  const std::optional<Tensor> given_weight =
-      checked_weight(op, weight, tiling.batch, logits.scalar_type());
+  const std::optional<Tensor> given_weight = checked_weight(op, weight, logits);
   const Layout layout = layout_of(logits);
-  const Tensor source = in_layout(logits, layout), upstream = in_layout(grad, Layout::planar);
+  const Tensor source = in_layout(logits, layout);
+  const ScalarType dtype = accumulate_type(logits.scalar_type());
+  const Sizes pixels{tiling.batch, tiling.pixels};
+  const Tensor upstream = checked_grad(op, grad, mean, pixels, logits);
+  const Tensor sums = checked_kept(op, "log_sum", log_sum, dtype, pixels, logits);
+  const Tensor chosen = checked_kept(op, "labels", labels, ScalarType::Int, pixels, logits);
+  const Tensor weights =
+      checked_kept(op, "class_weights", class_weights, dtype, {tiling.channels}, logits);
   Tensor out = empty_in_layout({tiling.batch, tiling.channels, tiling.pixels}, layout,
                                logits.scalar_type(), logits);
   dispatch_float(op, logits.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    backward(data<A>(upstream), mean, data<T>(source), data<A>(log_sum), data<std::int32_t>(labels),
-             data<A>(class_weights), {given_weight, tiling.batch}, kernel_layout(layout, tiling),
-             tiling, mutable_data<T>(out));
+    backward(data<A>(upstream), mean, data<T>(source), data<A>(sums), data<std::int32_t>(chosen),
+             data<A>(weights), {given_weight, tiling.batch}, kernel_layout(layout, tiling), tiling,
+             mutable_data<T>(out));
   });
   return out;
 }

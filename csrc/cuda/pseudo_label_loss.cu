@@ -30,16 +30,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
     const Tensor& logits, std::optional<Tensor> targets, std::string rebalance,
     std::optional<Tensor> counts, std::string reduction, std::optional<Tensor> weight) {
   const char* op = "pseudo_label_loss";
-  check(logits.dim() == 3, op, ": logits must be (B, K, P), got shape ", shape_of(logits));
-  check(!targets || (shape_of(*targets) == shape_of(logits) &&
-                     targets->scalar_type() == logits.scalar_type()),
-        op, ": targets must have the logits' shape and type");
+  check_labelled(op, logits, targets, counts);
   check(rebalance == "none" || rebalance == "frequency" || rebalance == "inverse", op,
         ": rebalance must be one of none, frequency, inverse, got '", rebalance, "'");
   const ScalarType dtype = accumulate_type(logits.scalar_type());
-  check(!counts || (counts->dim() == 1 && counts->size(0) == logits.size(1) &&
-                    counts->scalar_type() == dtype),
-        op, ": counts must be (K,) = (", logits.size(1), ",) in the accumulation type");
   const bool mean = is_mean(op, reduction), rebalanced = rebalance != "none";
   const std::optional<Tensor> images = checked_weight(op, weight, logits);
   const OnDevice device(logits);
@@ -104,15 +98,19 @@ Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, std:
                                   std::optional<Tensor> weight, const Tensor& log_sum,
                                   const Tensor& labels, const Tensor& class_weights) {
   const char* op = "pseudo_label_loss_backward";
-  check(logits.dim() == 3, op, ": logits must be (B, K, P), got shape ", shape_of(logits));
+  check_labelled(op, logits, std::nullopt, std::nullopt);
   const bool mean = is_mean(op, reduction);
   const std::optional<Tensor> images = checked_weight(op, weight, logits);
   const OnDevice device(logits);
   const Layout layout = layout_of(logits);
-  const Tensor source = in_layout(logits, layout), upstream = in_layout(grad, Layout::planar);
-  const Tensor sums = in_layout(log_sum, Layout::planar),
-               chosen = in_layout(labels, Layout::planar);
-  const Tensor weights = in_layout(class_weights, Layout::planar);
+  const Tensor source = in_layout(logits, layout);
+  const ScalarType dtype = accumulate_type(logits.scalar_type());
+  const Sizes pixels{logits.size(0), logits.size(2)};
+  const Tensor upstream = checked_grad(op, grad, mean, pixels, logits);
+  const Tensor sums = checked_kept(op, "log_sum", log_sum, dtype, pixels, logits);
+  const Tensor chosen = checked_kept(op, "labels", labels, ScalarType::Int, pixels, logits);
+  const Tensor weights =
+      checked_kept(op, "class_weights", class_weights, dtype, {logits.size(1)}, logits);
   Tensor out = empty_in_layout({logits.size(0), logits.size(1), logits.size(2)}, layout,
                                logits.scalar_type(), logits);
   if (logits.numel() == 0) return out;

@@ -39,13 +39,6 @@ void run_pixel_loss(P p, Z z, const std::optional<Tensor>& weight, const PixelSh
   launch_mean<A>(out.parts, sharing.blocks, nullptr, weights, shape, mutable_data<A>(loss), stream);
 }
 
-inline void check_pair(const char* op, const Tensor& p, const Tensor& z) {
-  check(p.dim() == 3 && z.dim() == 3 && shape_of(p) == shape_of(z) &&
-            p.scalar_type() == z.scalar_type(),
-        op, ": p and z must be (B, C, P) of one shape and type, got ", shape_of(p), " and ",
-        shape_of(z));
-}
-
 // The loss of p (B, C, P) to z (B, C, P): its mean (), or that of each pixel (B, P), times the
 // image's weight (B,); and the statistics (B, 2, P).
 template <template <class> class LossOf>
@@ -59,7 +52,6 @@ std::tuple<Tensor, Tensor> pixel_loss(const char* op, const Tensor& p, const Ten
   const Tensor p_source = in_layout(p, layout), z_source = in_layout(z, layout);
   const std::optional<Tensor> weights = checked_weight(op, weight, p);
   const ScalarType dtype = accumulate_type(p.scalar_type());
-  using Sizes = std::vector<std::int64_t>;
   Tensor loss = torch::stable::new_zeros(p, mean ? Sizes{} : Sizes{p.size(0), p.size(2)}, dtype);
   Tensor statistics = torch::stable::new_empty(p, {p.size(0), 2, p.size(2)}, dtype);
   if (p.numel() == 0) return {loss, statistics};
@@ -89,8 +81,9 @@ Tensor pixel_loss_backward(const char* op, const Tensor& grad, const Tensor& p, 
   const OnDevice device(p);
   const Layout layout = layout_of(p);
   const Tensor p_source = in_layout(p, layout), z_source = in_layout(z, layout);
-  const Tensor upstream = in_layout(grad, Layout::planar);
-  const Tensor kept = in_layout(statistics, Layout::planar);
+  const Tensor upstream = checked_grad(op, grad, mean, {p.size(0), p.size(2)}, p);
+  const Tensor kept = checked_kept(op, "statistics", statistics, accumulate_type(p.scalar_type()),
+                                   {p.size(0), 2, p.size(2)}, p);
   const std::optional<Tensor> weights = checked_weight(op, weight, p);
   Tensor out = empty_in_layout({p.size(0), p.size(1), p.size(2)}, layout, p.scalar_type(), p);
   if (p.numel() == 0) return out;
