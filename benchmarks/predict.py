@@ -28,8 +28,9 @@ import torch
 
 from benchmarks import ops
 from benchmarks.devices import DEVICES, Device
-from benchmarks.problem import Problem, Setting, Shape
+from benchmarks.problem import KernelNames, Problem, Setting, Shape
 from benchmarks.results import Results
+from densesiam.ops._operations import OPERATIONS
 
 AUDIT = Path(__file__).parents[1] / "tools" / "audit.json"
 LATENCY = 0.7e-6  # seconds from a load to its value, under load: the order that is published
@@ -93,7 +94,7 @@ def floors(
 
 
 def _settings(op: str, batch: int) -> list[Setting]:
-    if op == "confusion_matrix":
+    if OPERATIONS[op].integers:
         return [Setting(batch)]
     return [
         Setting(batch, dtype, channels_last)
@@ -116,7 +117,7 @@ def _floor(
         "products": problem.products / ((device.tensor if half else device.scalar) * 1e12),
         "exponentials": problem.exponentials / (device.exponentials * 1e12),
     }
-    patterns = _kernels(problem.op, shape, setting)
+    patterns = ops.MODULES[problem.op].cuda_kernels(shape, KernelNames.of(shape, setting))
     bound = max(seconds, key=lambda name: seconds[name])
     launching = LAUNCH * len(patterns)
     found = [
@@ -147,49 +148,6 @@ def _floor(
         in_flight=min(under_way, default=None),
         measured=_measured(problem, setting, device, measured),
     )
-
-
-def _kernels(op: str, shape: Shape, setting: Setting) -> list[str]:
-    """Beginnings of the names, in the audit, of the kernels that do the bulk of the work."""
-    half = setting.dtype == torch.float16
-    element = "__half" if half else "float"
-    pack = 16 // setting.itemsize
-    layout = "pixels" if setting.channels_last else "planar"
-    run = shape.channels if setting.channels_last else shape.height * shape.width
-    N = pack if run % pack == 0 else 1
-    source = f"{layout.capitalize()}Source<{element}, {N}>"
-    if op == "overlap_sample":
-        kind = f"{N}, {element}, float" if setting.channels_last else f"{element}, float"
-        return [f"overlap_sample_{layout}<{kind}>", f"overlap_sample_backward_{layout}<{kind}>"]
-    if op == "roi_align":
-        kind = f"{N}, {element}, float" if setting.channels_last else f"{element}, float"
-        return [f"roi_align_{layout}<{kind}>", f"roi_align_backward_{layout}<{kind}>"]
-    if op == "pixel_similarity":
-        loss = "Cosine" if shape.variant == "cosine" else "CrossEntropy"
-        kind = f"<{loss}<float>, {source}"
-        return [f"pixel_similarity_{layout}{kind}", f"pixel_similarity_backward_{layout}{kind}"]
-    if op == "overlap_similarity":
-        # In NCHW its samples lie wherever they lie: they are read one element at a time.
-        samples = f"SampledSource<{element}, {N if setting.channels_last else 1}"
-        both = [
-            f"pixel_similarity{way}_{layout}<Cosine<float>, {samples}" for way in ("", "_backward")
-        ]
-        kind = f"{N}, {element}, float" if setting.channels_last else f"{element}, float"
-        return [*both, f"overlap_sample_backward_{layout}<{kind}>"]
-    if op == "region_pool":
-        regions = 32 if shape.classes <= 32 else 128
-        aligned = "true" if N > 1 else "false"
-        return [
-            f"region_pool_forward<{regions}, {aligned}, {element}>",
-            f"region_pool_features<{aligned}, {element}>",
-            f"region_pool_logits<{regions}, {aligned}, {element}>",
-        ]
-    if op == "pseudo_label_loss":
-        return [f"label_pixels_{layout}<{source}", f"label_backward_{layout}<{source}"]
-    if op == "label_map":
-        kind = f"{N}, {element}" if setting.channels_last else element
-        return [f"label_map_{layout}<{kind}>"]
-    return ["count_pairs<true, true>"]
 
 
 def _resident_warps(registers: int, most: int) -> int:

@@ -8,6 +8,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+Make = Callable[..., Tensor]
+"""Makes a feature map of a shape, of a type, in a layout."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a row should reach, forward and backward in float32; None is not asked.
+
+    Attributes:
+        eager: times faster than the library composition run eagerly.
+        compiled: times faster than the same compiled.
+        ceiling: share of the clone ceiling.
+        memory: extra memory as a share of the eager composition's, at the most.
+        two_ops: times faster than our own two operations.
+        two_ops_memory: extra memory as a share of theirs, at the most.
+        release: times faster than the release's arrangement.
+        release_memory: extra memory as a share of that one's, at the most.
+    """
+
+    eager: float | None = None
+    compiled: float | None = None
+    ceiling: float | None = None
+    memory: float | None = None
+    two_ops: float | None = None
+    two_ops_memory: float | None = None
+    release: float | None = None
+    release_memory: float | None = None
+
+
+MEMORY_BOUND = Goal(5, 1.3, 0.9)
+"""Of an operation on a GPU whose time is that of its bytes."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -23,6 +55,7 @@ class Shape:
         variant: kind of loss, or how it is balanced.
         batch: images at the most, for shapes so large that fewer must do.
         own: whether the method itself has this shape.
+        goal: what is asked of it on a CPU.
     """
 
     name: str
@@ -34,6 +67,7 @@ class Shape:
     variant: str = ""
     batch: int | None = None
     own: bool = False
+    goal: Goal | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +87,42 @@ class Setting:
     def layout(self) -> str:
         """Name of the layout."""
         return "channels_last" if self.channels_last else "contiguous"
+
+
+@dataclass(frozen=True)
+class KernelNames:
+    """The parts that names of CUDA kernels are made of, at one shape and setting.
+
+    Attributes:
+        layout: "planar" or "pixels".
+        element: the C++ type of an element.
+        pack: elements that are read at once: 16 bytes of them, or 1 where they do not align.
+    """
+
+    layout: str
+    element: str
+    pack: int
+
+    @classmethod
+    def of(cls, shape: Shape, setting: Setting) -> KernelNames:
+        """Those of the shape's maps."""
+        run = shape.channels if setting.channels_last else shape.height * shape.width
+        pack = 16 // setting.itemsize
+        return cls(
+            layout="pixels" if setting.channels_last else "planar",
+            element="__half" if setting.dtype == torch.float16 else "float",
+            pack=pack if run % pack == 0 else 1,
+        )
+
+    @property
+    def source(self) -> str:
+        """Of a kernel's argument that reads a map."""
+        return f"{self.layout.capitalize()}Source<{self.element}, {self.pack}>"
+
+    @property
+    def direct(self) -> str:
+        """Template arguments of a kernel that reads the map itself."""
+        return f"{self.pack}, {self.element}" if self.layout == "pixels" else self.element
 
 
 @dataclass(frozen=True)

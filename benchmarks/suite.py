@@ -11,6 +11,7 @@ import torch
 from benchmarks import composites, device, ops
 from benchmarks.problem import Setting, Shape
 from benchmarks.run import Case
+from densesiam.ops._operations import OPERATIONS
 
 MODULES: dict[str, ModuleType] = ops.MODULES | composites.MODULES
 
@@ -30,7 +31,7 @@ COMPOSITE_BATCH = 4  # images at the most on a CPU, where a composite takes seco
 
 HALF = torch.float16
 TYPES = (torch.float64, torch.float16, torch.bfloat16)
-INTEGERS = ("confusion_matrix",)  # have neither channels nor a type to choose
+INTEGERS = [name for name, op in OPERATIONS.items() if op.integers]
 SIDES = (20, 40, 80, 160)
 
 

@@ -17,13 +17,15 @@ using Coordinate =
 template <class C>
 DENSESIAM_HD C cell_coordinate(C from, C to, int cell, int count, int extent) {
   const C fraction = quotient(C(cell) + C(0.5), C(count));
-  const C coordinate = (from + fraction * (to - from)) * C(extent) - C(0.5);
+  const C coordinate = product(from + product(fraction, to - from), C(extent)) - C(0.5);
   const C last = C(extent - 1);
   // A NaN fails both comparisons' true branches only in this order and lands on 0.
   return coordinate > C(0) ? (coordinate < last ? coordinate : last) : C(0);
 }
 
-// One sample reads (1 - weight) * value[low] + weight * value[high].
+// One sample reads (1 - weight) * value[low] + weight * value[high]. A pixel of weight 0 is not
+// read, for it may hold an infinity: where a sample falls on one pixel, that is both, half and
+// half.
 template <class C>
 struct Tap {
   int low;
@@ -31,12 +33,22 @@ struct Tap {
   C weight;
 };
 
-template <class C>
-DENSESIAM_HD Tap<C> cell_tap(C from, C to, int cell, int count, int extent) {
+// The weight is of type A, in which it is used: coming from a wider one it may round to 0 or 1.
+template <class A, class C>
+DENSESIAM_HD Tap<A> cell_tap(C from, C to, int cell, int count, int extent) {
   const C coordinate = cell_coordinate(from, to, cell, count, extent);
   const int low = int(coordinate);  // the coordinate is not negative: truncation is floor
-  const int high = low + 1 < extent ? low + 1 : low;
-  return {low, high, coordinate - C(low)};
+  const A weight = A(coordinate - C(low));
+  if (weight == A(0)) return {low, low, A(0.5)};
+  if (weight == A(1)) return {low + 1, low + 1, A(0.5)};
+  return {low, low + 1, weight};
+}
+
+// (1 - weight) * low + weight * high. The difference of two infinities would be NaN, and that of
+// two great numbers infinite.
+template <class V, class A>
+DENSESIAM_HD V mix(V low, V high, A weight) {
+  return (A(1) - weight) * low + weight * high;
 }
 
 // The share of `pixel` in that sample; 0 where the sample does not touch it.

@@ -39,14 +39,42 @@ inline Shape shape_of(const Tensor& tensor) { return {tensor}; }
 // (-static-libstdc++), and streams then take their locale from torch's copy of it, and crash.
 inline void append(std::string& text, const std::string& part) { text += part; }
 inline void append(std::string& text, std::int64_t number) { text += std::to_string(number); }
-inline void append(std::string& text, const Shape& shape) {
+inline void append(std::string& text, const std::vector<std::int64_t>& sizes) {
   text += "(";
   const char* separator = "";
-  for (const std::int64_t size : shape.tensor.sizes()) {
+  for (const std::int64_t size : sizes) {
     text += separator + std::to_string(size);
     separator = ", ";
   }
   text += ")";
+}
+inline void append(std::string& text, const Shape& shape) {
+  const auto sizes = shape.tensor.sizes();
+  append(text, std::vector<std::int64_t>(sizes.begin(), sizes.end()));
+}
+inline void append(std::string& text, ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      text += "float64";
+      return;
+    case ScalarType::Float:
+      text += "float32";
+      return;
+    case ScalarType::Half:
+      text += "float16";
+      return;
+    case ScalarType::BFloat16:
+      text += "bfloat16";
+      return;
+    case ScalarType::Int:
+      text += "int32";
+      return;
+    case ScalarType::Long:
+      text += "int64";
+      return;
+    default:
+      text += "another type";
+  }
 }
 
 // Python checks the public functions' arguments first: what is thrown here meets those who call

@@ -93,6 +93,17 @@ DENSESIAM_HD T from_float(Accumulate<T> value) {
   return result;
 }
 
+// The value, in a register that the compiler cannot look into.
+template <class A>
+DENSESIAM_HD A keep(A value) {
+#if defined(__x86_64__)
+  asm("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#endif
+  return value;
+}
+
 // a / b, correctly rounded where b and the result are normal numbers and NaN where they are not. On
 // a GPU the division operator calls a subroutine for the latter, and a call spills registers.
 DENSESIAM_HD float quotient(float a, float b) {
@@ -118,6 +129,23 @@ DENSESIAM_HD double quotient(double a, double b) {
   return fma(fma(-b, q, a), r, q);
 #else
   return a / b;
+#endif
+}
+
+// a * b, rounded: a compiler may fuse a product with the sum that takes it, and each does so in
+// other places. Coordinates have to be the same bits in every kernel.
+DENSESIAM_HD float product(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(a, b);
+#else
+  return keep(a * b);
+#endif
+}
+DENSESIAM_HD double product(double a, double b) {
+#ifdef __CUDA_ARCH__
+  return __dmul_rn(a, b);
+#else
+  return keep(a * b);
 #endif
 }
 

@@ -5,29 +5,13 @@
 // / points. Outside [-1, extent] it counts for nothing, else it is clamped to [0, extent - 1].
 //
 // A box that is a whole number of pixels, or a point on an end of [-1, extent], makes the last bit
-// decide. So every step is rounded on its own: no compiler may fuse a product with a sum. On the
-// CPU this must be called outside of vectorised(): the baseline has no fused operations.
+// decide. So every step is rounded on its own: products go through product() of numeric.h, which no
+// compiler fuses with the sum that takes it.
 #pragma once
 
 #include "geometry.h"
 
 namespace densesiam {
-
-#ifdef __CUDA_ARCH__
-DENSESIAM_HD float rounded_product(float a, float b) { return __fmul_rn(a, b); }
-DENSESIAM_HD double rounded_product(double a, double b) { return __dmul_rn(a, b); }
-DENSESIAM_HD float rounded_sum(float a, float b) { return __fadd_rn(a, b); }
-DENSESIAM_HD double rounded_sum(double a, double b) { return __dadd_rn(a, b); }
-#else
-template <class C>
-DENSESIAM_HD C rounded_product(C a, C b) {
-  return a * b;
-}
-template <class C>
-DENSESIAM_HD C rounded_sum(C a, C b) {
-  return a + b;
-}
-#endif
 
 // How boxes are read, whatever the box.
 template <class C>
@@ -46,8 +30,8 @@ struct RoiAxis {
 template <class C>
 DENSESIAM_HD RoiAxis<C> roi_axis(C from, C to, int cells, int extent, const RoiRules<C>& rules) {
   const C offset = rules.aligned ? C(-0.5) : C(0);
-  const C start = rounded_sum(rounded_product(from, rules.scale), offset);
-  const C end = rounded_sum(rounded_product(to, rules.scale), offset);
+  const C start = product(from, rules.scale) + offset;
+  const C end = product(to, rules.scale) + offset;
   C length = end - start;
   if (!rules.aligned && !(length > C(1))) length = C(1);
   const C cell = quotient(length, C(cells));
@@ -72,9 +56,9 @@ struct RoiTap {
 
 template <class C>
 DENSESIAM_HD RoiTap<C> roi_tap(const RoiAxis<C>& axis, int cell, int point) {
-  const C within = quotient(rounded_product(C(point) + C(0.5), axis.cell), C(axis.points));
-  const C first = rounded_sum(axis.start, rounded_product(C(cell), axis.cell));
-  const C at = rounded_sum(first, within);
+  const C within = quotient(product(C(point) + C(0.5), axis.cell), C(axis.points));
+  const C first = axis.start + product(C(cell), axis.cell);
+  const C at = first + within;
   const C last = C(axis.extent - 1);
   const bool counts = at >= C(-1) && at <= C(axis.extent);
   const C clamped = counts && at > C(0) ? (at < last ? at : last) : C(0);

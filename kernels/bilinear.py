@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .addressing import tile_offsets
-from .geometry import cell_tap
+from .geometry import cell_tap, mix
 
 
 @triton.jit
@@ -24,10 +24,10 @@ def bilinear(
     """Samples of one image: every channel (rows) at every cell (columns)."""
     x1, y1, x2, y2 = box
     top, bottom, y_weight = cell_tap(
-        y1, y2, cell // shape.columns, shape.rows, shape.height, COORDINATE
+        y1, y2, cell // shape.columns, shape.rows, shape.height, COORDINATE, ACCUMULATE
     )
     left, right, x_weight = cell_tap(
-        x1, x2, cell % shape.columns, shape.columns, shape.width, COORDINATE
+        x1, x2, cell % shape.columns, shape.columns, shape.width, COORDINATE, ACCUMULATE
     )
     upper = _between(
         image, top, left, right, x_weight, channel, mask, shape, ACCUMULATE, CHANNELS_LAST
@@ -35,7 +35,7 @@ def bilinear(
     lower = _between(
         image, bottom, left, right, x_weight, channel, mask, shape, ACCUMULATE, CHANNELS_LAST
     )
-    return upper + y_weight.to(ACCUMULATE)[None, :] * (lower - upper)
+    return mix(upper, lower, y_weight[None, :])
 
 
 @triton.jit
@@ -59,4 +59,4 @@ def _between(
     a = tl.load(image + offsets, mask, other=0).to(ACCUMULATE)
     offsets = tile_offsets(channel, start + right, shape.channels, pixels, CHANNELS_LAST)
     b = tl.load(image + offsets, mask, other=0).to(ACCUMULATE)
-    return a + weight.to(ACCUMULATE)[None, :] * (b - a)
+    return mix(a, b, weight[None, :])

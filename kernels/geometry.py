@@ -51,10 +51,11 @@ def box_is_finite(box):
 
 
 @triton.jit
-def cell_tap(start, end, cell, count, extent, COORDINATE: tl.constexpr):
-    """The two pixels that a sample reads, and the second's weight.
+def cell_tap(start, end, cell, count, extent, COORDINATE: tl.constexpr, ACCUMULATE: tl.constexpr):
+    """The two pixels that a sample reads, and the second's weight, of type ACCUMULATE.
 
-    On the last pixel both are that pixel, and the weight is 0.
+    A pixel of weight 0 is not read, for it may hold an infinity: where a sample falls on one pixel,
+    that is both, half and half.
     """
     centre = cell.to(COORDINATE) + 0.5
     if COORDINATE.is_fp32():
@@ -66,14 +67,24 @@ def cell_tap(start, end, cell, count, extent, COORDINATE: tl.constexpr):
     # Written so that a NaN, failing every comparison, lands on pixel 0: no stray read.
     coordinate = tl.where(coordinate > 0, tl.where(coordinate < last, coordinate, last), 0)
     first = coordinate.to(tl.int32)  # not negative: truncation is floor
-    second = tl.minimum(first + 1, extent - 1)
-    return first, second, coordinate - first
+    weight = (coordinate - first).to(ACCUMULATE)  # which may round it to 0 or 1
+    second = tl.where(weight == 0, first, first + 1)
+    first = tl.where(weight == 1, second, first)
+    return first, second, tl.where(first == second, 0.5, weight)
 
 
 @triton.jit
-def tap_share(start, end, cell, pixel, count, extent, COORDINATE: tl.constexpr):
+def mix(first, second, weight):
+    """Both, by the second's weight. A difference of infinities would be NaN."""
+    return (1 - weight) * first + weight * second
+
+
+@triton.jit
+def tap_share(
+    start, end, cell, pixel, count, extent, COORDINATE: tl.constexpr, ACCUMULATE: tl.constexpr
+):
     """The share of ``pixel`` in a sample; 0 where the sample does not touch it."""
-    first, second, weight = cell_tap(start, end, cell, count, extent, COORDINATE)
+    first, second, weight = cell_tap(start, end, cell, count, extent, COORDINATE, ACCUMULATE)
     return tl.where(first == pixel, 1 - weight, 0) + tl.where(second == pixel, weight, 0)
 
 

@@ -25,6 +25,9 @@ from densesiam import _layout
 LARGEST_BLOCK = 128
 """Of pixels or channels, in any kernel."""
 
+LARGEST_IMAGE = 2**31 - LARGEST_BLOCK
+"""Elements of an image whose offsets, and those of its last block's end, fit 32 bits."""
+
 MOST_PROGRAMS = 2**31 - 1024
 """Kernels number programs in 32 bits, and sum up a number of each in steps of 1024."""
 
@@ -80,7 +83,7 @@ def index_type(*images: Sequence[int]) -> tl.dtype:
     an index. Images themselves start at 64-bit offsets (`addressing.image_start`), so a batch may
     be of any size.
     """
-    return tl.int64 if max(map(math.prod, images)) > 2**31 - LARGEST_BLOCK else tl.int32
+    return tl.int64 if max(map(math.prod, images)) > LARGEST_IMAGE else tl.int32
 
 
 def tile(channels: int, pixels: int, channels_last: bool, elements: int) -> tuple[int, int]:

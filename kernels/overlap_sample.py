@@ -160,13 +160,13 @@ def _backward(
     source = grad + image_start(b, shape.channels, cells)
     for step_row in range(tl.max(stop_row - first_row)):
         i = first_row + step_row
-        y_share = tap_share(y1, y2, i, y, shape.rows, shape.height, COORDINATE)
+        y_share = tap_share(y1, y2, i, y, shape.rows, shape.height, COORDINATE, ACCUMULATE)
         y_share = tl.where(i < stop_row, y_share, 0)
         for step_column in range(tl.max(stop_column - first_column)):
             j = first_column + step_column
-            x_share = tap_share(x1, x2, j, x, shape.columns, shape.width, COORDINATE)
+            x_share = tap_share(x1, x2, j, x, shape.columns, shape.width, COORDINATE, ACCUMULATE)
             x_share = tl.where(j < stop_column, x_share, 0)
-            share = (y_share * x_share).to(ACCUMULATE)
+            share = y_share * x_share
             cell = i.to(INDEX) * shape.columns + j
             offsets = tile_offsets(channel, cell, shape.channels, cells, CHANNELS_LAST)
             touched = in_channels & (share != 0)[None, :]

@@ -24,17 +24,11 @@ from .launch import (
     pixel_tile,
     tile,
 )
+from .losses import KINDS
 from .numerics import to_storage
 from .overlap_sample import overlap_sample_backward
+from .pixel_loss import load_statistics, store_statistics
 from .reduction import image_weight, loss_gradient, mean_of_sums, store_loss
-from .similarity import (
-    add_channels,
-    gradient,
-    load_statistics,
-    loss_and_statistics,
-    start_sums,
-    store_statistics,
-)
 
 
 def overlap_similarity(
@@ -42,9 +36,9 @@ def overlap_similarity(
     z: Tensor,
     boxes_p: Tensor | None,
     boxes_z: Tensor | None,
-    weight: Tensor | None,
     size: list[int],
     kind: str,
+    weight: Tensor | None,
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     """Loss and statistics, of the dispatcher's schema."""
@@ -59,13 +53,14 @@ def overlap_similarity(
     block_c, block_p, warps = pixel_tile(p, channels, cells, elements=1024)
     programs = batch * triton.cdiv(cells, block_p)
     losses = p.new_empty([programs], dtype=dtype) if mean else loss
-    views = _Views(p, z, boxes_p, boxes_z, weight, size, kind, reduction)
+    views = _Views(p, z, boxes_p, boxes_z, size, weight, reduction)
     launch(
         _forward,
         programs,
         *views.arguments,
         losses,
         statistics,
+        **KINDS[kind].sums,
         **views.constants,
         BLOCK_C=block_c,
         BLOCK_P=block_p,
@@ -82,11 +77,11 @@ def overlap_similarity_backward(
     z: Tensor,
     boxes_p: Tensor | None,
     boxes_z: Tensor | None,
-    weight: Tensor | None,
-    statistics: Tensor,
     size: list[int],
     kind: str,
+    weight: Tensor | None,
     reduction: str,
+    statistics: Tensor,
 ) -> Tensor:
     """Gradient to p, in p's layout."""
     batch, channels = p.shape[:2]
@@ -97,7 +92,7 @@ def overlap_similarity_backward(
     cells = size[0] * size[1]
     block_c, block_p = tile(channels, cells, channels_last, elements=1024)
     programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(cells, block_p)
-    views = _Views(p, z, boxes_p, boxes_z, weight, size, kind, reduction)
+    views = _Views(p, z, boxes_p, boxes_z, size, weight, reduction)
     launch(
         _backward,
         programs,
@@ -106,6 +101,7 @@ def overlap_similarity_backward(
         statistics.contiguous(),
         samples,
         batch,
+        GRADIENT=KINDS[kind].gradient,
         **views.constants,
         BLOCK_C=block_c,
         BLOCK_P=block_p,
@@ -122,9 +118,8 @@ class _Views:
         z: Tensor,
         boxes_p: Tensor | None,
         boxes_z: Tensor | None,
-        weight: Tensor | None,
         size: list[int],
-        kind: str,
+        weight: Tensor | None,
         reduction: str,
     ):
         p_last, z_last = _layout.is_channels_last(p), _layout.is_channels_last(z)
@@ -139,7 +134,6 @@ class _Views:
             MapAndCells(*z.shape[1:], *size),
         )
         self.constants = {
-            "COSINE": kind == "cosine",
             "MEAN": reduction == "mean",
             "COORDINATE": coordinate_type(p, boxes_p),
             "Z_COORDINATE": coordinate_type(z, boxes_z),
@@ -161,7 +155,9 @@ def _forward(
     shape_z,
     losses,
     statistics,
-    COSINE: tl.constexpr,
+    START: tl.constexpr,
+    ADD: tl.constexpr,
+    FINISH: tl.constexpr,
     MEAN: tl.constexpr,
     COORDINATE: tl.constexpr,
     Z_COORDINATE: tl.constexpr,
@@ -179,7 +175,7 @@ def _forward(
     b = program // blocks
     cell = block_range(program % blocks, INDEX, BLOCK_P)
     w = image_weight(weight, b, ACCUMULATE)
-    sums = start_sums(COSINE, ACCUMULATE, BLOCK_P)
+    sums = START(ACCUMULATE, BLOCK_P)
     for first in range(0, shape_p.channels, BLOCK_C):
         channel = tl.cast(first, INDEX) + tl.arange(0, BLOCK_C)
         p_tile = _samples(
@@ -188,8 +184,8 @@ def _forward(
         z_tile = _samples(
             z, boxes_z, w, b, channel, cell, shape_z, Z_COORDINATE, ACCUMULATE, Z_CHANNELS_LAST
         )
-        sums = add_channels(sums, p_tile, z_tile, (channel < shape_p.channels)[:, None], COSINE)
-    loss, first_statistic, second_statistic = loss_and_statistics(sums, COSINE)
+        sums = ADD(sums, p_tile, z_tile, (channel < shape_p.channels)[:, None])
+    loss, first_statistic, second_statistic = FINISH(sums)
     store_statistics(statistics, b, cell, cells, first_statistic, second_statistic)
     store_loss(losses, tl.where(w != 0, loss * w, 0), b, cell, cells, MEAN)
 
@@ -232,7 +228,7 @@ def _backward(
     statistics,
     out,
     batch,
-    COSINE: tl.constexpr,
+    GRADIENT: tl.constexpr,
     MEAN: tl.constexpr,
     COORDINATE: tl.constexpr,
     Z_COORDINATE: tl.constexpr,
@@ -256,7 +252,7 @@ def _backward(
         z, boxes_z, w, b, channel, cell, shape_z, Z_COORDINATE, ACCUMULATE, Z_CHANNELS_LAST
     )
     first, second = load_statistics(statistics, b, cell, cells)
-    result = factor[None, :] * gradient(p_tile, z_tile, first, second, COSINE)
+    result = factor[None, :] * GRADIENT(p_tile, z_tile, first, second)
     result = to_storage(tl.where(w != 0, result, 0), out.dtype.element_ty)
     offsets = tile_offsets(channel, cell, channels, cells, CHANNELS_LAST)
     offsets += image_start(b, channels, cells)

@@ -1,198 +1,31 @@
 """Similarity of the predictor's output to the other view's projection, pixel by pixel.
 
-Forward reads p and z once and keeps two numbers a pixel; backward reads both again and writes the
-gradient. Images of weight 0 are not read at all.
+The kernels are those of `pixel_loss`, with the loss of that name.
 """
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from densesiam import _layout
-
-from .addressing import block_count, block_range, image_start, tile_of_program, tile_offsets
-from .launch import (
-    accumulate_type,
-    in_layout,
-    index_type,
-    launch,
-    pixel_tile,
-    tile,
-)
-from .numerics import to_storage
-from .reduction import image_weight, loss_gradient, mean_of_sums, store_loss
-from .similarity import (
-    add_channels,
-    gradient,
-    load_statistics,
-    loss_and_statistics,
-    start_sums,
-    store_statistics,
-)
+from .losses import KINDS
+from .pixel_loss import pixel_loss, pixel_loss_backward
 
 
 def pixel_similarity(
-    p: Tensor, z: Tensor, weight: Tensor | None, kind: str, reduction: str
+    p: Tensor, z: Tensor, kind: str, weight: Tensor | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
     """Loss and statistics, of the dispatcher's schema."""
-    batch, channels, pixels = p.shape
-    dtype = _layout.accumulate_dtype(p)
-    mean = reduction == "mean"
-    statistics = p.new_empty([batch, 2, pixels], dtype=dtype)
-    loss = p.new_empty([] if mean else [batch, pixels], dtype=dtype)
-    if batch * pixels == 0:
-        return loss.zero_(), statistics
-    channels_last, z_channels_last = _layout.is_channels_last(p), _layout.is_channels_last(z)
-    p, z = in_layout(p, channels_last), in_layout(z, z_channels_last)
-    weight = None if weight is None else weight.contiguous()
-    block_c, block_p, warps = pixel_tile(p, channels, pixels, elements=2048)
-    programs = batch * triton.cdiv(pixels, block_p)
-    losses = p.new_empty([programs], dtype=dtype) if mean else loss
-    launch(
-        _forward,
-        programs,
-        p,
-        z,
-        weight,
-        losses,
-        statistics,
-        channels,
-        pixels,
-        COSINE=kind == "cosine",
-        MEAN=mean,
-        ACCUMULATE=accumulate_type(p),
-        INDEX=index_type(p.shape[1:]),
-        CHANNELS_LAST=channels_last,
-        Z_CHANNELS_LAST=z_channels_last,
-        BLOCK_C=block_c,
-        BLOCK_P=block_p,
-        num_warps=warps,
-    )
-    if mean:
-        mean_of_sums(losses, weight, batch, pixels, loss)
-    return loss, statistics
+    return pixel_loss(KINDS[kind], p, z, weight, reduction)
 
 
 def pixel_similarity_backward(
     grad: Tensor,
     p: Tensor,
     z: Tensor,
-    weight: Tensor | None,
-    statistics: Tensor,
     kind: str,
+    weight: Tensor | None,
     reduction: str,
+    statistics: Tensor,
 ) -> Tensor:
     """Gradient to p, in p's layout."""
-    batch, channels, pixels = p.shape
-    out = _layout.empty_like(p)
-    if out.numel() == 0:
-        return out
-    channels_last, z_channels_last = _layout.is_channels_last(p), _layout.is_channels_last(z)
-    p, z = in_layout(p, channels_last), in_layout(z, z_channels_last)
-    weight = None if weight is None else weight.contiguous()
-    block_c, block_p = tile(channels, pixels, channels_last, elements=2048)
-    programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(pixels, block_p)
-    launch(
-        _backward,
-        programs,
-        grad.contiguous(),
-        p,
-        z,
-        weight,
-        statistics.contiguous(),
-        out,
-        batch,
-        channels,
-        pixels,
-        COSINE=kind == "cosine",
-        MEAN=reduction == "mean",
-        ACCUMULATE=accumulate_type(p),
-        INDEX=index_type(p.shape[1:]),
-        CHANNELS_LAST=channels_last,
-        Z_CHANNELS_LAST=z_channels_last,
-        BLOCK_C=block_c,
-        BLOCK_P=block_p,
-    )
-    return out
-
-
-@triton.jit
-def _forward(
-    p,
-    z,
-    weight,
-    losses,
-    statistics,
-    channels,
-    pixels,
-    COSINE: tl.constexpr,
-    MEAN: tl.constexpr,
-    ACCUMULATE: tl.constexpr,
-    INDEX: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    Z_CHANNELS_LAST: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """One program: all channels of a block of pixels of one image."""
-    program = tl.program_id(0)
-    blocks = block_count(pixels, INDEX, BLOCK_P)
-    b = program // blocks
-    pixel = block_range(program % blocks, INDEX, BLOCK_P)
-    in_map = pixel < pixels
-    w = image_weight(weight, b, ACCUMULATE)
-    start = image_start(b, channels, pixels)
-    # An image of weight 0 is read as one of zeros: even NaN in it counts nowhere.
-    readable = tl.where(w != 0, channels, 0)
-    sums = start_sums(COSINE, ACCUMULATE, BLOCK_P)
-    for first in range(0, channels, BLOCK_C):
-        channel = tl.cast(first, INDEX) + tl.arange(0, BLOCK_C)
-        offsets = start + tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
-        read = (channel < readable)[:, None] & in_map[None, :]
-        p_tile = tl.load(p + offsets, read, other=0).to(ACCUMULATE)
-        offsets = start + tile_offsets(channel, pixel, channels, pixels, Z_CHANNELS_LAST)
-        z_tile = tl.load(z + offsets, read, other=0).to(ACCUMULATE)
-        sums = add_channels(sums, p_tile, z_tile, (channel < channels)[:, None], COSINE)
-    loss, first_statistic, second_statistic = loss_and_statistics(sums, COSINE)
-    store_statistics(statistics, b, pixel, pixels, first_statistic, second_statistic)
-    store_loss(losses, loss * w, b, pixel, pixels, MEAN)
-
-
-@triton.jit
-def _backward(
-    grad,
-    p,
-    z,
-    weight,
-    statistics,
-    out,
-    batch,
-    channels,
-    pixels,
-    COSINE: tl.constexpr,
-    MEAN: tl.constexpr,
-    ACCUMULATE: tl.constexpr,
-    INDEX: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    Z_CHANNELS_LAST: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """One program: a tile of channels and pixels of one image."""
-    b, channel, pixel = tile_of_program(channels, pixels, INDEX, BLOCK_C, BLOCK_P)
-    in_map = pixel < pixels
-    mask = (channel < channels)[:, None] & in_map[None, :]
-    w = image_weight(weight, b, ACCUMULATE)
-    factor = w * loss_gradient(grad, weight, b, batch, pixel, pixels, MEAN, ACCUMULATE)
-    first, second = load_statistics(statistics, b, pixel, pixels)
-    start = image_start(b, channels, pixels)
-    offsets = start + tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
-    z_offsets = start + tile_offsets(channel, pixel, channels, pixels, Z_CHANNELS_LAST)
-    read = (channel < tl.where(w != 0, channels, 0))[:, None] & in_map[None, :]
-    p_tile = tl.load(p + offsets, read, other=0).to(ACCUMULATE)
-    z_tile = tl.load(z + z_offsets, read, other=0).to(ACCUMULATE)
-    result = factor[None, :] * gradient(p_tile, z_tile, first, second, COSINE)
-    result = tl.where(w != 0, result, 0)
-    tl.store(out + offsets, to_storage(result, out.dtype.element_ty), mask)
+    return pixel_loss_backward(KINDS[kind], grad, p, z, weight, reduction, statistics)

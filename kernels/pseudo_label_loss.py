@@ -3,7 +3,8 @@
 One pass over the logits (and the targets) gives each pixel's label, logsumexp and loss. Class
 weights that depend on this call's own label counts are known only after it: then the pass keeps the
 losses and counts the labels, and a second one over the losses alone weighs them. The counts stay on
-the device; counting uses integer atomics, whose order changes nothing.
+the device; counting uses integer atomics, whose order changes nothing. Images of weight 0 are not
+read; their pixels' label is UNCOUNTED, which counts as no class.
 """
 
 from __future__ import annotations
@@ -26,12 +27,19 @@ from .launch import (
     tile,
 )
 from .numerics import to_storage
-from .reduction import BLOCK, loss_gradient, mean_of_sums, store_loss, sum_of
+from .reduction import BLOCK, image_weight, loss_gradient, mean_of_sums, store_loss, sum_of
 from .softmax import add_exponentials, finite
+
+UNCOUNTED = tl.constexpr(-1)
 
 
 def pseudo_label_loss(
-    logits: Tensor, targets: Tensor | None, counts: Tensor | None, rebalance: str, reduction: str
+    logits: Tensor,
+    targets: Tensor | None,
+    rebalance: str,
+    counts: Tensor | None,
+    reduction: str,
+    weight: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, log_sum, labels and class weights, of the dispatcher's schema."""
     batch, classes, pixels = logits.shape
@@ -47,6 +55,7 @@ def pseudo_label_loss(
     logits = in_layout(logits, channels_last)
     targets_last = targets is not None and _layout.is_channels_last(targets)
     targets = None if targets is None else in_layout(targets, targets_last)
+    weight = None if weight is None else weight.contiguous()
     block_c, block_p, warps = pixel_tile(logits, classes, pixels, elements=2048)
     programs = batch * triton.cdiv(pixels, block_p)
 
@@ -64,6 +73,7 @@ def pseudo_label_loss(
         programs,
         logits,
         targets,
+        weight,
         class_weights if rebalanced and not weighs_later else None,
         losses,
         log_sum,
@@ -87,17 +97,18 @@ def pseudo_label_loss(
         launch(_weigh, programs, losses, labels, class_weights, sums, batch * pixels, MEAN=mean)
         losses = sums
     if mean:
-        mean_of_sums(losses, None, batch, pixels, loss)
+        mean_of_sums(losses, weight, batch, pixels, loss)
     return loss if mean else losses, log_sum, labels, class_weights
 
 
 def pseudo_label_loss_backward(
     grad: Tensor,
     logits: Tensor,
+    reduction: str,
+    weight: Tensor | None,
     log_sum: Tensor,
     labels: Tensor,
     class_weights: Tensor,
-    reduction: str,
 ) -> Tensor:
     """Gradient to the logits, in their layout."""
     batch, classes, pixels = logits.shape
@@ -113,6 +124,7 @@ def pseudo_label_loss_backward(
         programs,
         grad.contiguous(),
         logits,
+        None if weight is None else weight.contiguous(),
         log_sum.contiguous(),
         labels.contiguous(),
         class_weights.contiguous(),
@@ -134,6 +146,7 @@ def pseudo_label_loss_backward(
 def _forward(
     logits,
     targets,
+    weight,
     class_weights,
     losses,
     log_sum,
@@ -156,6 +169,8 @@ def _forward(
     pixel = block_range(program % blocks, INDEX, BLOCK_P)
     in_map = pixel < pixels
     start = image_start(b, classes, pixels)
+    w = image_weight(weight, b, ACCUMULATE)
+    in_counted = pixel < tl.where(w != 0, pixels, 0)
     total = tl.zeros([BLOCK_P], ACCUMULATE)
     shift = total - float("inf")
     value, label = start_greatest(ACCUMULATE, BLOCK_P)
@@ -163,7 +178,7 @@ def _forward(
         channel = tl.cast(first, INDEX) + tl.arange(0, BLOCK_C)
         is_class = (channel < classes)[:, None]
         offsets = start + tile_offsets(channel, pixel, classes, pixels, CHANNELS_LAST)
-        read = is_class & in_map[None, :]
+        read = is_class & in_counted[None, :]
         x = tl.load(logits + offsets, read, other=0).to(ACCUMULATE)
         total, shift, _ = add_exponentials(total, shift, x, is_class)
         if targets is not None:
@@ -174,17 +189,17 @@ def _forward(
     log_total = tl.log(total)
     pixel_offset = image_start(b, 1, pixels) + pixel
     tl.store(log_sum + pixel_offset, shift + log_total, in_map)
-    tl.store(labels + pixel_offset, label, in_map)
+    tl.store(labels + pixel_offset, tl.where(w != 0, label, UNCOUNTED), in_map)
     # Read again, from the cache: the label is known only now.
     label_offset = label.to(INDEX) * (1 if CHANNELS_LAST else pixels)
     label_offset += pixel * (classes if CHANNELS_LAST else 1)
-    chosen = tl.load(logits + start + label_offset, in_map, other=0).to(ACCUMULATE)
-    loss = log_total - (chosen - finite(shift))
+    chosen = tl.load(logits + start + label_offset, in_counted, other=0).to(ACCUMULATE)
+    loss = tl.where(w != 0, w * (log_total - (chosen - finite(shift))), 0)
     if class_weights is not None:
         loss *= tl.load(class_weights + label)
     store_loss(losses, loss, b, pixel, pixels, MEAN)
     if counts is not None:
-        _count(counts, label, in_map, classes, BLOCK_C)
+        _count(counts, label, in_counted, classes, BLOCK_C)
 
 
 @triton.jit
@@ -221,8 +236,9 @@ def _class_weights(counts, class_weights, classes, INVERSE: tl.constexpr):
 def _weigh(losses, labels, class_weights, out, count, MEAN: tl.constexpr):
     """One program: a block of losses times their labels' weights."""
     item = block_range(tl.program_id(0), tl.int64, BLOCK)
-    label = tl.load(labels + item, item < count, other=0)
-    loss = tl.load(losses + item, item < count, other=0) * tl.load(class_weights + label)
+    label = tl.load(labels + item, item < count, other=UNCOUNTED)
+    loss = tl.load(losses + item, item < count, other=0)
+    loss *= tl.load(class_weights + label, label != UNCOUNTED, other=0)
     store_loss(out, loss, 0, item, count, MEAN)
 
 
@@ -230,6 +246,7 @@ def _weigh(losses, labels, class_weights, out, count, MEAN: tl.constexpr):
 def _backward(
     grad,
     logits,
+    weight,
     log_sum,
     labels,
     class_weights,
@@ -247,15 +264,19 @@ def _backward(
     """One program: a tile of classes and pixels of one image."""
     b, channel, pixel = tile_of_program(classes, pixels, INDEX, BLOCK_C, BLOCK_P)
     in_map = pixel < pixels
-    mask = (channel < classes)[:, None] & in_map[None, :]
+    is_class = (channel < classes)[:, None]
+    mask = is_class & in_map[None, :]
+    w = image_weight(weight, b, ACCUMULATE)
     pixel_offset = image_start(b, 1, pixels) + pixel
-    label = tl.load(labels + pixel_offset, in_map, other=0)
+    label = tl.load(labels + pixel_offset, in_map, other=UNCOUNTED)
     log_total = tl.load(log_sum + pixel_offset, in_map, other=0)
-    factor = loss_gradient(grad, None, b, batch, pixel, pixels, MEAN, ACCUMULATE)
-    factor *= tl.load(class_weights + label)
+    factor = w * loss_gradient(grad, weight, b, batch, pixel, pixels, MEAN, ACCUMULATE)
+    factor *= tl.load(class_weights + label, label != UNCOUNTED, other=0)
     offsets = tile_offsets(channel, pixel, classes, pixels, CHANNELS_LAST)
     offsets += image_start(b, classes, pixels)
-    x = tl.load(logits + offsets, mask, other=0).to(ACCUMULATE)
+    read = is_class & (pixel < tl.where(w != 0, pixels, 0))[None, :]
+    x = tl.load(logits + offsets, read, other=0).to(ACCUMULATE)
     chosen = (channel[:, None] == label[None, :]).to(ACCUMULATE)
     result = factor[None, :] * (tl.exp(x - log_total[None, :]) - chosen)
+    result = tl.where(w != 0, result, 0)
     tl.store(out + offsets, to_storage(result, out.dtype.element_ty), mask)

@@ -29,7 +29,9 @@ Program = Callable[[], Sequence[Tensor]]
 """Computes results and gradients from float64 inputs, the same ones each time."""
 
 
-def deviations(program: Program, step: float = 1.0, half_step: float = 0.0) -> list[Tensor]:
+def deviations(
+    program: Program, step: float = 1.0, half_step: float = 0.0, cancels: bool = False
+) -> list[Tensor]:
     """How far each element of the results moves when steps are changed by their own size.
 
     Args:
@@ -37,11 +39,13 @@ def deviations(program: Program, step: float = 1.0, half_step: float = 0.0) -> l
         step: relative size of the change of every step.
         half_step: the same of those values alone that may be rounded to the inputs' type on the
             way: operands of matrix products, and what `may_round` names.
+        cancels: change quotients and the like that are whole numbers too: where p / |p| is 1,
+            another program need not get 1. (Sums and products may be pixels' coordinates.)
     """
     exact = program()
     squares = [torch.zeros_like(t) for t in exact]
     for seed in range(SAMPLES):
-        with Rounded(seed, STEP * step, STEP * half_step):
+        with Rounded(seed, STEP * step, STEP * half_step, cancels):
             changed = program()
         for square, a, b in zip(squares, changed, exact, strict=True):
             square += torch.where(b.isfinite(), a - b, 0).square()
@@ -107,6 +111,7 @@ STEPS = {
     aten.lerp: lambda a, b, weight: torch.stack([(1 - weight) * a, weight * b]).sum(0),
 }
 ROUNDED = {"add", "sub", "rsub", "mul", "div", "pow", "sqrt", "exp", "log", "reciprocal"}
+INEXACT = ROUNDED - {"add", "sub", "rsub", "mul"}
 PRODUCTS = {"mm", "bmm"}
 SUMS = {"sum", "index_put", "scatter_add", *PRODUCTS}
 
@@ -128,12 +133,13 @@ class _Steps(TorchDispatchMode):
 class Rounded(_Steps):
     """Changes every step by about `step` of its size, and what may be a half type by `half_step`.
 
-    `seed` is that of the directions.
+    `seed` is that of the directions; `cancels` as in `deviations`.
     """
 
-    def __init__(self, seed: int, step: float, half_step: float) -> None:
+    def __init__(self, seed: int, step: float, half_step: float, cancels: bool = False) -> None:
         super().__init__()
         self.sizes = step, half_step
+        self.cancels = cancels
         self.generator = torch.Generator().manual_seed(seed)
 
     def half(self, values: Tensor) -> Tensor:
@@ -149,7 +155,10 @@ class Rounded(_Steps):
             running = running_rms(terms, result, function(*_each(args, torch.square)))
             return self._change(result, terms.sqrt() * running, self.sizes[0])
         if name in ROUNDED and result.is_floating_point():
-            exact = result.float() == result  # such as whole numbers: there is nothing to round
+            # Such as whole numbers: there is nothing to round.
+            exact = result.float() == result
+            if self.cancels and name in INEXACT:
+                exact = torch.zeros_like(exact)
             return self._change(result, torch.where(exact, 0, result), self.sizes[0])
         return result
 

@@ -196,7 +196,7 @@ def activate() -> None:
     from benchmarks import device
     from densesiam import _devices
     from densesiam.ops import _backends, _checks
-    from densesiam.ops._registry import OPERATIONS
+    from densesiam.ops._operations import OPERATIONS
     from tests.emulator import NAMESPACE, load_emulator
 
     if device.gpu is not None:

@@ -35,7 +35,7 @@ NAMES = {
     "densesiam.commands.scoring": "set_evaluator describe_evaluation score_table",
     "densesiam.commands.supervised": "Task add_tasks",
     "densesiam.commands.trainer": "TrainerOptions TimmSyncBatchNorm build_trainer interruptible",
-    "densesiam.commands.training": "add_config_arguments Built build start_run training_run",
+    "densesiam.commands.training": "add_config_arguments Built build training_run",
     "densesiam.commands.transfer": "SUMMARY USAGE TASKS add_arguments run",
     "densesiam.commands.validate": (
         "SUMMARY USAGE Head add_arguments add_scoring_arguments run validate"
@@ -77,6 +77,7 @@ NAMES = {
     "densesiam.evaluation.supervised": "Supervised score_table",
     "densesiam.methods.assignment": "label_counts assignment_statistics",
     "densesiam.methods.averages": "weighted_mean",
+    "densesiam.methods.losses.averages": "weighted_mean",
     "densesiam.methods.clustering": "MiniBatchKMeans assign",
     "densesiam.methods.early": "early_gradients gradient_scale",
     "densesiam.methods.method": "Method",

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from densesiam.geometry import frame_boxes, overlap_boxes
+from densesiam.geometry import aligned_boxes, frame_boxes, overlap_boxes
 from densesiam.reference import overlap_sample
 from tests.tolerance import assert_close, tolerance
 
@@ -20,28 +20,36 @@ properties = settings(
 )
 
 seeds = st.integers(0, 2**32 - 1)
+axes = st.sampled_from([1, 2])  # flips left to right alone, or top to bottom too
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-both = pytest.mark.parametrize("function", [overlap_boxes, frame_boxes])
+each = pytest.mark.parametrize("function", [overlap_boxes, frame_boxes, aligned_boxes])
 
 
-def draw_crops(B: int, seed: int, low: float = 20, high: float = 100) -> tuple[Tensor, ...]:
+def draw_crops(B: int, seed: int, axes: int = 1) -> tuple[Tensor, ...]:
     """Crops of an image of 100 x 100 pixels, often overlapping, and their flips."""
     generator = torch.Generator().manual_seed(seed)
-    size = low + (high - low) * torch.rand(2, B, 2, generator=generator, dtype=torch.float64)
+    size = 20 + 80 * torch.rand(2, B, 2, generator=generator, dtype=torch.float64)
     start = (100 - size) * torch.rand(2, B, 2, generator=generator, dtype=torch.float64)
     crops = torch.cat([start, start + size], dim=2)
-    flips = torch.rand(2, B, generator=generator) < 0.5
+    flips = torch.rand(2, B, *[2] * (axes - 1), generator=generator) < 0.5
     return crops[0], crops[1], flips[0], flips[1]
 
 
-def coordinate_view(crop: Tensor, flip: bool, size: tuple[int, int]) -> Tensor:
+def two_axes(flips: Tensor) -> Tensor:
+    """Flips (B,) or (B, 2) as (B, 2): left to right, top to bottom."""
+    return flips if flips.ndim == 2 else torch.stack([flips, torch.zeros_like(flips)], dim=1)
+
+
+def coordinate_view(crop: Tensor, flips: list[bool], size: tuple[int, int]) -> Tensor:
     """A view (1, 2, H, W) whose pixels hold where in the source their centres lie: x, then y."""
     left, top, right, bottom = crop.tolist()
     H, W = size
     x = left + (torch.arange(W, dtype=torch.float64) + 0.5) / W * (right - left)
     y = top + (torch.arange(H, dtype=torch.float64) + 0.5) / H * (bottom - top)
-    if flip:
+    if flips[0]:
         x = x.flip(0)
+    if flips[1]:
+        y = y.flip(0)
     return torch.stack([x.expand(H, W), y[:, None].expand(H, W)])[None]
 
 
@@ -62,14 +70,17 @@ def between_pixel_centres(boxes: Tensor, size: tuple[int, int], K: tuple[int, in
 
 
 @properties
-@given(st.tuples(st.integers(1, 7), st.integers(1, 7)), seeds)
-def test_samples_of_both_views_are_the_same_source_points(K, seed):
-    crops1, crops2, flips1, flips2 = draw_crops(4, seed)
+@given(st.tuples(st.integers(1, 7), st.integers(1, 7)), seeds, axes, axes)
+def test_samples_of_both_views_are_the_same_source_points(K, seed, axes1, axes2):
+    crops1, crops2, flips1, _ = draw_crops(4, seed, axes1)
+    _, _, _, flips2 = draw_crops(4, seed, axes2)
     boxes1, boxes2, valid = overlap_boxes(crops1, crops2, flips1, flips2)
     sizes = (24, 20), (16, 33)  # views of any two resolutions
     for i in valid.nonzero().flatten().tolist():
         positions = [
-            overlap_sample(coordinate_view(crops[i], flips[i].item(), size), boxes[i : i + 1], K)
+            overlap_sample(
+                coordinate_view(crops[i], two_axes(flips)[i].tolist(), size), boxes[i : i + 1], K
+            )
             for crops, flips, size, boxes in (
                 (crops1, flips1, sizes[0], boxes1),
                 (crops2, flips2, sizes[1], boxes2),
@@ -78,29 +89,32 @@ def test_samples_of_both_views_are_the_same_source_points(K, seed):
         overlap = torch.cat(
             [torch.maximum(crops1, crops2)[i, :2], torch.minimum(crops1, crops2)[i, 2:]]
         )
-        # ... namely the centres of K x K cells of the overlap, from left to right.
-        centres = coordinate_view(overlap, False, K)
+        # ... namely the centres of K x K cells of the overlap, in the source's directions.
+        centres = coordinate_view(overlap, [False, False], K)
         for position, boxes, size in zip(positions, (boxes1, boxes2), sizes, strict=True):
             exact = between_pixel_centres(boxes[i : i + 1], size, K)[:, None].expand_as(centres)
             assert_close(position[exact], centres[exact], terms=STEPS, rms=SIZE)
 
 
 @properties
-@given(seeds)
-def test_agrees_with_cropping_resizing_and_flipping_an_image(seed):
+@given(seeds, axes)
+def test_agrees_with_cropping_resizing_and_flipping_an_image(seed, axes):
     generator = torch.Generator().manual_seed(seed)
-    source = coordinate_view(torch.tensor([0.0, 0, 100, 100]), False, (100, 100))
+    source = coordinate_view(torch.tensor([0.0, 0, 100, 100]), [False, False], (100, 100))
     # Whole pixels, as image libraries crop; enlarged, as bilinear resizing keeps a ramp exact.
     starts = torch.randint(0, 30, (2, 2), generator=generator)
     ends = starts + torch.randint(35, 50, (2, 2), generator=generator)
     crops = torch.cat([starts, ends], dim=1).double()
-    flips = torch.rand(2, generator=generator) < 0.5
+    flips = torch.rand(2, *[2] * (axes - 1), generator=generator) < 0.5
     views = []
-    for (left, top, right, bottom), flip in zip(crops.int().tolist(), flips, strict=True):
+    for (left, top, right, bottom), (sideways, upside_down) in zip(
+        crops.int().tolist(), two_axes(flips).tolist(), strict=True
+    ):
         view = TF.resized_crop(
             source, top, left, bottom - top, right - left, [60, 70], antialias=False
         )
-        views.append(TF.horizontal_flip(view) if flip else view)
+        view = TF.horizontal_flip(view) if sideways else view
+        views.append(TF.vertical_flip(view) if upside_down else view)
     *boxes, valid = overlap_boxes(crops[:1], crops[1:], flips[:1], flips[1:])
     assert valid.all()
     first, second = (overlap_sample(v, b, 12) for v, b in zip(views, boxes, strict=True))
@@ -116,18 +130,22 @@ def test_agrees_with_cropping_resizing_and_flipping_an_image(seed):
 
 
 @properties
-@given(seeds)
-def test_frame_box_aligns_features_of_view_2_with_view_1(seed):
-    _, crops2, flips1, flips2 = draw_crops(3, seed)
+@given(seeds, axes)
+def test_frame_box_aligns_features_of_view_2_with_view_1(seed, axes):
+    _, crops2, flips1, flips2 = draw_crops(3, seed, axes)
     fractions = torch.tensor([0.2, 0.1, 0.7, 0.9], dtype=torch.float64)
     extent = (crops2[:, 2:] - crops2[:, :2]).repeat(1, 2)
     crops1 = crops2[:, :2].repeat(1, 2) + fractions * extent  # well inside crop 2
     boxes = frame_boxes(crops1, crops2, flips1, flips2)
+    aligned, valid = aligned_boxes(crops1, crops2, flips1, flips2)
+    assert torch.equal(aligned, boxes)
+    assert valid.all()
+    flips1, flips2 = two_axes(flips1), two_axes(flips2)
     for i in range(3):
         seen = overlap_sample(
-            coordinate_view(crops2[i], flips2[i].item(), (20, 30)), boxes[i : i + 1], (9, 11)
+            coordinate_view(crops2[i], flips2[i].tolist(), (20, 30)), boxes[i : i + 1], (9, 11)
         )
-        own = coordinate_view(crops1[i], flips1[i].item(), (9, 11))
+        own = coordinate_view(crops1[i], flips1[i].tolist(), (9, 11))
         assert_close(seen, own, terms=STEPS, rms=SIZE)
 
 
@@ -156,16 +174,15 @@ def test_frame_by_hand():
 
 
 @properties
-@given(seeds)
-def test_boxes_lie_inside_the_views_and_show_the_flips(seed):
-    crops1, crops2, flips1, flips2 = draw_crops(6, seed)
+@given(seeds, axes)
+def test_boxes_lie_inside_the_views_and_show_the_flips(seed, axes):
+    crops1, crops2, flips1, flips2 = draw_crops(6, seed, axes)
     boxes1, boxes2, valid = overlap_boxes(crops1, crops2, flips1, flips2)
     for boxes, flips in ((boxes1, flips1), (boxes2, flips2)):
         near = tolerance(STEPS, SIZE / 20, torch.float64)
         assert (boxes >= -near).all()
         assert (boxes <= 1 + near).all()
-        assert torch.equal((boxes[:, 0] > boxes[:, 2])[valid], flips[valid])
-        assert (boxes[:, 1] < boxes[:, 3])[valid].all()
+        assert torch.equal((boxes[:, :2] > boxes[:, 2:])[valid], two_axes(flips)[valid])
 
 
 @properties
@@ -221,6 +238,37 @@ def test_frame_of_a_contained_crop_is_its_overlap(seed):
     assert_close(frame, along_view1, terms=STEPS, rms=SIZE / 20)
 
 
+def test_a_pair_counts_where_view_1_lies_within_view_2():
+    # A thousandth of view 2's sides, 0.04 by 0.1 pixels, is rounding.
+    inside = [0.0, 0, 40, 100]
+    crops1 = torch.tensor(
+        [
+            inside,
+            [-0.03, -0.09, 40.03, 100.09],
+            [-0.05, 0, 40, 100],
+            [0, -0.11, 40, 100],
+            [0, 0, 40.05, 100],
+            [0, 0, 40, 100.11],
+            [50, 0, 90, 100],
+            [float("nan"), 0, 40, 100],
+        ]
+    )
+    crops2 = torch.tensor([inside]).expand_as(crops1)
+    for flipped in ([False, False], [True, False], [False, True]):
+        flips1 = torch.tensor([flipped]).expand(len(crops1), 2)
+        boxes, valid = aligned_boxes(crops1, crops2, flips1, flips1 & False)
+        assert valid.tolist() == [True] * 2 + [False] * 6
+        assert torch.equal(
+            boxes[:2], frame_boxes(crops1[:2], crops2[:2], flips1[:2], flips1[:2] & False)
+        )
+        assert (boxes[2:] == 0.5).all()
+    # A view without area holds nothing.
+    flat = torch.tensor([[0.0, 0, 0, 100]])
+    boxes, valid = aligned_boxes(flat, flat, *[torch.tensor([False])] * 2)
+    assert valid.tolist() == [False]
+    assert boxes.tolist() == [[0.5] * 4]
+
+
 def test_frame_of_a_view_in_itself_is_the_whole():
     crops, _, flips, _ = draw_crops(5, 0)
     whole = torch.tensor([0.0, 0, 1, 1], dtype=torch.float64).expand(5, 4)
@@ -263,7 +311,7 @@ def test_works_in_the_crops_type(dtype):
     assert frame_boxes(crops1.to(dtype), crops2.to(dtype), flips1, flips2).dtype == dtype
 
 
-@both
+@each
 def test_empty_batch(function):
     crops, flips = torch.zeros(0, 4), torch.zeros(0, dtype=torch.bool)
     result = function(crops, crops, flips, flips)
@@ -271,14 +319,14 @@ def test_empty_batch(function):
     assert boxes.shape == (0, 4)
 
 
-@both
+@each
 def test_traced_as_one_graph(function):
     arguments = draw_crops(3, 2)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert_close(compiled(*arguments), function(*arguments), terms=0)
 
 
-@both
+@each
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -293,7 +341,8 @@ def test_traced_as_one_graph(function):
             "crops2 must have crops1's batch size 2, got 3",
         ),
         ({"flips1": torch.zeros(2)}, TypeError, "flips1 must be bool, got torch.float32"),
-        ({"flips1": torch.zeros(2, 1).bool()}, ValueError, r"flips1 must have shape \(B,\)"),
+        ({"flips1": torch.zeros(2, 1).bool()}, ValueError, r"flips1 .* \(B,\).*\(B, 2\).*\(2, 1\)"),
+        ({"flips2": torch.zeros(2, 2, 1).bool()}, ValueError, r"flips2 .* \(B,\).*\(2, 2, 1\)"),
         ({"flips2": torch.zeros(1).bool()}, ValueError, "flips2 must have crops1's batch size 2"),
         ({"flips2": torch.zeros(2, device="meta").bool()}, ValueError, "crops1's device cpu"),
     ],

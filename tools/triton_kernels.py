@@ -7,18 +7,18 @@ are caught and compiled, specialised exactly as they would be with a GPU, but no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-import triton.language as tl
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from benchmarks import ops
 from densesiam.ops import _triton
 
 DTYPES = {
@@ -103,74 +103,6 @@ def _catching_launches(arch: int) -> Iterator[list[tuple[str, Any]]]:
         JITFunction.run = run
 
 
-Make = Callable[..., Tensor]
-
-
-def _overlap_sample(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
-    features, boxes = make(64, 128, 80, 80), torch.empty(64, 4, device="meta")
-    op.overlap_sample(features, boxes, [80, 80])
-    op.overlap_sample_backward(features, boxes, [80, 80], channels_last)
-    yield "80 x 80"
-
-
-def _pixel_similarity(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
-    for kind, channels in (("cosine", 128), ("cross_entropy", 27)):
-        p, z = make(64, channels, 6400), make(64, channels, 6400)
-        weight = _accumulator(p, 64)
-        loss, statistics = op.pixel_similarity(p, z, weight, kind, "mean")
-        op.pixel_similarity_backward(loss, p, z, weight, statistics, kind, "mean")
-        yield kind
-
-
-def _overlap_similarity(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
-    for kind, channels, extent in (("cosine", 2048, 7), ("cross_entropy", 256, 56)):
-        p, z = make(64, channels, extent, extent), make(64, channels, extent, extent)
-        boxes, weight = torch.empty(64, 4, device="meta"), _accumulator(p, 64)
-        views = p, z, boxes, boxes, weight
-        loss, statistics = op.overlap_similarity(*views, [7, 7], kind, "mean")
-        op.overlap_similarity_backward(loss, *views, statistics, [7, 7], kind, "mean")
-        yield f"overlap {kind}"
-
-
-def _region_pool(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
-    for regions in (27, 128):
-        features, logits = make(64, 128, 6400), make(64, regions, 6400)
-        out, mass, log_sum = op.region_pool(features, logits)
-        op.region_pool_backward(out, mass, features, logits, log_sum, True, True)
-        yield f"{regions} regions"
-
-
-def _pseudo_label_loss(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
-    logits, targets = make(64, 27, 6400), make(64, 27, 6400)
-    op.pseudo_label_loss(logits, targets, None, "none", "mean")
-    yield "targets"
-    loss, *kept = op.pseudo_label_loss(logits, None, None, "inverse", "mean")
-    op.pseudo_label_loss_backward(loss, logits, *kept, "mean")
-    yield "inverse"
-
-
-def _label_map(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
-    op.label_map(make(64, 27, 80, 80), [320, 320])
-    yield "320 x 320"
-
-
-CALLS = {
-    "overlap_sample": _overlap_sample,
-    "pixel_similarity": _pixel_similarity,
-    "overlap_similarity": _overlap_similarity,
-    "region_pool": _region_pool,
-    "pseudo_label_loss": _pseudo_label_loss,
-    "label_map": _label_map,
-}
-"""Per operation: calls that launch every one of its kernels, and yield the name of each."""
-
-
-def _accumulator(like: Tensor, *shape: int) -> Tensor:
-    """An uninitialised tensor of the type that sums have."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return like.new_empty(shape, dtype=dtype)
-
-
 def compile_kernels(variant: Variant) -> list[Compiled]:
     """Compile every kernel of every operation for one variant, each once."""
     dtype, channels_last = DTYPES[variant.dtype], variant.layout == "channels_last"
@@ -182,16 +114,15 @@ def compile_kernels(variant: Variant) -> list[Compiled]:
         stored = torch.empty(batch, *spatial, channels, dtype=dtype, device="meta")
         return stored.movedim(-1, 1)
 
-    modules = [_triton.load_module(name) for name in CALLS]
     compiled = {}
     with _catching_launches(variant.arch) as caught, ExitStack() as patches:
         if variant.wide:
-            for module in modules:
-                patches.enter_context(
-                    mock.patch.object(module, "index_type", return_value=tl.int64)
-                )
-        for module, call in zip(modules, CALLS.values(), strict=True):
-            for case in call(module, make, channels_last):
+            patches.enter_context(
+                mock.patch.object(_triton.load_module("launch"), "LARGEST_IMAGE", 0)
+            )
+        for name in sorted(_triton.kernels()):
+            op = _triton.load_module(name)
+            for case in ops.MODULES[name].triton_kernels(op, make, channels_last):
                 for name, kernel in caught:
                     name = f"{name}<{case}, {variant.dtype}, {variant.layout}"
                     name += f"{', wide' if variant.wide else ''}>"

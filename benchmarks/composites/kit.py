@@ -13,7 +13,7 @@ from benchmarks import release
 from benchmarks.device import DEVICE
 from benchmarks.ops.inputs import grid_sample
 from benchmarks.problem import Part
-from densesiam.methods.losses.region import RegionSim, region_contrast
+from densesiam.nn import RegionSim, region_contrast
 
 
 @dataclass(frozen=True)

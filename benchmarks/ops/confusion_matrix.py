@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.device import DEVICE
-from benchmarks.problem import Part, Problem, Setting, Shape
+from benchmarks.problem import MEMORY_BOUND, Goal, KernelNames, Part, Problem, Setting, Shape
 from densesiam import ops
 
 SHAPES = (
-    Shape("27 x 27", 27, 320, 320, own=True),
+    Shape("27 x 27", 27, 320, 320, own=True, goal=Goal(3, 1.5, memory=0.1)),
     Shape("128 x 128", 128, 320, 320),
     Shape("512 x 512", 512, 320, 320),
     Shape("small", 27, 40, 40),
@@ -18,6 +18,7 @@ SHAPES = (
     Shape("odd", 29, 317, 331),
 )
 SCALED = SHAPES[0]
+GPU_GOAL = MEMORY_BOUND
 
 
 def problem(shape: Shape, setting: Setting) -> Problem:
@@ -51,3 +52,8 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         differentiable=(),
         forward_bytes=(2 * setting.batch * shape.height * shape.width + K * K) * 8,
     )
+
+
+def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
+    """How the names of its kernels begin."""
+    return ["count_pairs<true, true>"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,11 +17,12 @@ from benchmarks.ops.inputs import (
     sample_grid,
     whole_boxes,
 )
-from benchmarks.problem import Part, Problem, Setting, Shape
+from benchmarks.problem import MEMORY_BOUND, Goal, KernelNames, Make, Part, Problem, Setting, Shape
 from densesiam import ops
 
 SHAPES = (
-    Shape("segmentation", 128, 80, 80, size=80, own=True),  # crop, flip and resize
+    # Crop, flip and resize.
+    Shape("segmentation", 128, 80, 80, size=80, own=True, goal=Goal(5, 5, 0.4, memory=0)),
     Shape("C2, K = 7", 256, 56, 56, size=7, own=True),  # GridSample of pre-training
     Shape("C5, K = 7", 2048, 7, 7, size=7, own=True),
     Shape("K = 3", 256, 56, 56, size=3),
@@ -30,6 +34,7 @@ SHAPES = (
     Shape("C = 2048", 2048, 20, 20, size=20, batch=4),
 )
 SCALED = SHAPES[0]
+GPU_GOAL = MEMORY_BOUND
 
 
 def roi_align(values: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -77,3 +82,20 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         forward_bytes=(min(pixels, 4 * cells) + cells) * setting.itemsize,
         backward_bytes=(cells + pixels) * setting.itemsize,
     )
+
+
+def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
+    """How the names of its kernels begin."""
+    kind = f"{names.direct}, float"
+    return [
+        f"overlap_sample_{names.layout}<{kind}>",
+        f"overlap_sample_backward_{names.layout}<{kind}>",
+    ]
+
+
+def triton_kernels(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
+    """Call every kernel of the Triton module, on tensors without memory."""
+    features, boxes = make(64, 128, 80, 80), torch.empty(64, 4, device="meta")
+    op.overlap_sample(features, boxes, [80, 80])
+    op.overlap_sample_backward(features, boxes, [80, 80], channels_last)
+    yield "80 x 80"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import release
-from benchmarks.ops.inputs import crop_boxes, features, grid_sample, whole_boxes
-from benchmarks.problem import Problem, Setting, Shape
+from benchmarks.ops.inputs import accumulator, crop_boxes, features, grid_sample, whole_boxes
+from benchmarks.problem import MEMORY_BOUND, Goal, KernelNames, Make, Problem, Setting, Shape
 from densesiam import ops
 
 SHAPES = (
     # GridSample after the predictor, on the maps of a ResNet's C2 and C5.
-    Shape("C2, K = 7", 256, 56, 56, size=7, own=True),
-    Shape("C5, K = 7", 2048, 7, 7, size=7, own=True),
+    Shape("C2, K = 7", 256, 56, 56, size=7, own=True, goal=Goal(two_ops=1, two_ops_memory=0.5)),
+    Shape("C5, K = 7", 2048, 7, 7, size=7, own=True, goal=Goal(two_ops=1, two_ops_memory=0.5)),
     Shape("K = 3", 256, 56, 56, size=3),
     Shape("K = 14", 256, 56, 56, size=14),
     Shape("K = 80", 128, 80, 80, size=80),
@@ -21,6 +24,7 @@ SHAPES = (
     Shape("odd", 129, 29, 31, size=11),
 )
 SCALED = SHAPES[0]
+GPU_GOAL = MEMORY_BOUND
 
 
 def problem(shape: Shape, setting: Setting) -> Problem:
@@ -57,3 +61,26 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         forward_bytes=2 * touched * setting.itemsize + 4,
         backward_bytes=(2 * touched + pixels) * setting.itemsize,
     )
+
+
+def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
+    """How the names of its kernels begin."""
+    # In NCHW its samples lie wherever they lie: they are read one element at a time.
+    pack = names.pack if names.layout == "pixels" else 1
+    samples = f"<Cosine<float>, SampledSource<{names.element}, {pack}"
+    return [
+        f"pixel_loss_{names.layout}{samples}",
+        f"pixel_loss_backward_{names.layout}{samples}",
+        f"overlap_sample_backward_{names.layout}<{names.direct}, float>",
+    ]
+
+
+def triton_kernels(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
+    """Call every kernel of the Triton module, on tensors without memory."""
+    for kind, channels, extent in (("cosine", 2048, 7), ("cross_entropy", 256, 56)):
+        p, z = make(64, channels, extent, extent), make(64, channels, extent, extent)
+        boxes, weight = p.new_empty(64, 4).float(), accumulator(p, 64)
+        call = p, z, boxes, boxes, [7, 7], kind, weight, "mean"
+        loss, statistics = op.overlap_similarity(*call)
+        op.overlap_similarity_backward(loss, *call, statistics)
+        yield f"overlap {kind}"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import release
-from benchmarks.ops.inputs import features
-from benchmarks.problem import Part, Problem, Setting, Shape
+from benchmarks.ops.inputs import accumulator, all_pairs, features, pixel_loss_kernels
+from benchmarks.problem import MEMORY_BOUND, Goal, KernelNames, Make, Part, Problem, Setting, Shape
 from densesiam import ops
 
+COSINE_GOAL, GOAL = Goal(6, 1.3, 0.5, memory=0.1), Goal(3, 1.5, 0.25, memory=0.1)
 SHAPES = (
-    Shape("cosine 128", 128, 80, 80, variant="cosine", own=True),
-    Shape("cross-entropy 27", 27, 80, 80, variant="cross_entropy", own=True),
-    Shape("cross-entropy 128", 128, 80, 80, variant="cross_entropy", own=True),
+    Shape("cosine 128", 128, 80, 80, variant="cosine", own=True, goal=COSINE_GOAL),
+    Shape("cross-entropy 27", 27, 80, 80, variant="cross_entropy", own=True, goal=GOAL),
+    Shape("cross-entropy 128", 128, 80, 80, variant="cross_entropy", own=True, goal=GOAL),
+    # What training runs: a weight for each pair.
+    Shape("cross-entropy 27, weighted", 27, 80, 80, variant="cross_entropy, weighted", own=True),
     Shape("cosine C = 16", 16, 80, 80, variant="cosine"),
     Shape("cosine C = 2048, K = 7", 2048, 7, 7, variant="cosine"),
     Shape("cross-entropy 512", 512, 40, 40, variant="cross_entropy"),
@@ -24,6 +28,7 @@ SHAPES = (
     Shape("odd", 127, 79, 83, variant="cross_entropy"),
 )
 SCALED = SHAPES[2]
+GPU_GOAL = MEMORY_BOUND
 
 
 def _cosine(p: Tensor, z: Tensor) -> Tensor:
@@ -34,23 +39,54 @@ def _cross_entropy(p: Tensor, z: Tensor) -> Tensor:
     return F.cross_entropy(p, z.detach().softmax(1))
 
 
+def _weighted_cross_entropy(p: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+    losses = F.cross_entropy(p, z.detach().softmax(1), reduction="none")
+    weights = weight.to(losses.dtype)
+    return (losses.mean((1, 2)) * weights).sum() / weights.sum()
+
+
+_EAGER: dict[str, Callable[..., Tensor]] = {
+    "cosine": _cosine,
+    "cross_entropy": _cross_entropy,
+    "cross_entropy, weighted": _weighted_cross_entropy,
+}
+_RELEASE = {"cosine": release.cosine, "cross_entropy": release.cross_entropy}
+
+
 def problem(shape: Shape, setting: Setting) -> Problem:
     """Forward reads p and z; backward reads both again and writes p's gradient."""
-    kind = cast(Literal["cosine", "cross_entropy"], shape.variant)
+    kind = cast(Literal["cosine", "cross_entropy"], shape.variant.split(",")[0])
+    weighted = shape.variant != kind
     elements = setting.batch * shape.channels * shape.height * shape.width
     cosine = kind == "cosine"
-    parts = {"cross_entropy": Part(lambda p, z: [p, z.detach().softmax(1)], F.cross_entropy)}
+    parts = {"cross_entropy": Part(lambda p, z, *_: [p, z.detach().softmax(1)], F.cross_entropy)}
     return Problem(
         op="pixel_similarity",
         shape=f"{setting.batch}x{shape.channels}x{shape.height}x{shape.width}",
         make=lambda: [
-            features(setting, shape.channels, shape.height, shape.width) for _ in range(2)
+            *(features(setting, shape.channels, shape.height, shape.width) for _ in range(2)),
+            *([all_pairs(setting)] if weighted else []),
         ],
-        ours=lambda p, z: ops.pixel_similarity(p, z, kind),
-        eager=_cosine if cosine else _cross_entropy,
-        release=release.cosine if cosine else release.cross_entropy,
+        ours=lambda p, z, weight=None: ops.pixel_similarity(p, z, kind, weight),
+        eager=_EAGER[shape.variant],
+        release=_RELEASE.get(shape.variant),
         parts={} if cosine else parts,
         forward_bytes=2 * elements * setting.itemsize + 4,
         backward_bytes=3 * elements * setting.itemsize,
         exponentials=0 if cosine else 4 * elements,
     )
+
+
+def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
+    """How the names of its kernels begin."""
+    return pixel_loss_kernels("Cosine" if shape.variant == "cosine" else "CrossEntropy", names)
+
+
+def triton_kernels(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
+    """Call every kernel of the Triton module, on tensors without memory."""
+    for kind, channels in (("cosine", 128), ("cross_entropy", 27)):
+        p, z = make(64, channels, 6400), make(64, channels, 6400)
+        weight = accumulator(p, 64)
+        loss, statistics = op.pixel_similarity(p, z, kind, weight, "mean")
+        op.pixel_similarity_backward(loss, p, z, kind, weight, "mean", statistics)
+        yield kind

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from benchmarks import release
 from benchmarks.ops.inputs import features
-from benchmarks.problem import Part, Problem, Setting, Shape
+from benchmarks.problem import Goal, KernelNames, Make, Part, Problem, Setting, Shape
 from densesiam import ops
 
 SHAPES = (
-    Shape("27 regions", 128, 80, 80, classes=27, own=True),
-    Shape("128 regions", 128, 80, 80, classes=128, own=True),
+    Shape("27 regions", 128, 80, 80, classes=27, own=True, goal=Goal(1, 1)),
+    Shape("128 regions", 128, 80, 80, classes=128, own=True, goal=Goal(1, 1)),
     Shape("512 regions", 128, 40, 40, classes=512),
     Shape("C = 16", 16, 80, 80, classes=27),
     Shape("C = 2048", 2048, 14, 14, classes=27),
@@ -21,6 +24,7 @@ SHAPES = (
     Shape("odd", 127, 79, 83, classes=29),
 )
 SCALED = SHAPES[0]
+GPU_GOAL = Goal(5, 1.3)  # bound by products
 
 
 def _eager(values: Tensor, logits: Tensor) -> Tensor:
@@ -63,3 +67,23 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         exponentials=2 * mask,
         operands=setting.dtype,
     )
+
+
+def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
+    """How the names of its kernels begin."""
+    regions = 32 if shape.classes <= 32 else 128
+    aligned = "true" if names.pack > 1 else "false"
+    return [
+        f"region_pool_forward<{regions}, {aligned}, {names.element}>",
+        f"region_pool_features<{aligned}, {names.element}>",
+        f"region_pool_logits<{regions}, {aligned}, {names.element}>",
+    ]
+
+
+def triton_kernels(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
+    """Call every kernel of the Triton module, on tensors without memory."""
+    for regions in (27, 128):
+        features, logits = make(64, 128, 6400), make(64, regions, 6400)
+        out, mass, log_sum = op.region_pool(features, logits)
+        op.region_pool_backward(out, mass, features, logits, log_sum, True, True)
+        yield f"{regions} regions"

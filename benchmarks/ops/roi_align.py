@@ -7,20 +7,43 @@ from torch import Tensor
 
 from benchmarks.device import DEVICE
 from benchmarks.ops.inputs import features
-from benchmarks.problem import Problem, Setting, Shape
+from benchmarks.problem import Goal, KernelNames, Problem, Setting, Shape
 from densesiam import ops
 
 # `classes` is the number of boxes, 0 for one an image; `variant` the points a cell.
 SHAPES = (
     # Detection: the finest level of a pyramid of an 800 x 1344 image, and a coarser one.
-    Shape("P2, 512 boxes", 256, 200, 336, size=7, classes=512, variant="2 x 2", batch=1, own=True),
-    Shape("P4, 512 boxes", 256, 50, 84, size=7, classes=512, variant="adaptive", batch=2, own=True),
+    Shape(
+        "P2, 512 boxes",
+        256,
+        200,
+        336,
+        size=7,
+        classes=512,
+        variant="2 x 2",
+        batch=1,
+        own=True,
+        goal=Goal(1),
+    ),
+    Shape(
+        "P4, 512 boxes",
+        256,
+        50,
+        84,
+        size=7,
+        classes=512,
+        variant="adaptive",
+        batch=2,
+        own=True,
+        goal=Goal(2),
+    ),
     # Dense self-supervised learning: a box an image on a ViT-S's map.
-    Shape("dense", 384, 14, 14, size=7, variant="adaptive", batch=32, own=True),
+    Shape("dense", 384, 14, 14, size=7, variant="adaptive", batch=32, own=True, goal=Goal(2)),
     Shape("masks", 256, 50, 84, size=14, classes=128, variant="2 x 2", batch=2),
     Shape("odd", 129, 37, 41, size=5, classes=33, variant="adaptive"),
 )
 SCALED = SHAPES[2]
+GPU_GOAL = None  # not measured on one yet
 
 
 def torchvision_roi_align(values: Tensor, boxes: Tensor, size: int, ratio: int) -> Tensor:
@@ -71,3 +94,12 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         forward_bytes=(min(pixels, under) + cells) * setting.itemsize,
         backward_bytes=(cells + pixels) * setting.itemsize,
     )
+
+
+def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
+    """How the names of its kernels begin."""
+    kind = f"{names.direct}, float"
+    return [
+        f"roi_align_{names.layout}<{kind}>",
+        f"roi_align_backward_{names.layout}<{kind}>",
+    ]

@@ -3,7 +3,7 @@
 #include <limits>
 #include <vector>
 
-#include "../host.h"
+#include "../args.h"
 #include "support/parallel.h"
 
 namespace densesiam {
@@ -55,11 +55,7 @@ bool count_pixels(const Prediction* prediction, const Label* label, std::int64_t
 Tensor confusion_matrix(const Tensor& prediction, const Tensor& label, std::int64_t num_predictions,
                         std::int64_t num_classes, std::int64_t ignore_index) {
   const char* op = "confusion_matrix";
-  check(shape_of(prediction) == shape_of(label), op,
-        ": prediction and label must have one shape, got ", shape_of(prediction), " and ",
-        shape_of(label));
-  check(num_predictions > 0 && num_classes > 0, op,
-        ": num_predictions and num_classes must be positive");
+  check_counted(op, prediction, label, num_predictions, num_classes);
   const Tensor predictions = in_layout(prediction, Layout::planar);
   const Tensor labels = in_layout(label, Layout::planar);
   const Numbers numbers{num_predictions, num_classes, ignore_index};

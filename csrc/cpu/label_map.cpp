@@ -6,6 +6,7 @@
 // interpolation and one comparison per class, and both vectorise over pixels.
 #include <vector>
 
+#include "../args.h"
 #include "../geometry.h"
 #include "support/simd.h"
 #include "support/softmax.h"
@@ -21,14 +22,15 @@ struct Shape {
   int height, width, rows, columns;
 };
 
+// The taps of all columns, or rows, of the result.
 template <class A>
-struct Columns {
+struct Axis {
   std::vector<int> low, high;
   std::vector<A> weight;
 
-  Columns(int count, int extent) : low(count), high(count), weight(count) {
+  Axis(int count, int extent) : low(count), high(count), weight(count) {
     for (int j = 0; j < count; ++j) {
-      const Tap<A> tap = cell_tap(A(0), A(1), j, count, extent);
+      const Tap<A> tap = cell_tap<A>(A(0), A(1), j, count, extent);
       low[j] = tap.low;
       high[j] = tap.high;
       weight[j] = tap.weight;
@@ -39,7 +41,7 @@ struct Columns {
 // One coarse row resized to the result's width: (classes, columns).
 template <int Bytes, class T, class A>
 DENSESIAM_HD void resize_row(const T* image, Layout layout, const Shape& shape, int row,
-                             const Columns<A>& taps, A* coarse, A* __restrict resized) {
+                             const Axis<A>& taps, A* coarse, A* __restrict resized) {
   const std::int64_t K = shape.classes;
   if (layout == Layout::pixels) {
     transpose<Bytes>(image + std::int64_t(row) * shape.width * K, K, shape.width, K, coarse,
@@ -58,7 +60,7 @@ DENSESIAM_HD void resize_row(const T* image, Layout layout, const Shape& shape, 
     A* __restrict to = resized + k * shape.columns;
 #pragma omp simd
     for (int j = 0; j < shape.columns; ++j) {
-      to[j] = from[low[j]] + weight[j] * (from[high[j]] - from[low[j]]);
+      to[j] = mix(from[low[j]], from[high[j]], weight[j]);
     }
   }
 }
@@ -76,14 +78,14 @@ DENSESIAM_HD void label_row(const A* upper, const A* lower, A weight, const Shap
       if (k == 0) {
 #pragma omp simd
         for (int i = 0; i < count; ++i) {
-          greatest[i] = a[i] + weight * (b[i] - a[i]);
+          greatest[i] = mix(a[i], b[i], weight);
           index[i] = 0;
         }
         continue;
       }
 #pragma omp simd
       for (int i = 0; i < count; ++i) {
-        take_greater(a[i] + weight * (b[i] - a[i]), std::int32_t(k), greatest[i], index[i]);
+        take_greater(mix(a[i], b[i], weight), std::int32_t(k), greatest[i], index[i]);
       }
     }
     for (int i = 0; i < count; ++i) labels[start + i] = index[i];
@@ -96,7 +98,7 @@ void label(const T* logits, Layout layout, std::int64_t batch, const Shape& shap
   using A = Accumulate<T>;
   const std::int64_t K = shape.classes;
   const std::int64_t bands = ceil_divide(shape.rows, kBand);
-  const Columns<A> taps(shape.columns, shape.width);
+  const Axis<A> x(shape.columns, shape.width), y(shape.rows, shape.height);
   const std::int64_t cost = K * shape.columns * std::min(kBand, shape.rows);
   parallel_blocks(batch * bands, cost, [&](std::int64_t begin, std::int64_t end) {
     Scratch<A> coarse(K * shape.width);
@@ -110,16 +112,15 @@ void label(const T* logits, Layout layout, std::int64_t batch, const Shape& shap
       vectorised([&](auto width) DENSESIAM_INLINE {
         const auto hold = [&](int row) DENSESIAM_INLINE {
           if (held[row & 1] != row) {
-            resize_row<width()>(image, layout, shape, row, taps, coarse.data(), resized[row & 1]);
+            resize_row<width()>(image, layout, shape, row, x, coarse.data(), resized[row & 1]);
             held[row & 1] = row;
           }
           return static_cast<const A*>(resized[row & 1]);
         };
         for (int i = first; i < last; ++i) {
-          const Tap<A> tap = cell_tap(A(0), A(1), i, shape.rows, shape.height);
-          const A* upper = hold(tap.low);
-          const A* lower = hold(tap.high);
-          label_row(upper, lower, tap.weight, shape,
+          const A* upper = hold(y.low[i]);
+          const A* lower = hold(y.high[i]);
+          label_row(upper, lower, y.weight[i], shape,
                     labels + (block / bands * shape.rows + i) * shape.columns);
         }
       });
@@ -129,9 +130,10 @@ void label(const T* logits, Layout layout, std::int64_t batch, const Shape& shap
 
 Tensor label_map(const Tensor& logits, std::vector<std::int64_t> size) {
   const char* op = "label_map";
-  check(logits.dim() == 4 && (logits.numel() > 0 || logits.size(0) == 0), op,
-        ": logits must be (B, K, h, w) and not empty, got shape ", shape_of(logits));
-  check(size.size() == 2 && size[0] > 0 && size[1] > 0, op, ": size must be two positive integers");
+  check_map(op, "logits", logits);
+  check(logits.size(1) > 0, op, ": logits must have at least one class, got shape ",
+        shape_of(logits));
+  check_size(op, size);
   const Layout layout = layout_of(logits);
   const Tensor source = in_layout(logits, layout);
   const Shape shape{logits.size(1), int(logits.size(2)), int(logits.size(3)), int(size[0]),

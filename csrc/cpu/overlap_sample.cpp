@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "../overlap_sample_args.h"
+#include "../args.h"
 #include "support/sampling.h"
 
 namespace densesiam {
@@ -40,7 +40,9 @@ void sample_maps(const T* in, const std::optional<Tensor>& boxes, std::int64_t b
 }
 
 Tensor overlap_sample(const Tensor& features, const Tensor& boxes, std::vector<std::int64_t> size) {
-  check_overlap_sample(features, boxes, size);
+  check_map("overlap_sample", "features", features);
+  check_boxes("overlap_sample", "boxes", boxes, features);
+  check_size("overlap_sample", size);
   const Layout layout = layout_of(features);
   const Tensor source = in_layout(features, layout);
   const std::optional<Tensor> box = in_layout(boxes, Layout::planar);
@@ -57,13 +59,17 @@ Tensor overlap_sample(const Tensor& features, const Tensor& boxes, std::vector<s
 
 Tensor overlap_sample_backward(const Tensor& grad, const Tensor& boxes,
                                std::vector<std::int64_t> size, bool channels_last) {
+  const char* op = "overlap_sample_backward";
+  check_map(op, "grad", grad);
+  check_boxes(op, "boxes", boxes, grad);
+  check_size(op, size);
   const Layout layout = channels_last ? Layout::pixels : Layout::planar;
   const Tensor source = in_layout(grad, layout);
   const std::optional<Tensor> box = in_layout(boxes, Layout::planar);
   Tensor out = empty_in_layout({grad.size(0), grad.size(1), size[0], size[1]}, layout,
                                grad.scalar_type(), grad);
   if (out.numel() == 0) return out;
-  dispatch_float("overlap_sample_backward", source.scalar_type(), [&](auto type) {
+  dispatch_float(op, source.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     gather_maps(data<T>(source), box, grad.size(0), grad.size(1), int(size[0]), int(size[1]),
                 int(grad.size(2)), int(grad.size(3)), layout, mutable_data<T>(out));

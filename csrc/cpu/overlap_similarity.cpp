@@ -5,8 +5,8 @@
 #include <optional>
 #include <vector>
 
+#include "pixel_loss.h"
 #include "support/sampling.h"
-#include "support/similarity.h"
 
 namespace densesiam {
 namespace {
@@ -101,9 +101,9 @@ struct Side {
   }
 };
 
-template <class T>
+template <class Loss, class T>
 void forward(const Side& p, const Side& z, const SampleTiles& tiles, Weights<Accumulate<T>> weights,
-             Kind kind, Accumulate<T>* statistics, Accumulate<T>* losses, Accumulate<T>* mean) {
+             Accumulate<T>* statistics, Accumulate<T>* losses, Accumulate<T>* mean) {
   using A = Accumulate<T>;
   const std::int64_t C = tiles.channels, S = tiles.samples();
   std::vector<double> partial(mean ? tiles.count() : 0);
@@ -122,7 +122,7 @@ void forward(const Side& p, const Side& z, const SampleTiles& tiles, Weights<Acc
         const Tile<const A> a{p_samples.sample(image, cells), kTileStride};
         const Tile<const A> b{z_samples.sample(image, cells), kTileStride};
         vectorised([&](auto) DENSESIAM_INLINE {
-          similarity_tile<A>(kind, a, b, C, count, out);
+          Loss::template tile<A>(a, b, C, count, out);
           for (int i = 0; i < count; ++i) out.loss[i] *= weight;
         });
       }
@@ -139,9 +139,9 @@ void forward(const Side& p, const Side& z, const SampleTiles& tiles, Weights<Acc
 }
 
 // The gradient of p's samples, (B, C, rows, columns) in p's layout.
-template <class T>
+template <class Loss, class T>
 void sample_gradients(const Accumulate<T>* grad, bool mean, const Side& p, const Side& z,
-                      const SampleTiles& tiles, Weights<Accumulate<T>> weights, Kind kind,
+                      const SampleTiles& tiles, Weights<Accumulate<T>> weights,
                       const Accumulate<T>* statistics, Accumulate<T>* out) {
   using A = Accumulate<T>;
   const std::int64_t C = tiles.channels, S = tiles.samples();
@@ -162,9 +162,7 @@ void sample_gradients(const Accumulate<T>* grad, bool mean, const Side& p, const
         scale[i] = weight * (mean ? mean_grad : grad[image * S + start + i]);
       }
       vectorised([&](auto width) DENSESIAM_INLINE {
-        with_gradient<A>(kind, [&](const auto& gradient) DENSESIAM_INLINE {
-          gradient_of_rows(a, b, a, kTileStride, C, count, first, first + S, scale, gradient);
-        });
+        gradient_of_rows<Loss>(a, b, a, kTileStride, C, count, first, first + S, scale);
         if (weight == A(0)) {  // 0 * NaN is NaN
           std::fill_n(a, C * kTileStride, A(0));
         }
@@ -184,33 +182,21 @@ Side side_of(const Tensor& tensor, const std::optional<Tensor>& boxes) {
 SampleTiles tiles_of(const char* op, const Tensor& p, const Tensor& z,
                      const std::optional<Tensor>& boxes_p, const std::optional<Tensor>& boxes_z,
                      const std::vector<std::int64_t>& size) {
-  check(p.dim() == 4 && z.dim() == 4 && p.size(0) == z.size(0) && p.size(1) == z.size(1) &&
-            p.scalar_type() == z.scalar_type(),
-        op, ": p and z must be (B, C, H, W) of one type, batch size and number of channels, got ",
-        shape_of(p), " and ", shape_of(z));
-  for (const std::optional<Tensor>* boxes : {&boxes_p, &boxes_z}) {
-    if (!*boxes) continue;
-    check((*boxes)->dim() == 2 && (*boxes)->size(0) == p.size(0) && (*boxes)->size(1) == 4, op,
-          ": boxes must be (B, 4) with B = ", p.size(0), ", got shape ", shape_of(**boxes));
-    dispatch_box(op, (*boxes)->scalar_type(), [](auto) {});
-  }
-  check(size.size() == 2 && size[0] > 0 && size[1] > 0, op, ": size must be two positive integers");
+  check_overlap(op, p, z, boxes_p, boxes_z, size);
   return {p.size(0), p.size(1), int(size[0]), int(size[1])};
 }
 
 std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
                                               std::optional<Tensor> boxes_p,
                                               std::optional<Tensor> boxes_z,
-                                              std::optional<Tensor> weight,
                                               std::vector<std::int64_t> size, std::string kind,
-                                              std::string reduction) {
+                                              std::optional<Tensor> weight, std::string reduction) {
   const char* op = "overlap_similarity";
   const SampleTiles tiles = tiles_of(op, p, z, boxes_p, boxes_z, size);
   const bool mean = is_mean(op, reduction);
-  const Kind which = kind_of(op, kind);
   const Side p_side = side_of(p, boxes_p), z_side = side_of(z, boxes_z);
   const ScalarType dtype = accumulate_type(p.scalar_type());
-  const std::optional<Tensor> weights = checked_weight(op, weight, tiles.batch, p.scalar_type());
+  const std::optional<Tensor> weights = checked_weight(op, weight, p);
   Tensor loss = torch::stable::new_empty(
       p,
       mean ? std::vector<std::int64_t>{}
@@ -221,24 +207,28 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
     A* result = mutable_data<A>(loss);
-    forward<T>(p_side, z_side, tiles, {weights, tiles.batch}, which, mutable_data<A>(statistics),
-               mean ? nullptr : result, mean ? result : nullptr);
+    dispatch_kind(op, kind, [&](auto loss_type) {
+      using Loss = typename decltype(loss_type)::type;
+      forward<Loss, T>(p_side, z_side, tiles, {weights, tiles.batch}, mutable_data<A>(statistics),
+                       mean ? nullptr : result, mean ? result : nullptr);
+    });
   });
   return {loss, statistics};
 }
 
 Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Tensor& z,
                                    std::optional<Tensor> boxes_p, std::optional<Tensor> boxes_z,
-                                   std::optional<Tensor> weight, const Tensor& statistics,
                                    std::vector<std::int64_t> size, std::string kind,
-                                   std::string reduction) {
+                                   std::optional<Tensor> weight, std::string reduction,
+                                   const Tensor& statistics) {
   const char* op = "overlap_similarity_backward";
   const SampleTiles tiles = tiles_of(op, p, z, boxes_p, boxes_z, size);
   const bool mean = is_mean(op, reduction);
-  const Kind which = kind_of(op, kind);
   const Side p_side = side_of(p, boxes_p), z_side = side_of(z, boxes_z);
-  const std::optional<Tensor> weights = checked_weight(op, weight, tiles.batch, p.scalar_type());
-  const Tensor upstream = in_layout(grad, Layout::planar);
+  const std::optional<Tensor> weights = checked_weight(op, weight, p);
+  const Tensor upstream = checked_grad(op, grad, mean, {tiles.batch, tiles.rows, tiles.columns}, p);
+  const Tensor kept = checked_kept(op, "statistics", statistics, accumulate_type(p.scalar_type()),
+                                   {tiles.batch, 2, tiles.samples()}, p);
   const Map& map = p_side.map;
   Tensor out = empty_in_layout({tiles.batch, tiles.channels, map.height, map.width}, map.layout,
                                p.scalar_type(), p);
@@ -249,8 +239,11 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    sample_gradients<T>(data<A>(upstream), mean, p_side, z_side, tiles, {weights, tiles.batch},
-                        which, data<A>(statistics), mutable_data<A>(samples));
+    dispatch_kind(op, kind, [&](auto loss_type) {
+      using Loss = typename decltype(loss_type)::type;
+      sample_gradients<Loss, T>(data<A>(upstream), mean, p_side, z_side, tiles,
+                                {weights, tiles.batch}, data<A>(kept), mutable_data<A>(samples));
+    });
     gather_maps<A, T>(data<A>(samples), p_side.boxes, tiles.batch, tiles.channels, map.height,
                       map.width, tiles.rows, tiles.columns, map.layout, mutable_data<T>(out));
   });

@@ -1,14 +1,18 @@
-// pseudo_label_loss on the CPU: labels, log-sums and plain losses in one pass over the maps; the
-// class weights, which need every label first, in a second over the pixels alone.
+// pseudo_label_loss on the CPU: labels, log-sums and losses, weighted by image, in one pass over
+// the maps; the class weights, which need every label first, in a second over the pixels alone.
+// Images of weight 0 are not read: kUncounted is the label of their pixels.
 #include <numeric>
 #include <optional>
 #include <vector>
 
+#include "pixel_loss.h"
 #include "support/simd.h"
 #include "support/softmax.h"
 
 namespace densesiam {
 namespace {
+
+constexpr std::int32_t kUncounted = -1;
 
 enum class Rebalance { none, frequency, inverse };
 
@@ -20,10 +24,11 @@ Rebalance rebalance_of(const std::string& name) {
                                : Rebalance::inverse;
 }
 
-// Label, log sum exp and cross-entropy of each pixel.
+// Label, log sum exp and cross-entropy of each pixel, the last times its image's weight.
 template <class T>
-void label_pixels(const T* logits, const T* targets, Layout layout, const Tiling& tiling,
-                  std::int32_t* labels, Accumulate<T>* log_sums, Accumulate<T>* losses) {
+void label_pixels(const T* logits, const T* targets, Weights<Accumulate<T>> weights, Layout layout,
+                  const Tiling& tiling, std::int32_t* labels, Accumulate<T>* log_sums,
+                  Accumulate<T>* losses) {
   using A = Accumulate<T>;
   const std::int64_t K = tiling.channels, P = tiling.pixels;
   parallel_blocks(tiling.tiles(), K * kTile, [&](std::int64_t begin, std::int64_t end) {
@@ -35,6 +40,13 @@ void label_pixels(const T* logits, const T* targets, Layout layout, const Tiling
       std::int32_t* label = labels + image * P + start;
       A* log_sum = log_sums + image * P + start;
       A* loss = losses + image * P + start;
+      const A weight = weights[image];
+      if (weight == A(0)) {
+        std::fill_n(label, count, kUncounted);
+        std::fill_n(log_sum, count, A(0));
+        std::fill_n(loss, count, A(0));
+        continue;
+      }
       vectorised([&](auto width) DENSESIAM_INLINE {
         const auto load = [&](const T* map, A* memory) DENSESIAM_INLINE {
           return load_tile<width()>(map + image * K * P, K, P, layout, start, count, memory);
@@ -56,6 +68,10 @@ void label_pixels(const T* logits, const T* targets, Layout layout, const Tiling
         if (targets) {
           for (int i = 0; i < count; ++i) loss[i] -= x.row(label[i])[i] - greatest[i];
         }
+        if (weight != A(1)) {
+#pragma omp simd
+          for (int i = 0; i < count; ++i) loss[i] *= weight;
+        }
       });
     }
   });
@@ -68,7 +84,9 @@ std::vector<std::int64_t> count_labels(const std::int32_t* labels, std::int64_t 
   std::mutex mutex;
   parallel_blocks(pixels, 1, [&](std::int64_t begin, std::int64_t end) {
     std::vector<std::int64_t> own(classes);
-    for (std::int64_t i = begin; i < end; ++i) ++own[labels[i]];
+    for (std::int64_t i = begin; i < end; ++i) {
+      if (labels[i] != kUncounted) ++own[labels[i]];
+    }
     const std::lock_guard<std::mutex> lock(mutex);
     for (std::int64_t k = 0; k < classes; ++k) counts[k] += own[k];
   });
@@ -100,21 +118,32 @@ double weigh_losses(const std::int32_t* labels, const A* weights, A* losses, std
   parallel_blocks(std::int64_t(partial.size()), kBlock, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t block = begin; block < end; ++block) {
       const std::int64_t stop = std::min(pixels, (block + 1) * kBlock);
-      for (std::int64_t i = block * kBlock; i < stop; ++i) losses[i] *= weights[labels[i]];
+      for (std::int64_t i = block * kBlock; i < stop; ++i) {
+        if (labels[i] != kUncounted) losses[i] *= weights[labels[i]];
+      }
       partial[block] = std::accumulate(losses + block * kBlock, losses + stop, 0.0);
     }
   });
   return std::accumulate(partial.begin(), partial.end(), 0.0);
 }
 
+// What the sum of all losses is divided by for the mean; 0 if no image counts.
+template <class A>
+double total_weight(const Weights<A>& weights, const Tiling& tiling) {
+  double sum = 0;
+  for (std::int64_t b = 0; b < tiling.batch; ++b) sum += double(weights[b]);
+  return sum * double(tiling.pixels);
+}
+
 // grad: one number for "mean", one a pixel for "none".
 template <class T>
 void backward(const Accumulate<T>* grad, bool mean, const T* logits, const Accumulate<T>* log_sums,
-              const std::int32_t* labels, const Accumulate<T>* class_weights, Layout layout,
-              const Tiling& tiling, T* out) {
+              const std::int32_t* labels, const Accumulate<T>* class_weights,
+              Weights<Accumulate<T>> weights, Layout layout, const Tiling& tiling, T* out) {
   using A = Accumulate<T>;
   const std::int64_t K = tiling.channels, P = tiling.pixels;
-  const A mean_grad = mean && tiling.tiles() ? A(*grad / double(tiling.batch * P)) : A(0);
+  const double total = total_weight(weights, tiling);
+  const A mean_grad = mean && total != 0 ? A(*grad / total) : A(0);
   parallel_blocks(tiling.tiles(), K * kTile, [&](std::int64_t begin, std::int64_t end) {
     A scale[kTile];
     for (std::int64_t tile = begin; tile < end; ++tile) {
@@ -122,11 +151,17 @@ void backward(const Accumulate<T>* grad, bool mean, const T* logits, const Accum
       const int count = tiling.count(tile);
       const std::int32_t* __restrict label = labels + image * P + start;
       const A* __restrict log_sum = log_sums + image * P + start;
-      for (int i = 0; i < count; ++i) {
-        scale[i] = class_weights[label[i]] * (mean ? mean_grad : grad[image * P + start + i]);
-      }
       const T* source = logits + image * K * P;
       T* result = out + image * K * P;
+      const A weight = weights[image];
+      if (weight == A(0)) {
+        zero_tile(result, K, P, layout, start, count);
+        continue;
+      }
+      for (int i = 0; i < count; ++i) {
+        scale[i] =
+            weight * class_weights[label[i]] * (mean ? mean_grad : grad[image * P + start + i]);
+      }
       vectorised([&](auto width) DENSESIAM_INLINE {
         const auto gradient = [&](T logit, std::int32_t k, int i) DENSESIAM_INLINE {
           const A probability = exp_of_negative(A(to_float(logit)) - log_sum[i]);
@@ -157,30 +192,16 @@ void backward(const Accumulate<T>* grad, bool mean, const T* logits, const Accum
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits,
-                                                             std::optional<Tensor> targets,
-                                                             std::optional<Tensor> counts,
-                                                             std::string rebalance,
-                                                             std::string reduction) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
+    const Tensor& logits, std::optional<Tensor> targets, std::string rebalance,
+    std::optional<Tensor> counts, std::string reduction, std::optional<Tensor> weight) {
   const char* op = "pseudo_label_loss";
-  check(logits.dim() == 3 && logits.size(1) > 0, op,
-        ": logits must be (B, K, P) with K >= 1, got shape ", shape_of(logits));
+  check_labelled(op, logits, targets, counts);
   const Tiling tiling{logits.size(0), logits.size(1), logits.size(2)};
   const Rebalance balance = rebalance_of(rebalance);
   const bool mean = is_mean(op, reduction);
   const ScalarType dtype = accumulate_type(logits.scalar_type());
-  if (targets) {
-    check(shape_of(*targets) == shape_of(logits) && targets->scalar_type() == logits.scalar_type(),
-          op, ": targets must have the logits' shape ", shape_of(logits), " and type, got shape ",
-          shape_of(*targets));
-  }
-  if (counts) {
-    check(
-        counts->dim() == 1 && counts->size(0) == tiling.channels && counts->scalar_type() == dtype,
-        op, ": counts must be (K,) = (", tiling.channels, ",) in the accumulation type, got shape ",
-        shape_of(*counts));
-  }
-
+  const std::optional<Tensor> given_weight = checked_weight(op, weight, logits);
   const Layout layout = layout_of(logits);
   const Tensor source = in_layout(logits, layout);
   const std::optional<Tensor> target_source =
@@ -188,7 +209,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logit
   const Tensor log_sum = torch::stable::new_empty(logits, {tiling.batch, tiling.pixels}, dtype);
   const Tensor labels =
       torch::stable::new_empty(logits, {tiling.batch, tiling.pixels}, ScalarType::Int);
-  const Tensor weights = torch::stable::new_empty(logits, {tiling.channels}, dtype);
+  const Tensor class_weights = torch::stable::new_empty(logits, {tiling.channels}, dtype);
   const Tensor losses = torch::stable::new_empty(logits, {tiling.batch, tiling.pixels}, dtype);
   Tensor result = mean ? torch::stable::new_empty(logits, {}, dtype) : losses;
 
@@ -197,41 +218,53 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logit
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
     const std::int32_t* label = data<std::int32_t>(labels);
-    A* weight = mutable_data<A>(weights);
+    A* class_weight = mutable_data<A>(class_weights);
     A* loss = mutable_data<A>(losses);
-    label_pixels(data<T>(source), target_source ? data<T>(*target_source) : nullptr,
+    const Weights<A> images(given_weight, tiling.batch);
+    label_pixels(data<T>(source), target_source ? data<T>(*target_source) : nullptr, images,
                  kernel_layout(layout, tiling), tiling, mutable_data<std::int32_t>(labels),
                  mutable_data<A>(log_sum), loss);
     if (balance == Rebalance::none) {
-      std::fill_n(weight, tiling.channels, A(1));
+      std::fill_n(class_weight, tiling.channels, A(1));
     } else if (counts) {
       const Tensor given = in_layout(*counts, Layout::planar);
-      weigh_classes(balance, data<A>(given), tiling.channels, weight);
+      weigh_classes(balance, data<A>(given), tiling.channels, class_weight);
     } else {
       weigh_classes(balance, count_labels(label, pixels, tiling.channels).data(), tiling.channels,
-                    weight);
+                    class_weight);
     }
-    const double sum = weigh_losses(label, weight, loss, pixels);
-    if (mean) *mutable_data<A>(result) = A(sum / double(std::max<std::int64_t>(1, pixels)));
+    const double sum = weigh_losses(label, class_weight, loss, pixels);
+    const double total = total_weight(images, tiling);
+    if (mean) *mutable_data<A>(result) = total == 0 ? A(0) : A(sum / total);
   });
-  return {result, log_sum, labels, weights};
+  return {result, log_sum, labels, class_weights};
 }
 
-Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& log_sum,
-                                  const Tensor& labels, const Tensor& class_weights,
-                                  std::string reduction) {
+Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, std::string reduction,
+                                  std::optional<Tensor> weight, const Tensor& log_sum,
+                                  const Tensor& labels, const Tensor& class_weights) {
   const char* op = "pseudo_label_loss_backward";
+  check_labelled(op, logits, std::nullopt, std::nullopt);
   const bool mean = is_mean(op, reduction);
   const Tiling tiling{logits.size(0), logits.size(1), logits.size(2)};
+  const std::optional<Tensor> given_weight = checked_weight(op, weight, logits);
   const Layout layout = layout_of(logits);
-  const Tensor source = in_layout(logits, layout), upstream = in_layout(grad, Layout::planar);
+  const Tensor source = in_layout(logits, layout);
+  const ScalarType dtype = accumulate_type(logits.scalar_type());
+  const Sizes pixels{tiling.batch, tiling.pixels};
+  const Tensor upstream = checked_grad(op, grad, mean, pixels, logits);
+  const Tensor sums = checked_kept(op, "log_sum", log_sum, dtype, pixels, logits);
+  const Tensor chosen = checked_kept(op, "labels", labels, ScalarType::Int, pixels, logits);
+  const Tensor weights =
+      checked_kept(op, "class_weights", class_weights, dtype, {tiling.channels}, logits);
   Tensor out = empty_in_layout({tiling.batch, tiling.channels, tiling.pixels}, layout,
                                logits.scalar_type(), logits);
   dispatch_float(op, logits.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    backward(data<A>(upstream), mean, data<T>(source), data<A>(log_sum), data<std::int32_t>(labels),
-             data<A>(class_weights), kernel_layout(layout, tiling), tiling, mutable_data<T>(out));
+    backward(data<A>(upstream), mean, data<T>(source), data<A>(sums), data<std::int32_t>(chosen),
+             data<A>(weights), {given_weight, tiling.batch}, kernel_layout(layout, tiling), tiling,
+             mutable_data<T>(out));
   });
   return out;
 }

@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "../args.h"
 #include "support/matmul.h"
 #include "support/softmax.h"
 
@@ -215,15 +216,6 @@ void backward(const Accumulate<T>* grad, const Accumulate<T>* grad_mass, const T
       });
 }
 
-void check_maps(const char* op, const Tensor& features, const Tensor& logits) {
-  check(features.dim() == 3 && logits.dim() == 3 && features.size(0) == logits.size(0) &&
-            features.size(2) == logits.size(2) && logits.size(1) > 0 &&
-            features.scalar_type() == logits.scalar_type(),
-        op,
-        ": features must be (B, C, P) and logits (B, N, P) with N >= 1, of one type; got shapes ",
-        shape_of(features), " and ", shape_of(logits));
-}
-
 Maps maps_of(const Tensor& features, const Tensor& logits) {
   return {{features.size(0), features.size(1), features.size(2)},
           logits.size(1),
@@ -233,7 +225,7 @@ Maps maps_of(const Tensor& features, const Tensor& logits) {
 
 std::tuple<Tensor, Tensor, Tensor> region_pool(const Tensor& features, const Tensor& logits) {
   const char* op = "region_pool";
-  check_maps(op, features, logits);
+  check_regions(op, features, logits);
   const Maps maps = maps_of(features, logits);
   const Tensor f = in_layout(features, maps.features_layout);
   const Tensor x = in_layout(logits, maps.logits_layout);
@@ -256,11 +248,16 @@ std::tuple<Tensor, Tensor> region_pool_backward(const Tensor& grad, std::optiona
                                                 const Tensor& log_sum, bool need_features,
                                                 bool need_logits) {
   const char* op = "region_pool_backward";
-  check_maps(op, features, logits);
+  check_regions(op, features, logits);
   const Maps maps = maps_of(features, logits);
   const Tensor f = in_layout(features, maps.features_layout);
   const Tensor x = in_layout(logits, maps.logits_layout);
-  const Tensor upstream = in_layout(grad, Layout::planar);
+  const Sizes pooled{features.size(0), logits.size(1), features.size(1)};
+  const ScalarType dtype = accumulate_type(features.scalar_type());
+  const Tensor upstream = checked_kept(op, "grad", grad, dtype, pooled, features);
+  const Tensor kept =
+      checked_kept(op, "log_sum", log_sum, dtype, {features.size(0), features.size(2)}, features);
+  check_optional(op, "grad_mass", grad_mass, dtype, {features.size(0), logits.size(1)}, features);
   const Tensor upstream_mass = grad_mass ? in_layout(*grad_mass, Layout::planar) : upstream;
   const auto make = [&](bool needed, const Tensor& like, Layout layout) {
     return needed ? empty_in_layout({like.size(0), like.size(1), like.size(2)}, layout,
@@ -273,7 +270,7 @@ std::tuple<Tensor, Tensor> region_pool_backward(const Tensor& grad, std::optiona
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
     backward(data<A>(upstream), grad_mass ? data<A>(upstream_mass) : nullptr, data<T>(f),
-             data<T>(x), data<A>(log_sum), maps,
+             data<T>(x), data<A>(kept), maps,
              need_features ? mutable_data<T>(grad_features) : nullptr,
              need_logits ? mutable_data<T>(grad_logits) : nullptr);
   });

@@ -10,7 +10,7 @@
 // channels are transposed into working memory on the way in, and back on the way out.
 #include <vector>
 
-#include "../roi_align_args.h"
+#include "../args.h"
 #include "../roi_geometry.h"
 #include "support/simd.h"
 #include "support/tiles.h"
@@ -484,7 +484,8 @@ void spread_boxes(const T* grad, const Rois& rois, std::int64_t images, std::int
 
 Tensor roi_align(const Tensor& features, const Tensor& boxes, std::vector<std::int64_t> size,
                  double spatial_scale, std::int64_t sampling_ratio, bool aligned) {
-  check_roi_align(features, boxes, size, sampling_ratio);
+  check_map("roi_align", "features", features);
+  check_rois("roi_align", boxes, features, size, sampling_ratio);
   const Layout layout = layout_of(features);
   const Tensor source = in_layout(features, layout);
   const std::int64_t images = features.size(0), channels = features.size(1);
@@ -507,18 +508,19 @@ Tensor roi_align(const Tensor& features, const Tensor& boxes, std::vector<std::i
   return out;
 }
 
-Tensor roi_align_backward(const Tensor& grad, const Tensor& boxes, std::vector<std::int64_t> maps,
-                          double spatial_scale, std::int64_t sampling_ratio, bool aligned,
+Tensor roi_align_backward(const Tensor& grad, const Tensor& boxes, double spatial_scale,
+                          std::int64_t sampling_ratio, bool aligned, std::vector<std::int64_t> maps,
                           bool channels_last) {
-  check_roi_align_backward(grad, boxes, maps, sampling_ratio);
+  const char* op = "roi_align_backward";
+  check_rois_backward(op, grad, boxes, maps, sampling_ratio);
   const Layout layout = channels_last ? Layout::pixels : Layout::planar;
   const Tensor source = in_layout(grad, layout);
-  const Rois rois("roi_align_backward", boxes, maps[0], grad.scalar_type(), spatial_scale,
-                  sampling_ratio, aligned, grad.size(2), grad.size(3), maps[1], maps[2]);
+  const Rois rois(op, boxes, maps[0], grad.scalar_type(), spatial_scale, sampling_ratio, aligned,
+                  grad.size(2), grad.size(3), maps[1], maps[2]);
   Tensor out =
       empty_in_layout({maps[0], grad.size(1), maps[1], maps[2]}, layout, grad.scalar_type(), grad);
   if (out.numel() == 0) return out;
-  dispatch_float("roi_align_backward", source.scalar_type(), [&](auto type) {
+  dispatch_float(op, source.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     spread_boxes(data<T>(source), rois, maps[0], grad.size(1), int(maps[1]), int(maps[2]),
                  int(grad.size(2)), int(grad.size(3)), layout, mutable_data<T>(out));

@@ -27,13 +27,7 @@ Integers integers(const char* op, const Tensor& tensor, std::int64_t limit, std:
 Tensor confusion_matrix(const Tensor& prediction, const Tensor& label, std::int64_t num_predictions,
                         std::int64_t num_classes, std::int64_t ignore_index) {
   const char* op = "confusion_matrix";
-  check(shape_of(prediction) == shape_of(label), op,
-        ": prediction and label must have one shape, got ", shape_of(prediction), " and ",
-        shape_of(label));
-  const std::int64_t most = std::int64_t(1) << 31;
-  check(num_predictions > 0 && num_classes > 0 && num_predictions < most / num_classes, op,
-        ": num_classes x num_predictions must be positive and less than 2^31, got ", num_classes,
-        " x ", num_predictions);
+  check_counted(op, prediction, label, num_predictions, num_classes);
   const OnDevice device(prediction);
   const Tensor predicted = in_layout(prediction, Layout::planar);
   const Tensor truth = in_layout(label, Layout::planar);

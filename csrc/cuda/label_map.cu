@@ -7,15 +7,16 @@ namespace {
 
 Tensor label_map(const Tensor& logits, std::vector<std::int64_t> size) {
   const char* op = "label_map";
-  check(logits.dim() == 4, op, ": logits must be (B, K, h, w), got shape ", shape_of(logits));
-  check(size.size() == 2 && size[0] > 0 && size[1] > 0, op, ": size must be two positive integers");
+  check_map(op, "logits", logits);
+  check(logits.size(1) > 0, op, ": logits must have at least one class, got shape ",
+        shape_of(logits));
+  check_size(op, size);
   const OnDevice device(logits);
   const Layout layout = layout_of(logits);
   const Tensor source = in_layout(logits, layout);
   Tensor out =
       torch::stable::new_empty(logits, {logits.size(0), size[0], size[1]}, ScalarType::Long);
   if (out.numel() == 0) return out;
-  check(logits.numel() > 0, op, ": logits have no values, got shape ", shape_of(logits));
   check_images(op, source);
   check_images(op, out);
   const LabelMapShape shape{unsigned(source.size(0)),

@@ -36,13 +36,13 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned b = blockIdx.x / tiles;
   if (item >= groups * columns) return;
   const int first = int(item / columns) * kRows, column = int(item % columns);
-  const Tap<A> x = cell_tap(A(0), A(1), column, shape.columns, shape.width);
+  const Tap<A> x = cell_tap<A>(A(0), A(1), column, shape.columns, shape.width);
   Tap<A> y[kRows];
   Greatest<A> best[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int row = first + r < shape.rows ? first + r : shape.rows - 1;
-    y[r] = cell_tap(A(0), A(1), row, shape.rows, shape.height);
+    y[r] = cell_tap<A>(A(0), A(1), row, shape.rows, shape.height);
     best[r] = Greatest<A>::identity();
   }
   const std::int64_t map = std::int64_t(shape.height) * shape.width;
@@ -50,14 +50,16 @@ __global__ void __launch_bounds__(kThreads)
   const auto along = [&](int row) {
     const A left = to_float(load(plane + row * shape.width + x.low));
     const A right = to_float(load(plane + row * shape.width + x.high));
-    return left + x.weight * (right - left);
+    return mix(left, right, x.weight);
   };
   for (unsigned k = 0; k < shape.classes; ++k, plane += map) {
     A low = A(0), high = A(0);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (r == 0 || y[r].low != y[r - 1].low) low = along(y[r].low), high = along(y[r].high);
-      best[r].offer(low + y[r].weight * (high - low), int(k));
+      if (r == 0 || y[r].low != y[r - 1].low || y[r].high != y[r - 1].high) {
+        low = along(y[r].low), high = along(y[r].high);
+      }
+      best[r].offer(mix(low, high, y[r].weight), int(k));
     }
   }
 #pragma unroll
@@ -79,8 +81,8 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned b = blockIdx.x / tiles;
   if (cell >= cells) return;
   const int i = int(cell / unsigned(shape.columns)), j = int(cell % unsigned(shape.columns));
-  const Tap<A> y = cell_tap(A(0), A(1), i, shape.rows, shape.height);
-  const Tap<A> x = cell_tap(A(0), A(1), j, shape.columns, shape.width);
+  const Tap<A> y = cell_tap<A>(A(0), A(1), i, shape.rows, shape.height);
+  const Tap<A> x = cell_tap<A>(A(0), A(1), j, shape.columns, shape.width);
   const T* image = logits + std::int64_t(b) * shape.height * shape.width * shape.classes;
   const auto at = [&](int row, int column) {
     return image + unsigned(row * shape.width + column) * shape.classes;
@@ -93,11 +95,9 @@ __global__ void __launch_bounds__(kThreads)
     const auto c = load<N>(high_left + k), d = load<N>(high_right + k);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const A low =
-          to_float(a.values[n]) + x.weight * (to_float(b.values[n]) - to_float(a.values[n]));
-      const A high =
-          to_float(c.values[n]) + x.weight * (to_float(d.values[n]) - to_float(c.values[n]));
-      best.offer(low + y.weight * (high - low), int(k) + n);
+      const A low = mix<A>(to_float(a.values[n]), to_float(b.values[n]), x.weight);
+      const A high = mix<A>(to_float(c.values[n]), to_float(d.values[n]), x.weight);
+      best.offer(mix(low, high, y.weight), int(k) + n);
     }
   }
   store(out + std::int64_t(b) * cells + cell, std::int64_t(best.index));

@@ -1,6 +1,5 @@
 // overlap_sample under the CUDA key: checks, allocation and launch. The kernels are in
 // overlap_sample.cuh.
-#include "../overlap_sample_args.h"
 #include "overlap_sample.cuh"
 #include "support/boxes.h"
 #include "support/stream.h"
@@ -9,7 +8,9 @@ namespace densesiam {
 namespace {
 
 Tensor overlap_sample(const Tensor& features, const Tensor& boxes, std::vector<std::int64_t> size) {
-  check_overlap_sample(features, boxes, size);
+  check_map("overlap_sample", "features", features);
+  check_boxes("overlap_sample", "boxes", boxes, features);
+  check_size("overlap_sample", size);
   const OnDevice device(features);
   const Layout layout = layout_of(features);
   const Tensor source = in_layout(features, layout);
@@ -36,24 +37,28 @@ Tensor overlap_sample(const Tensor& features, const Tensor& boxes, std::vector<s
 
 Tensor overlap_sample_backward(const Tensor& grad, const Tensor& boxes,
                                std::vector<std::int64_t> size, bool channels_last) {
+  const char* op = "overlap_sample_backward";
+  check_map(op, "grad", grad);
+  check_boxes(op, "boxes", boxes, grad);
+  check_size(op, size);
   const OnDevice device(grad);
   const Layout layout = channels_last ? Layout::pixels : Layout::planar;
   const Tensor source = in_layout(grad, layout);
   Tensor out = empty_in_layout({grad.size(0), grad.size(1), size[0], size[1]}, layout,
                                grad.scalar_type(), grad);
   if (out.numel() == 0) return out;
-  check_images("overlap_sample_backward", source);
-  check_images("overlap_sample_backward", out);
+  check_images(op, source);
+  check_images(op, out);
   const OverlapSampleShape shape{
       unsigned(source.size(0)), unsigned(source.size(1)), int(size[0]), int(size[1]),
       int(source.size(2)),      int(source.size(3))};
-  dispatch_coordinates("overlap_sample", source, boxes, [&](auto type, auto c, const Tensor& box) {
+  dispatch_coordinates(op, source, boxes, [&](auto type, auto c, const Tensor& box) {
     using T = typename decltype(type)::type;
     using C = typename decltype(c)::type;
     launch_overlap_sample_backward(data<T>(source), data<C>(box), mutable_data<T>(out), shape,
                                    channels_last, device.stream());
   });
-  check_launch("overlap_sample_backward");
+  check_launch(op);
   return out;
 }
 

@@ -41,11 +41,6 @@ DENSESIAM_HD Box4<C> load_box(const C* boxes, unsigned b) {
   return {load(box), load(box + 1), load(box + 2), load(box + 3)};
 }
 
-template <class A>
-DENSESIAM_HD A mix(A low, A high, A weight) {
-  return low + weight * (high - low);
-}
-
 // One block of a planar kernel: some positions of kChannels planes of one image.
 struct PlanarBlock {
   unsigned position, first, channels;  // this thread's position; the planes
@@ -77,8 +72,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
   const int i = int(block.position / unsigned(shape.columns));
   const int j = int(block.position % unsigned(shape.columns));
   const Box4<C> box = load_box(boxes, block.b);
-  const Tap<C> y = cell_tap(box.y1, box.y2, i, shape.rows, shape.height);
-  const Tap<C> x = cell_tap(box.x1, box.x2, j, shape.columns, shape.width);
+  const Tap<A> y = cell_tap<A>(box.y1, box.y2, i, shape.rows, shape.height);
+  const Tap<A> x = cell_tap<A>(box.x1, box.x2, j, shape.columns, shape.width);
   const bool finite = is_finite(box);
   const T* plane = features + block.plane * shape.map();
   const unsigned low = unsigned(y.low) * unsigned(shape.width);
@@ -87,11 +82,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
 #pragma unroll
   for (unsigned c = 0; c < kChannels; ++c) {
     if (c >= block.channels) break;
-    const A left = mix<A>(to_float(load(plane + low + x.low)), to_float(load(plane + high + x.low)),
-                          A(y.weight));
+    const A left =
+        mix<A>(to_float(load(plane + low + x.low)), to_float(load(plane + high + x.low)), y.weight);
     const A right = mix<A>(to_float(load(plane + low + x.high)),
-                           to_float(load(plane + high + x.high)), A(y.weight));
-    const A value = mix<A>(left, right, A(x.weight));
+                           to_float(load(plane + high + x.high)), y.weight);
+    const A value = mix<A>(left, right, x.weight);
     store(target, from_float<T>(finite ? value : A(NAN)));
     plane += shape.map(), target += shape.cells();
   }
@@ -128,8 +123,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
   const int i = int(block.position / unsigned(shape.columns));
   const int j = int(block.position % unsigned(shape.columns));
   const Box4<C> box = load_box(boxes, block.b);
-  const Tap<C> y = cell_tap(box.y1, box.y2, i, shape.rows, shape.height);
-  const Tap<C> x = cell_tap(box.x1, box.x2, j, shape.columns, shape.width);
+  const Tap<A> y = cell_tap<A>(box.y1, box.y2, i, shape.rows, shape.height);
+  const Tap<A> x = cell_tap<A>(box.x1, box.x2, j, shape.columns, shape.width);
   const bool finite = is_finite(box);
   const T* image = features + std::int64_t(block.b) * shape.map() * shape.channels + block.channel;
   const auto at = [&](int row, int column) {
@@ -141,10 +136,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
   Pack<T, N> result;
 #pragma unroll
   for (int k = 0; k < N; ++k) {
-    const A left = mix<A>(to_float(low_left.values[k]), to_float(high_left.values[k]), A(y.weight));
-    const A right =
-        mix<A>(to_float(low_right.values[k]), to_float(high_right.values[k]), A(y.weight));
-    const A value = mix<A>(left, right, A(x.weight));
+    const A left = mix<A>(to_float(low_left.values[k]), to_float(high_left.values[k]), y.weight);
+    const A right = mix<A>(to_float(low_right.values[k]), to_float(high_right.values[k]), y.weight);
+    const A value = mix<A>(left, right, x.weight);
     result.values[k] = from_float<T>(finite ? value : A(NAN));
   }
   const std::int64_t cell = std::int64_t(block.b) * shape.cells() + block.position;
@@ -160,10 +154,10 @@ __device__ __forceinline__ void for_each_touching(const Box4<C>& box, unsigned p
   const CellRange is = cells_touching(box.y1, box.y2, y, shape.rows, shape.height);
   const CellRange js = cells_touching(box.x1, box.x2, x, shape.columns, shape.width);
   for (int i = is.begin; i < is.end; ++i) {
-    const A share_y = A(tap_share(cell_tap(box.y1, box.y2, i, shape.rows, shape.height), y));
+    const A share_y = tap_share(cell_tap<A>(box.y1, box.y2, i, shape.rows, shape.height), y);
     if (share_y == A(0)) continue;
     for (int j = js.begin; j < js.end; ++j) {
-      const A share_x = A(tap_share(cell_tap(box.x1, box.x2, j, shape.columns, shape.width), x));
+      const A share_x = tap_share(cell_tap<A>(box.x1, box.x2, j, shape.columns, shape.width), x);
       if (share_x != A(0)) add(i, j, share_y * share_x);
     }
   }

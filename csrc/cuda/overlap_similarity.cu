@@ -1,9 +1,8 @@
 // overlap_similarity under the CUDA key: checks, allocation and launches. The kernels are in
 // overlap_similarity.cuh.
-#include "../overlap_sample_args.h"
 #include "overlap_similarity.cuh"
 #include "support/boxes.h"
-#include "support/similarity.h"
+#include "support/pixel_loss.h"
 
 namespace densesiam {
 namespace {
@@ -34,7 +33,6 @@ Sampled sample(const char* op, const Tensor& features, const std::optional<Tenso
                Layout layout, const std::vector<std::int64_t>& size, cudaStream_t stream) {
   Sampled result;
   result.boxes = boxes_or_whole(boxes, features);
-  check_overlap_sample(features, result.boxes, size);
   check_images(op, features);
   result.map = in_layout(features, layout);
   result.shape = {unsigned(features.size(0)),
@@ -71,26 +69,17 @@ void with_samples(const Sampled& p, const Sampled& z, bool channels_last, bool p
   }
 }
 
-void check_maps(const char* op, const Tensor& p, const Tensor& z) {
-  check(p.dim() == 4 && z.dim() == 4 && p.size(0) == z.size(0) && p.size(1) == z.size(1) &&
-            p.scalar_type() == z.scalar_type(),
-        op, ": p and z must be (B, C, H, W) of one B, C and type, got shapes ", shape_of(p),
-        " and ", shape_of(z));
-}
-
 std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
                                               std::optional<Tensor> boxes_p,
                                               std::optional<Tensor> boxes_z,
-                                              std::optional<Tensor> weight,
                                               std::vector<std::int64_t> size, std::string kind,
-                                              std::string reduction) {
+                                              std::optional<Tensor> weight, std::string reduction) {
   const char* op = "overlap_similarity";
-  check_maps(op, p, z);
+  check_overlap(op, p, z, boxes_p, boxes_z, size);
   const bool mean = is_mean(op, reduction);
   const OnDevice device(p);
   const std::optional<Tensor> weights = checked_weight(op, weight, p);
   const ScalarType dtype = accumulate_type(p.scalar_type());
-  using Sizes = std::vector<std::int64_t>;
   Tensor loss =
       torch::stable::new_zeros(p, mean ? Sizes{} : Sizes{p.size(0), size[0], size[1]}, dtype);
   Tensor statistics = torch::stable::new_empty(p, {p.size(0), 2, size[0] * size[1]}, dtype);
@@ -104,10 +93,10 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     const bool packs = reads_packs<T>(channels_last, p, {&p_samples.map, &z_samples.map});
-    dispatch_kind<Accumulate<T>>(op, kind, [&](auto loss_type) {
-      using Loss = typename decltype(loss_type)::type;
+    dispatch_kind(op, kind, [&](auto loss_family) {
+      using Loss = typename decltype(loss_family)::template of<Accumulate<T>>;
       with_samples<T>(p_samples, z_samples, channels_last, packs, [&](auto source, auto target) {
-        run_similarity<Loss>(source, target, weights, shape, mean, loss, statistics,
+        run_pixel_loss<Loss>(source, target, weights, shape, mean, loss, statistics,
                              device.stream());
       });
     });
@@ -118,11 +107,11 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
 
 Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Tensor& z,
                                    std::optional<Tensor> boxes_p, std::optional<Tensor> boxes_z,
-                                   std::optional<Tensor> weight, const Tensor& statistics,
                                    std::vector<std::int64_t> size, std::string kind,
-                                   std::string reduction) {
+                                   std::optional<Tensor> weight, std::string reduction,
+                                   const Tensor& statistics) {
   const char* op = "overlap_similarity_backward";
-  check_maps(op, p, z);
+  check_overlap(op, p, z, boxes_p, boxes_z, size);
   const bool mean = is_mean(op, reduction);
   const OnDevice device(p);
   const cudaStream_t stream = device.stream();
@@ -132,8 +121,9 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
   Tensor out =
       empty_in_layout({p.size(0), p.size(1), p.size(2), p.size(3)}, layout, p.scalar_type(), p);
   if (p.numel() == 0) return out;
-  const Tensor upstream = in_layout(grad, Layout::planar);
-  const Tensor kept = in_layout(statistics, Layout::planar);
+  const Tensor upstream = checked_grad(op, grad, mean, {p.size(0), size[0], size[1]}, p);
+  const Tensor kept = checked_kept(op, "statistics", statistics, accumulate_type(p.scalar_type()),
+                                   {p.size(0), 2, size[0] * size[1]}, p);
   const Sampled p_samples = sample(op, p, boxes_p, layout, size, stream);
   const Sampled z_samples = sample(op, z, boxes_z, layout, size, stream);
   const PixelShape shape{unsigned(p.size(0)), unsigned(p.size(1)), unsigned(size[0] * size[1])};
@@ -147,12 +137,11 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
     Tensor scale;
     const auto gradient = upstream_of<A>(upstream, mean, weights, shape, scale, stream);
     const bool packs = reads_packs<T>(channels_last, p, {&p_samples.map, &z_samples.map});
-    dispatch_kind<A>(op, kind, [&](auto loss_type) {
-      using Loss = typename decltype(loss_type)::type;
+    dispatch_kind(op, kind, [&](auto loss_family) {
+      using Loss = typename decltype(loss_family)::template of<A>;
       with_samples<T>(p_samples, z_samples, channels_last, packs, [&](auto source, auto target) {
-        launch_pixel_similarity_backward<Loss>(gradient, source, target, optional_data<A>(weights),
-                                               data<A>(kept), shape, mutable_data<T>(gradients),
-                                               stream);
+        launch_pixel_loss_backward<Loss>(gradient, source, target, optional_data<A>(weights),
+                                         data<A>(kept), shape, mutable_data<T>(gradients), stream);
       });
     });
   });

@@ -1,6 +1,6 @@
 // overlap_similarity: pixel_similarity of bilinear samples, which exist in registers alone.
 //
-//   l = loss(sample(p, boxes_p), sample(z, boxes_z)), statistics as in pixel_similarity.cuh
+//   l = loss(sample(p, boxes_p), sample(z, boxes_z)), statistics as in losses.cuh
 //
 // The grid is separable, so the taps of its rows and columns are computed first: B (Kh + Kw) of
 // them for each map, from the coordinate function of overlap_sample. Forward is pixel_similarity's
@@ -12,7 +12,7 @@
 #pragma once
 
 #include "overlap_sample.cuh"
-#include "pixel_similarity.cuh"
+#include "pixel_loss.cuh"
 
 namespace densesiam {
 inline namespace DENSESIAM_TARGET {
@@ -34,10 +34,10 @@ __global__ void __launch_bounds__(kThreads)
   if (b >= shape.batch) return;
   const int cell = int(item % cells);
   const Box4<C> box = load_box(boxes, b);
-  const Tap<C> tap = cell < shape.rows
-                         ? cell_tap(box.y1, box.y2, cell, shape.rows, shape.height)
-                         : cell_tap(box.x1, box.x2, cell - shape.rows, shape.columns, shape.width);
-  store(taps + item, StoredTap<A>{tap.low, tap.high, is_finite(box) ? A(tap.weight) : A(NAN)});
+  const Tap<A> tap = cell < shape.rows ? cell_tap<A>(box.y1, box.y2, cell, shape.rows, shape.height)
+                                       : cell_tap<A>(box.x1, box.x2, cell - shape.rows,
+                                                     shape.columns, shape.width);
+  store(taps + item, StoredTap<A>{tap.low, tap.high, is_finite(box) ? tap.weight : A(NAN)});
 }
 
 // Samples of a map in place of its pixels: one at a time of a planar map (N = 1), N channels of a

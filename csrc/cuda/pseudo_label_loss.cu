@@ -26,23 +26,16 @@ void weights_of(const Tensor& labels, const std::optional<Tensor>& counts, bool 
          mutable_data<A>(weights));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits,
-                                                             std::optional<Tensor> targets,
-                                                             std::optional<Tensor> counts,
-                                                             std::string rebalance,
-                                                             std::string reduction) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
+    const Tensor& logits, std::optional<Tensor> targets, std::string rebalance,
+    std::optional<Tensor> counts, std::string reduction, std::optional<Tensor> weight) {
   const char* op = "pseudo_label_loss";
-  check(logits.dim() == 3, op, ": logits must be (B, K, P), got shape ", shape_of(logits));
-  check(!targets || (shape_of(*targets) == shape_of(logits) &&
-                     targets->scalar_type() == logits.scalar_type()),
-        op, ": targets must have the logits' shape and type");
+  check_labelled(op, logits, targets, counts);
   check(rebalance == "none" || rebalance == "frequency" || rebalance == "inverse", op,
         ": rebalance must be one of none, frequency, inverse, got '", rebalance, "'");
   const ScalarType dtype = accumulate_type(logits.scalar_type());
-  check(!counts || (counts->dim() == 1 && counts->size(0) == logits.size(1) &&
-                    counts->scalar_type() == dtype),
-        op, ": counts must be (K,) = (", logits.size(1), ",) in the accumulation type");
   const bool mean = is_mean(op, reduction), rebalanced = rebalance != "none";
+  const std::optional<Tensor> images = checked_weight(op, weight, logits);
   const OnDevice device(logits);
   const Layout layout = layout_of(logits);
   const Tensor source = in_layout(logits, layout);
@@ -53,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logit
   const Tensor log_sum = torch::stable::new_empty(logits, sizes, dtype);
   const Tensor labels = torch::stable::new_empty(logits, sizes, ScalarType::Int);
   Tensor weights = torch::stable::new_empty(logits, {logits.size(1)}, dtype);
-  // The unweighted losses are kept where they are the result or have yet to be weighted.
+  // The losses are kept where they are the result or have yet to be weighted by class.
   const Tensor losses =
       !mean || rebalanced ? torch::stable::new_empty(logits, sizes, dtype) : log_sum;
   Tensor result = mean ? torch::stable::new_zeros(logits, {}, dtype) : losses;
@@ -79,7 +72,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logit
         parts = torch::stable::new_empty(logits, {std::int64_t(count)}, dtype);
         out.parts = mutable_data<A>(parts);
       }
-      launch_label_pixels(x, t, shape, sharing, out, stream);
+      launch_label_pixels(x, t, ImageWeights<A>{optional_data<A>(images)}, shape, sharing, out,
+                          stream);
     });
     if (rebalanced) {
       weights_of<A>(labels, given, rebalance == "inverse", weights, stream);
@@ -92,26 +86,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logit
              mean ? mutable_data<A>(parts) : nullptr);
     }
     if (mean) {
-      launch_mean<A>(data<A>(parts), count, nullptr, nullptr, shape, mutable_data<A>(result),
-                     stream);
+      launch_mean<A>(data<A>(parts), count, nullptr, optional_data<A>(images), shape,
+                     mutable_data<A>(result), stream);
     }
   });
   check_launch(op);
   return {result, log_sum, labels, weights};
 }
 
-Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& log_sum,
-                                  const Tensor& labels, const Tensor& class_weights,
-                                  std::string reduction) {
+Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, std::string reduction,
+                                  std::optional<Tensor> weight, const Tensor& log_sum,
+                                  const Tensor& labels, const Tensor& class_weights) {
   const char* op = "pseudo_label_loss_backward";
-  check(logits.dim() == 3, op, ": logits must be (B, K, P), got shape ", shape_of(logits));
+  check_labelled(op, logits, std::nullopt, std::nullopt);
   const bool mean = is_mean(op, reduction);
+  const std::optional<Tensor> images = checked_weight(op, weight, logits);
   const OnDevice device(logits);
   const Layout layout = layout_of(logits);
-  const Tensor source = in_layout(logits, layout), upstream = in_layout(grad, Layout::planar);
-  const Tensor sums = in_layout(log_sum, Layout::planar),
-               chosen = in_layout(labels, Layout::planar);
-  const Tensor weights = in_layout(class_weights, Layout::planar);
+  const Tensor source = in_layout(logits, layout);
+  const ScalarType dtype = accumulate_type(logits.scalar_type());
+  const Sizes pixels{logits.size(0), logits.size(2)};
+  const Tensor upstream = checked_grad(op, grad, mean, pixels, logits);
+  const Tensor sums = checked_kept(op, "log_sum", log_sum, dtype, pixels, logits);
+  const Tensor chosen = checked_kept(op, "labels", labels, ScalarType::Int, pixels, logits);
+  const Tensor weights =
+      checked_kept(op, "class_weights", class_weights, dtype, {logits.size(1)}, logits);
   Tensor out = empty_in_layout({logits.size(0), logits.size(1), logits.size(2)}, layout,
                                logits.scalar_type(), logits);
   if (logits.numel() == 0) return out;
@@ -121,15 +120,15 @@ Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, cons
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
     Tensor scale;
-    const auto gradient =
-        upstream_of<A>(upstream, mean, std::nullopt, shape, scale, device.stream());
+    const auto gradient = upstream_of<A>(upstream, mean, images, shape, scale, device.stream());
     const Tensor& per_pixel = mean ? sums : upstream;
     const bool packs =
         reads_packs<T>(channels_last, logits, {&source, &out, &sums, &chosen, &per_pixel});
     with_source(data<T>(source), channels_last, packs, [&](auto x) {
       launch_label_backward<decltype(x), A>(
-          gradient, x, {data<A>(sums), data<std::int32_t>(chosen), data<A>(weights)}, shape,
-          mutable_data<T>(out), device.stream());
+          gradient, x,
+          {data<A>(sums), data<std::int32_t>(chosen), data<A>(weights), {optional_data<A>(images)}},
+          shape, mutable_data<T>(out), device.stream());
     });
   });
   check_launch(op);

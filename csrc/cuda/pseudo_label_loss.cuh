@@ -1,10 +1,12 @@
 // pseudo_label_loss: cross-entropy of logits toward y = argmax of targets, weighted by class.
 //
-//   l = w_y (log sum exp x - x_y);  dx_k = g w_y (softmax(x)_k - [k = y])
+//   l = v_b w_y (log sum exp x - x_y);  dx_k = g v_b w_y (softmax(x)_k - [k = y])
 //   w_c = 1, n_c / N ("frequency") or N / (K' n_c) ("inverse"); 0 where n_c = 0
+//   v_b = 1, or the weight of image b
 //
 // Label kernel: one pass over logits (and targets, where they differ) gives label, log sum exp and
-// unweighted loss of every pixel. With rebalancing the labels are counted next (integers:
+// loss, times v_b, of every pixel. Images of weight 0 are not read: their pixels' label is
+// kUncounted, which counts in no n_c. With rebalancing the labels are counted next (integers:
 // count_pairs), one block turns counts into weights, and the losses are weighted; nothing waits for
 // the host. The mean adds up one partial sum a block in a fixed order. Threads: see pixels.cuh.
 //
@@ -18,6 +20,17 @@
 
 namespace densesiam {
 inline namespace DENSESIAM_TARGET {
+
+constexpr std::int32_t kUncounted = -1;
+
+// (B,) weights of the images; null for 1.
+template <class A>
+struct ImageWeights {
+  const A* values;
+  DENSESIAM_HD A operator[](unsigned b) const {
+    return values != nullptr ? load(values + b) : A(1);
+  }
+};
 
 template <class A>
 struct LabelSums {
@@ -43,7 +56,12 @@ struct LabelSums {
     return {logits.map(f), target.map(f), f(chosen)};
   }
   // Shifting by the maximum first keeps what a large log sum exp would round away.
-  DENSESIAM_HD A loss() const { return std::log(logits.sum) - (chosen - logits.max); }
+  DENSESIAM_HD A loss(A weight) const {
+    return weight == A(0) ? A(0) : weight * (std::log(logits.sum) - (chosen - logits.max));
+  }
+  DENSESIAM_HD std::int32_t label(A weight) const {
+    return weight == A(0) ? kUncounted : std::int32_t(target.index);
+  }
 };
 
 // Per pixel, (B, P) each; losses or parts may be null.
@@ -56,15 +74,16 @@ struct LabelOutput {
 // `targets.base` null: the logits are the targets.
 template <class Source>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
-    label_pixels_planar(Source logits, Source targets, PixelShape shape, unsigned slices,
-                        LabelOutput<typename Source::A> out) {
+    label_pixels_planar(Source logits, Source targets, ImageWeights<typename Source::A> weights,
+                        PixelShape shape, unsigned slices, LabelOutput<typename Source::A> out) {
   using A = typename Source::A;
   constexpr int N = Source::N;
   const PlanarPart<N> part(shape, slices);
   LabelSums<A> sums[N];
 #pragma unroll
   for (int n = 0; n < N; ++n) sums[n] = LabelSums<A>::identity();
-  if (part.inside) {
+  const A weight = part.inside ? weights[part.b] : A(0);
+  if (weight != A(0)) {
     const auto x_reader = logits.at(shape, part.b, part.pixel);
     const auto t_reader = targets.at(shape, part.b, part.pixel);
     for_each_chunk<kChunk<A>>(shape.channels, part.slice, slices, [&](auto chunk, unsigned c) {
@@ -96,9 +115,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
     std::int32_t labels[N];
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      loss[n] = sums[n].loss();
+      loss[n] = sums[n].loss(weight);
       log_sum[n] = sums[n].logits.value();
-      labels[n] = sums[n].target.index;
+      labels[n] = sums[n].label(weight);
       total += loss[n];
     }
     store_row(out.log_sum + pixel, log_sum);
@@ -113,15 +132,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
 
 template <class Source>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
-    label_pixels_pixels(Source logits, Source targets, PixelShape shape, unsigned lanes,
-                        LabelOutput<typename Source::A> out) {
+    label_pixels_pixels(Source logits, Source targets, ImageWeights<typename Source::A> weights,
+                        PixelShape shape, unsigned lanes, LabelOutput<typename Source::A> out) {
   using A = typename Source::A;
   constexpr int N = Source::N, R = kPixelsAtOnce<Source>;
   const PixelsPart<Source> part(shape, lanes);
   LabelSums<A> sums[R];
 #pragma unroll
   for (int r = 0; r < R; ++r) sums[r] = LabelSums<A>::identity();
-  for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
+  const A weight = weights[part.b];
+  const unsigned channels = weight == A(0) ? 0 : shape.channels;
+  for (unsigned c = part.lane * N; c < channels; c += lanes * N) {
     A x[R][N], t[R][N] = {};
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -146,9 +167,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
   for (int r = 0; r < R; ++r) {
     if (part.lane != 0 || part.pixel[r] >= shape.pixels) continue;
     const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel[r];
-    const A loss = sums[r].loss();
+    const A loss = sums[r].loss(weight);
     store(out.log_sum + pixel, sums[r].logits.value());
-    store(out.labels + pixel, std::int32_t(sums[r].target.index));
+    store(out.labels + pixel, sums[r].label(weight));
     if (out.losses != nullptr) store(out.losses + pixel, loss);
     total += loss;
   }
@@ -190,7 +211,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int k = 0; k < 4; ++k) {
     const std::int64_t i = (std::int64_t(blockIdx.x) * 4 + k) * kThreads + threadIdx.x;
     if (i >= count) break;
-    const A loss = load(losses + i) * load(weights + load(labels + i));
+    const std::int32_t label = load(labels + i);
+    const A loss = label == kUncounted ? A(0) : load(losses + i) * load(weights + label);
     if (parts == nullptr) store(losses + i, loss);
     total += loss;
   }
@@ -205,7 +227,13 @@ template <class A>
 struct LabelStatistics {
   const A* log_sum;
   const std::int32_t* labels;
-  const A* weights;
+  const A* class_weights;
+  ImageWeights<A> weights;
+
+  // What the image's weight and the class's leave of a pixel's gradient.
+  DENSESIAM_HD A weigh(A grad, A weight, std::int32_t label) const {
+    return label == kUncounted ? A(0) : grad * weight * load(class_weights + label);
+  }
 };
 
 template <class A>
@@ -223,16 +251,24 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
   const PlanarPart<N> part(shape, slices);
   if (!part.inside) return;
   const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel;
+  typename Source::T* target =
+      out + std::int64_t(part.b) * shape.channels * shape.pixels + part.pixel;
+  const A weight = kept.weights[part.b];
+  if (weight == A(0)) {
+    const A zeros[N] = {};
+    for (unsigned c = part.slice; c < shape.channels; c += slices) {
+      store_rounded(target + c * shape.pixels, zeros);
+    }
+    return;
+  }
   A grad[N], log_sum[N];
   std::int32_t labels[N];
   upstream.read(shape, part.b, part.pixel, grad);
   load_row(kept.log_sum + pixel, log_sum);
   load_row(kept.labels + pixel, labels);
 #pragma unroll
-  for (int n = 0; n < N; ++n) grad[n] *= load(kept.weights + labels[n]);
+  for (int n = 0; n < N; ++n) grad[n] = kept.weigh(grad[n], weight, labels[n]);
   const auto reader = logits.at(shape, part.b, part.pixel);
-  typename Source::T* target =
-      out + std::int64_t(part.b) * shape.channels * shape.pixels + part.pixel;
   for_each_chunk<kChunk<A>>(shape.channels, part.slice, slices, [&](auto chunk, unsigned c) {
     constexpr int U = decltype(chunk)::value;
     A x[U][N];
@@ -258,15 +294,23 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
   using A = typename Source::A;
   constexpr int N = Source::N, R = kPixelsAtOnce<Source>;
   const PixelsPart<Source> part(shape, lanes);
+  const A weight = kept.weights[part.b];
 #pragma unroll
   for (int r = 0; r < R; ++r) {
     if (part.pixel[r] >= shape.pixels) break;
     const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel[r];
+    if (weight == A(0)) {
+      const A zeros[N] = {};
+      for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
+        store_rounded(out + pixel * shape.channels + c, zeros);
+      }
+      continue;
+    }
     const int label = load(kept.labels + pixel);
     const A log_sum = load(kept.log_sum + pixel);
     A grad[1];
     upstream.read(shape, part.b, part.pixel[r], grad);
-    grad[0] *= load(kept.weights + label);
+    grad[0] = kept.weigh(grad[0], weight, label);
     const auto reader = logits.at(shape, part.b, part.pixel[r]);
     for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
       A x[N], result[N];
@@ -281,10 +325,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
 }
 
 template <class Source, class A, class Stream>
-void launch_label_pixels(Source logits, Source targets, const PixelShape& shape,
-                         const Sharing<Source>& sharing, const LabelOutput<A>& out, Stream stream) {
+void launch_label_pixels(Source logits, Source targets, const ImageWeights<A>& weights,
+                         const PixelShape& shape, const Sharing<Source>& sharing,
+                         const LabelOutput<A>& out, Stream stream) {
   const auto run = [&](auto kernel) {
-    launch(kernel, dim3(sharing.blocks), dim3(kThreads), 0, stream, logits, targets, shape,
+    launch(kernel, dim3(sharing.blocks), dim3(kThreads), 0, stream, logits, targets, weights, shape,
            sharing.share, out);
   };
   if constexpr (Source::kPixelsLayout) {

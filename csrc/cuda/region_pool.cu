@@ -7,11 +7,7 @@ namespace densesiam {
 namespace {
 
 RegionShape region_shape(const char* op, const Tensor& features, const Tensor& logits) {
-  check(features.dim() == 3 && logits.dim() == 3 && features.size(0) == logits.size(0) &&
-            features.size(2) == logits.size(2) && logits.size(1) > 0 &&
-            features.scalar_type() == logits.scalar_type(),
-        op, ": features (B, C, P) and logits (B, N, P) must agree in B, P and type, got shapes ",
-        shape_of(features), " and ", shape_of(logits));
+  check_regions(op, features, logits);
   check_images(op, features);
   check_images(op, logits);
   return {unsigned(features.size(0)), unsigned(features.size(1)), unsigned(logits.size(1)),
@@ -80,7 +76,6 @@ std::tuple<Tensor, Tensor, Tensor> region_pool(const Tensor& features, const Ten
     dispatch_tile(
         shape.regions, reads_packs(f_map) && reads_packs(l_map), [&](auto tile, auto packs) {
           RegionSplit split = split_regions<decltype(tile)::value, A>(shape);
-          if (split.channel_tiles == 0) split.channel_tiles = 1;  // no channels: the mass alone
           const bool whole = split.splits == 1;
           const std::int64_t S = split.splits;
           const Tensor parts = whole ? regions : torch::stable::new_empty(regions, {S, B, N, C});
@@ -109,8 +104,12 @@ std::tuple<Tensor, Tensor> region_pool_backward(const Tensor& grad, std::optiona
   const cudaStream_t stream = device.stream();
   const Tensor f = in_layout(features, layout_of(features)),
                l = in_layout(logits, layout_of(logits));
-  const Tensor upstream = in_layout(grad, Layout::planar);
-  const Tensor kept = in_layout(log_sum, Layout::planar);
+  const Sizes pooled{features.size(0), logits.size(1), features.size(1)};
+  const ScalarType dtype = accumulate_type(features.scalar_type());
+  const Tensor upstream = checked_kept(op, "grad", grad, dtype, pooled, features);
+  const Tensor kept =
+      checked_kept(op, "log_sum", log_sum, dtype, {features.size(0), features.size(2)}, features);
+  check_optional(op, "grad_mass", grad_mass, dtype, {features.size(0), logits.size(1)}, features);
   const std::optional<Tensor> upstream_mass =
       grad_mass ? std::optional(in_layout(*grad_mass, Layout::planar)) : std::nullopt;
   const auto empty_like = [](const Tensor& tensor) {

@@ -318,7 +318,8 @@ template <int Regions, class A>
 RegionSplit split_regions(const RegionShape& shape) {
   RegionSplit split;
   split.region_tiles = unsigned(divide_up(shape.regions, Regions));
-  split.channel_tiles = unsigned(divide_up(shape.channels, kColumns<Regions>));
+  // Without channels there is still the mass.
+  split.channel_tiles = unsigned(divide_up(shape.channels ? shape.channels : 1, kColumns<Regions>));
   const std::uint64_t tiles = std::uint64_t(split.region_tiles) * split.channel_tiles * shape.batch;
   const std::uint64_t steps = divide_up(shape.pixels, kDepth<A>);
   const std::uint64_t wanted = divide_up(256, tiles);

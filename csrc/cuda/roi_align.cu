@@ -1,5 +1,4 @@
 // roi_align under the CUDA key: checks, allocation and launch. The kernels are in roi_align.cuh.
-#include "../roi_align_args.h"
 #include "roi_align.cuh"
 #include "support/boxes.h"
 #include "support/stream.h"
@@ -19,7 +18,8 @@ RoiAlignShape<C> roi_align_shape(const Tensor& maps, const Tensor& cells, double
 
 Tensor roi_align(const Tensor& features, const Tensor& boxes, std::vector<std::int64_t> size,
                  double spatial_scale, std::int64_t sampling_ratio, bool aligned) {
-  check_roi_align(features, boxes, size, sampling_ratio);
+  check_map("roi_align", "features", features);
+  check_rois("roi_align", boxes, features, size, sampling_ratio);
   const OnDevice device(features);
   const Layout layout = layout_of(features);
   const Tensor source = in_layout(features, layout);
@@ -39,19 +39,20 @@ Tensor roi_align(const Tensor& features, const Tensor& boxes, std::vector<std::i
   return out;
 }
 
-Tensor roi_align_backward(const Tensor& grad, const Tensor& boxes, std::vector<std::int64_t> maps,
-                          double spatial_scale, std::int64_t sampling_ratio, bool aligned,
+Tensor roi_align_backward(const Tensor& grad, const Tensor& boxes, double spatial_scale,
+                          std::int64_t sampling_ratio, bool aligned, std::vector<std::int64_t> maps,
                           bool channels_last) {
-  check_roi_align_backward(grad, boxes, maps, sampling_ratio);
+  const char* op = "roi_align_backward";
+  check_rois_backward(op, grad, boxes, maps, sampling_ratio);
   const OnDevice device(grad);
   const Layout layout = channels_last ? Layout::pixels : Layout::planar;
   const Tensor source = in_layout(grad, layout);
   Tensor out =
       empty_in_layout({maps[0], grad.size(1), maps[1], maps[2]}, layout, grad.scalar_type(), grad);
   if (out.numel() == 0) return out;
-  check_images("roi_align_backward", source);
-  check_images("roi_align_backward", out);
-  dispatch_coordinates("roi_align", source, boxes, [&](auto type, auto c, const Tensor& box) {
+  check_images(op, source);
+  check_images(op, out);
+  dispatch_coordinates(op, source, boxes, [&](auto type, auto c, const Tensor& box) {
     using T = typename decltype(type)::type;
     using C = typename decltype(c)::type;
     launch_roi_align_backward(
@@ -59,7 +60,7 @@ Tensor roi_align_backward(const Tensor& grad, const Tensor& boxes, std::vector<s
         roi_align_shape<C>(out, source, spatial_scale, sampling_ratio, aligned), channels_last,
         device.stream());
   });
-  check_launch("roi_align_backward");
+  check_launch(op);
   return out;
 }
 

@@ -1,7 +1,5 @@
 """``densesiam fit``: train on a folder of images."""
 
-from pathlib import Path
-
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 
@@ -10,7 +8,13 @@ from densesiam.methods import DenseSiamSegmentation
 from densesiam.training.checkpoints import keep_checkpoint
 from densesiam.training.console import say
 from densesiam.training.pictures import SegmentationGrid
-from densesiam.training.run import Built, add_config_arguments, start_run, training_run
+from densesiam.training.run import (
+    RESUME_HELP,
+    Run,
+    add_config_arguments,
+    method_run,
+    training_run,
+)
 from densesiam.training.scoring import describe_evaluation, score_table, set_evaluator
 
 SUMMARY = "Train on a folder of images."
@@ -23,16 +27,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         parser,
         DenseSiamSegmentation,
         SegmentationData,
-        'Checkpoint to go on from: "last" in the --output folder, or a path.',
+        RESUME_HELP,
     )
 
 
 def run(parser: ArgumentParser, config: Namespace) -> None:
     """Run the command."""
-    fit("fit", *start_run(parser, config, "fit"))
+    with method_run("fit", parser, config) as training:
+        if training is not None:
+            fit(training)
 
 
-def fit(command: str, built: Built, folder: Path) -> None:
+def fit(run: Run) -> None:
     """Train a segmentation model, and leave all of the run in one folder.
 
     The folder gets ``config.yaml``, ``summary.json``, ``logs/`` (TensorBoard), ``pictures/`` and
@@ -41,14 +47,13 @@ def fit(command: str, built: Built, folder: Path) -> None:
     not, as it rises when RegionSim starts and falls when the categories collapse.
 
     Args:
-        command: that goes on with such a run.
-        built: what to train, and on what.
-        folder: the run's folder, which exists.
+        run: what to train, on what, and where.
 
     Raises:
-        Interrupted: Ctrl-C; the last checkpoint is kept.
+        Interrupted: a signal; the last checkpoint is kept.
         ValueError: settings, data or a checkpoint that do not go together.
     """
+    built, folder = run.built, run.folder
     model, data, options = built.model, built.data, built.options
     labelled = data.val is not None
     callbacks: list[Callback] = [
@@ -62,7 +67,7 @@ def fit(command: str, built: Built, folder: Path) -> None:
             keep_checkpoint(folder, "best", monitor="val/miou", mode="max", every_n_epochs=every)
         )
     limit = 1.0 if labelled else 0
-    with training_run(command, built, folder, callbacks, limit_val_batches=limit) as trainer:
+    with training_run(run, callbacks, limit_val_batches=limit) as trainer:
         if labelled:
             assert data.val is not None
             set_evaluator(model, data)

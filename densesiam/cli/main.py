@@ -61,15 +61,15 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         0 for success, 1 after an error, 2 after a mistake on the command line or in a config file,
-        130 after Ctrl-C. With DENSESIAM_DEBUG=1 in the environment, errors are raised instead,
-        with their traceback.
+        130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, 129 after SIGHUP. With
+        DENSESIAM_DEBUG=1 in the environment, errors are raised instead, with their traceback.
     """
     with _calm():
         try:
             run(args)
         except KeyboardInterrupt as interrupt:
             print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
-            return _INTERRUPTED
+            return getattr(interrupt, "code", _INTERRUPTED)
         except _EXPECTED as error:
             if os.environ.get("DENSESIAM_DEBUG") == "1":
                 raise

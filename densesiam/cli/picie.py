@@ -6,7 +6,7 @@ from densesiam.cli import validate
 from densesiam.cli.fit import fit
 from densesiam.data.modules.two_views import SegmentationData
 from densesiam.methods import PiCIE
-from densesiam.training.run import add_config_arguments, start_run
+from densesiam.training.run import RESUME_HELP, add_config_arguments, method_run
 
 SUMMARY = "Train PiCIE, which DenseSiam is measured against."
 USAGE = "--config FILE [--data.train FOLDER] [--output FOLDER] [other settings]"
@@ -18,7 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         parser,
         PiCIE,
         SegmentationData,
-        'Checkpoint to go on from, or to score: "last" in the --output folder, or a path.',
+        f"{RESUME_HELP} With --evaluate true: the checkpoint to score.",
     )
     parser.add_argument(
         "--evaluate",
@@ -34,4 +34,6 @@ def run(parser: ArgumentParser, config: Namespace) -> None:
     if config.evaluate:
         validate.run(parser, config)
         return
-    fit("picie", *start_run(parser, config, "picie"))
+    with method_run("picie", parser, config) as training:
+        if training is not None:
+            fit(training)

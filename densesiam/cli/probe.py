@@ -7,7 +7,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch.utils.data import DataLoader
 
-from densesiam._writing import write_json
+from densesiam._writing import write_json, write_text
 from densesiam.data.modules.supervised import ClassifiedData, LabelledData
 from densesiam.data.sets.labelled import LabelledFiles
 from densesiam.evaluation.scores import SegmentationScores
@@ -123,6 +123,6 @@ def _run_knn(config: Namespace) -> None:
         scores.update(probe(batch["image"].to(device)), batch["label"].to(device))
     found = scores.by_name(val.classes.names)
     say(score_table(found))
-    (folder / "config.yaml").write_text(text)
+    write_text(folder / "config.yaml", text)
     write_json(folder / "results.json", {"scores": found})
     say(f"wrote {folder / 'results.json'}")

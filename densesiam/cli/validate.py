@@ -16,7 +16,7 @@ from densesiam.evaluation.matching import Matching
 from densesiam.evaluation.ranking import ImageCounts, ImageScore, rank_images
 from densesiam.methods import DenseSiamSegmentation, Segmenter
 from densesiam.reports.validation import Example, ValidationReport, read_matching
-from densesiam.training.checkpoints import read_checkpoint, resolve_checkpoint
+from densesiam.training.checkpoints import open_checkpoint, read_checkpoint
 from densesiam.training.console import first_process, interactive, say
 from densesiam.training.folders import claim_folder
 from densesiam.training.options import TrainerOptions, build_trainer
@@ -73,8 +73,8 @@ def run(parser: ArgumentParser, config: Namespace) -> None:
     """Run the command."""
     ckpt_path = None
     if config.ckpt_path is not None:
-        ckpt_path = resolve_checkpoint(config.ckpt_path, config.output)
-        read_checkpoint(ckpt_path)  # a wrong file should be named before anything is built
+        # A wrong file should be named before anything is built.
+        ckpt_path, _ = open_checkpoint(config.ckpt_path, config.output, read_checkpoint)
     built = build(parser, config, ckpt_path)
     if built.data.val is None:
         raise ValueError("no labelled images: give data.val (see the comments in configs/)")

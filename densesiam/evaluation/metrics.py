@@ -98,9 +98,6 @@ class ClusterMetrics(Metric):
     A matching learned from the labels it is scored on has seen the answers, if only through a few
     numbers. `assignment` takes one that was learned elsewhere.
 
-    Attributes:
-        image_counts: (B, num_classes, num_clusters) int64, counts of each image in the last batch.
-
     Args:
         num_clusters: channels K of the logits.
         num_classes: classes of the labels, which are 0 .. num_classes - 1.
@@ -173,7 +170,7 @@ class ClusterMetrics(Metric):
         self.matching = matching
         self.assignment = None if assignment is None else np.asarray(assignment, dtype=np.int64)
         self.legacy = legacy
-        self.image_counts = torch.zeros(0, num_classes, num_clusters, dtype=torch.int64)
+        self._last: tuple[Tensor, Tensor] | None = None  # clusters and labels of the last batch
         self.num_clusters = num_clusters
         self.num_classes = num_classes
         self.ignore_index = ignore_index
@@ -206,15 +203,25 @@ class ClusterMetrics(Metric):
                 f"got {tuple(labels.shape)}."
             )
         prediction = ops.label_map(logits, (labels.shape[1], labels.shape[2]))
-        self.image_counts = torch.stack(
-            [
-                ops.confusion_matrix(
-                    image, label, self.num_clusters, self.num_classes, self.ignore_index
-                )
-                for image, label in zip(prediction, labels.long(), strict=True)
-            ]
+        labels = labels.long()
+        self.confusion += ops.confusion_matrix(
+            prediction, labels, self.num_clusters, self.num_classes, self.ignore_index
         )
-        self.confusion += self.image_counts.sum(dim=0)
+        self._last = prediction, labels
+
+    @property
+    def image_counts(self) -> Tensor:
+        """(B, num_classes, num_clusters) int64, counts of each image in the last batch."""
+        if self._last is None:
+            return torch.zeros(0, self.num_classes, self.num_clusters, dtype=torch.int64)
+        prediction, labels = self._last
+        B, K = len(prediction), self.num_clusters
+        # Clusters of their own for each image: one table holds all.
+        first = torch.arange(0, B * K, K, device=prediction.device).view(B, 1, 1)
+        table = ops.confusion_matrix(
+            prediction + first, labels, max(B, 1) * K, self.num_classes, self.ignore_index
+        )
+        return table.view(self.num_classes, -1, K)[:, :B].transpose(0, 1).contiguous()
 
     def compute(self) -> dict[str, Tensor]:
         """Match clusters to classes and score; the class docstring names the entries."""

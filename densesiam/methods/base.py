@@ -12,10 +12,49 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from densesiam.models import Encoder
-from densesiam.models.weights import explain_mismatch
+from densesiam.models.weights import check_finite, explain_mismatch
 
 
-class Method(L.LightningModule):
+class Trained(L.LightningModule):
+    """What every training logs, and what it refuses to read.
+
+    Attributes:
+        latest: the scalars of the latest training step by name, without gradient; from them it can
+            be told how a training diverged.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latest: dict[str, Tensor] = {}
+
+    def log_step(self, scalars: Mapping[str, Tensor], batch_size: int) -> None:
+        """Log a training step's scalars under ``train/``, and their means over the epoch.
+
+        Args:
+            scalars: by name, ``loss`` among them.
+            batch_size: images, which weight the means.
+        """
+        self.latest = {name: value.detach() for name, value in scalars.items()}
+        self.log_dict(
+            {f"train/{name}": value for name, value in self.latest.items()},
+            on_step=True,
+            on_epoch=True,
+            batch_size=batch_size,
+        )
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a state dict, as `torch.nn.Module.load_state_dict` does.
+
+        Raises:
+            ValueError: it holds NaN or infinity.
+        """
+        check_finite(state_dict, "the checkpoint")
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+class Method(Trained):
     """A method that trains an encoder by SGD.
 
     All arguments, a subclass's too, become hyperparameters and lie in every checkpoint, with the
@@ -167,7 +206,8 @@ class Method(L.LightningModule):
         """Load a state dict, as `torch.nn.Module.load_state_dict` does.
 
         Raises:
-            ValueError: the state dict is another model's; the message says which parts differ.
+            ValueError: the state dict is another model's, and the message says which parts differ;
+                or it holds NaN or infinity.
         """
         difference = explain_mismatch(self, state_dict) if strict else None
         if difference:

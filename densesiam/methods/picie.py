@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from densesiam import ops
 from densesiam.methods.losses.assignment import assignment_statistics
-from densesiam.methods.losses.averages import weighted_mean
 from densesiam.methods.losses.clustering import MiniBatchKMeans
 from densesiam.methods.segmenter import Segmenter
 from densesiam.models import Encoder
@@ -51,6 +50,8 @@ class PiCIE(Segmenter):
         ValueError: an argument out of its range.
     """
 
+    _LABELLER: ClassVar = "densesiam_labeller"
+
     centroids: Tensor  # (2, K, C): of view 1, of view 2
     counts: Tensor  # (2, K) int64: features of each cluster; all 0 before the first clustering
 
@@ -81,6 +82,7 @@ class PiCIE(Segmenter):
         self.register_buffer("centroids", torch.zeros(2, num_classes, channels))
         self.register_buffer("counts", torch.zeros(2, num_classes, dtype=torch.int64))
         self._labeller: list[Encoder] = []  # in a list: it is no part of the model
+        self._resumed_labeller: dict[str, Tensor] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits over the clusters; see `Segmenter`."""
@@ -140,8 +142,21 @@ class PiCIE(Segmenter):
         super().on_train_start()
         if self._clustered:
             self._freeze_labeller()
+            if self._resumed_labeller is not None:
+                self._labeller[0].load_state_dict(self._resumed_labeller)
+                self._resumed_labeller = None
         else:
             self._cluster_training_images()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Within an epoch, add the encoder as it was at its start."""
+        super().on_save_checkpoint(checkpoint)
+        if self._labeller and not self.trainer.is_last_batch:
+            checkpoint[self._LABELLER] = self._labeller[0].state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take that encoder over."""
+        self._resumed_labeller = checkpoint.get(self._LABELLER)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Cluster anew at the end of an epoch, before it is validated and saved."""
@@ -175,12 +190,7 @@ class PiCIE(Segmenter):
             **described,
             "valid_pairs": weight.float().mean(),
         }
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in logged.items()},
-            on_step=True,
-            on_epoch=True,
-            batch_size=weight.shape[0],
-        )
+        self.log_step(logged, weight.shape[0])
         return total
 
     def losses(
@@ -206,14 +216,13 @@ class PiCIE(Segmenter):
 
         def toward(view: int, features: Tensor, teacher: Tensor) -> Tensor:
             """Cross-entropy toward a view's labels, by its centroids."""
-            losses = ops.pseudo_label_loss(
+            return ops.pseudo_label_loss(
                 self.logits(features, self.centroids[view]),
                 teacher,
                 self.rebalance,
                 None if self.rebalance == "none" else self.counts[view],
-                reduction="none",
+                weight=weight,
             )
-            return weighted_mean(losses, weight)
 
         return {
             "within": 0.5 * (toward(0, features1, teacher1) + toward(1, features2, teacher2)),

@@ -12,8 +12,9 @@ from densesiam import ops
 from densesiam.geometry import overlap_boxes
 from densesiam.methods.base import Method
 from densesiam.methods.losses.early import early_gradients, gradient_scale
-from densesiam.methods.losses.region import RegionSim, RegionStart
+from densesiam.methods.losses.region import RegionStart
 from densesiam.models import Predictor, Projector
+from densesiam.nn import RegionSim
 
 _Pair = tuple[Tensor, Tensor]  # of view 1 and of view 2
 
@@ -170,12 +171,7 @@ class DenseSiamPretraining(Method):
         losses = self.losses(features1, features2, boxes1, boxes2, valid)
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         logged = {"loss": total, **losses, "valid_pairs": valid.float().mean()}
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in logged.items()},
-            on_step=True,
-            on_epoch=True,
-            batch_size=valid.shape[0],
-        )
+        self.log_step(logged, valid.shape[0])
         return total
 
     def losses(

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from densesiam import ops
 from densesiam.methods.losses.assignment import assignment_statistics, label_counts
-from densesiam.methods.losses.averages import weighted_mean
 from densesiam.methods.losses.early import early_gradients, gradient_scale
-from densesiam.methods.losses.region import RegionSim, RegionStart
+from densesiam.methods.losses.region import RegionStart
 from densesiam.methods.segmenter import Segmenter
 from densesiam.models import Predictor, Projector
+from densesiam.nn import RegionSim, weighted_mean
 
 
 class DenseSiamSegmentation(Segmenter):
@@ -146,12 +146,7 @@ class DenseSiamSegmentation(Segmenter):
             **assignment_statistics(z1, z2, weight),
             "valid_pairs": weight.float().mean(),
         }
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in logged.items()},
-            on_step=True,
-            on_epoch=True,
-            batch_size=weight.shape[0],
-        )
+        self.log_step(logged, weight.shape[0])
         return total
 
     def losses(
@@ -227,14 +222,12 @@ class DenseSiamSegmentation(Segmenter):
         )
 
     def _pseudo_label_loss(self, z: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-        counts = None
-        if self.rebalance != "none":
+        counts = None  # the operation's own, but where processes share them
+        if self.rebalance != "none" and dist.is_available() and dist.is_initialized():
             counts = label_counts(teacher.argmax(dim=1), self.num_classes, weight)
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(counts)
+            dist.all_reduce(counts)
         targets = None if teacher is z else teacher
-        losses = ops.pseudo_label_loss(z, targets, self.rebalance, counts, reduction="none")
-        return weighted_mean(losses, weight)
+        return ops.pseudo_label_loss(z, targets, self.rebalance, counts, weight=weight)
 
     @property
     def region_active(self) -> bool:

@@ -7,12 +7,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from densesiam import ops
-from densesiam.geometry import frame_boxes
+from densesiam.geometry import aligned_boxes
 from densesiam.methods.base import Method
 from densesiam.models import Encoder
-
-# How far a view may reach beyond the other, as a share of its side: rounding, not area.
-_TOLERANCE = 1e-3
 
 
 class Segmenter(Method):
@@ -83,12 +80,9 @@ class Segmenter(Method):
         """
         encode = self.encoder if encoder is None else encoder
         features1, features2 = encode(batch["view1"]), encode(batch["view2"])
-        boxes = frame_boxes(batch["crop1"], batch["crop2"], batch["flip1"], batch["flip2"])
-        within = ((boxes > -_TOLERANCE) & (boxes < 1 + _TOLERANCE)).all(dim=1)
-        # The others count nowhere, but pass the batch normalisation: keep them finite.
-        boxes = torch.where(within[:, None], boxes, 0.5)
+        boxes, valid = aligned_boxes(batch["crop1"], batch["crop2"], batch["flip1"], batch["flip2"])
         size = (features1.shape[2], features1.shape[3])
-        return features1, ops.overlap_sample(features2, boxes, size), within
+        return features1, ops.overlap_sample(features2, boxes, size), valid
 
     # Validation
 

@@ -74,8 +74,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file cannot be read, holds objects other than tensors and plain values, or
-            holds no named tensors.
+        ValueError: the file cannot be read, holds objects other than tensors and plain values,
+            holds no named tensors, or holds NaN or infinity.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,7 +106,35 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"weights: {str(path)!r} holds no named tensors; save a model's state_dict() to it."
         )
+    check_finite(content, f"weights: {str(path)!r}")
     return content
+
+
+def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity; the device is waited for once."""
+    floats = {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel()}
+    if not floats:
+        return []
+    device = next(iter(floats.values())).device
+    finite = torch.stack([t.isfinite().all().to(device) for t in floats.values()]).tolist()
+    return [name for name, whole in zip(floats, finite, strict=True) if not whole]
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that no training could go on from and no image could be segmented with.
+
+    Args:
+        tensors: by name.
+        source: what holds them, for the message.
+
+    Raises:
+        ValueError: one of them holds NaN or infinity.
+    """
+    if names := non_finite(tensors):
+        raise ValueError(
+            f"{source} holds NaN or infinity in {len(names)} of {len(tensors)} tensors "
+            f"({listed(names)}): the training that wrote it had diverged. Take an earlier one"
+        )
 
 
 EFFICIENTNET_LITE0_BACKBONES = ("tf_efficientnet_lite0", "efficientnet_lite0")

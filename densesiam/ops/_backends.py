@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from densesiam import _devices, _libraries
-from densesiam.ops._registry import NAMESPACE, OPERATIONS
+from densesiam.ops._operations import NAMESPACE, OPERATIONS
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 """Every backend, in the order in which ``auto`` prefers them."""
@@ -24,7 +24,6 @@ NAMESPACES = {"cuda": NAMESPACE, "cpu": NAMESPACE, "triton": f"{NAMESPACE}_trito
 
 _MISSING: dict[str, str | None] = {}  # backend -> why no process can use what is installed
 _KERNELS: dict[str, frozenset[str]] = {}  # backend -> operations it has
-_NO_FLOAT64: dict[str, frozenset[str]] = {}  # backend -> operations that cannot take float64
 _MOST_ELEMENTS: dict[str, int | None] = {  # backend -> of one image: the width of its offsets
     "cuda": 2**31 - 1,
     "cpu": None,
@@ -91,8 +90,7 @@ def _load_triton() -> None:
     from densesiam.ops import _triton
 
     _MISSING["triton"] = _triton.missing()
-    _KERNELS["triton"] = _triton.KERNELS
-    _NO_FLOAT64["triton"] = _triton.NO_FLOAT64
+    _KERNELS["triton"] = _triton.kernels()
 
 
 def check_backend(name: str) -> None:
@@ -106,6 +104,11 @@ def check_backend(name: str) -> None:
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Run every operation inside the block on one backend, in this thread.
+
+    It is this thread's choice while the block runs: other threads keep theirs, and backward runs
+    where forward ran. What `torch.utils.checkpoint` computes anew runs during backward, after the
+    block; so enter the block inside the function that is checkpointed. A compiled function keeps
+    the backend it was compiled for, and is compiled anew under another.
 
     Args:
         name: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"``, or ``"auto"`` (the default
@@ -165,7 +168,7 @@ def select(op: str, *tensors: Tensor, elements: int = 0) -> str:
         if problem is None:
             return wanted
         reason = problem
-    raise RuntimeError(f"{op}: backend {wanted!r} was asked for, but {reason}")
+    raise RuntimeError(f"{op}: backend '{wanted}' was asked for, but {reason}")
 
 
 def explain(op: str | Callable[..., Tensor], *tensors: Tensor) -> Explanation:
@@ -184,6 +187,8 @@ def explain(op: str | Callable[..., Tensor], *tensors: Tensor) -> Explanation:
     if name not in OPERATIONS:
         raise ValueError(f"explain: {name!r} is no operation; these are: {', '.join(OPERATIONS)}")
     given = tuple(t for t in tensors if isinstance(t, Tensor))
+    if not given:
+        raise ValueError(f"explain: give {name}'s tensors too; which backend runs depends on them")
     chosen = select(name, *given)
     others = {}
     for other in BACKENDS:
@@ -208,8 +213,6 @@ def _why_not(name: str, op: str, tensors: tuple[Tensor, ...], elements: int = 0)
         return f"it serves tensors on {_SERVES[name]}, and these are on {device}"
     if name == "cuda" and (problem := _device_problem(tensors[0].device.index)) is not None:
         return problem
-    if op in _NO_FLOAT64.get(name, ()) and tensors[0].dtype == torch.float64:
-        return f"its {op} does not take float64"
     if (most := _MOST_ELEMENTS.get(name)) is not None:
         for tensor in tensors:
             if tensor.numel() > most:

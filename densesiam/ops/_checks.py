@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from densesiam.reference._numerics import values_are_known
+
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+MOST = 2**31 - 1
+"""The longest side of a tensor, and of a result."""
 _CHECKED = {"cpu", "cuda"} if os.environ.get("DENSESIAM_CHECK") == "1" else {"cpu"}
 """Devices whose values are looked at."""
 
@@ -35,10 +39,13 @@ def _reject_fake(like: Tensor, error: str, message: str) -> Tensor:
 def checked(check: Callable[..., None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Run ``check`` on a public function's arguments first; it raises ValueError or TypeError.
 
-    The first argument must be a tensor.
+    In a compiled call an operator takes the place of the error, and that needs a tensor: the first
+    one among the arguments.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        check.__qualname__ = function.__name__  # Python names it where an argument has no place
+
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             if not torch.compiler.is_compiling():
@@ -48,15 +55,26 @@ def checked(check: Callable[..., None]) -> Callable[[Callable[..., Any]], Callab
                 check(*args, **kwargs)
                 return function(*args, **kwargs)
             except ValueError as error:
-                return torch.ops.densesiam.reject(args[0].detach(), "ValueError", error.args[0])
+                return _reject_call("ValueError", error, args, kwargs)
             except TypeError as error:
-                return torch.ops.densesiam.reject(args[0].detach(), "TypeError", error.args[0])
+                return _reject_call("TypeError", error, args, kwargs)
             except RuntimeError as error:  # no backend can serve the call
-                return torch.ops.densesiam.reject(args[0].detach(), "RuntimeError", error.args[0])
+                return _reject_call("RuntimeError", error, args, kwargs)
 
+        # The compiler counts the graphs of each code, and all operations would share one.
+        call.__code__ = call.__code__.replace(co_name=function.__name__)
         return call
 
     return decorate
+
+
+def _reject_call(
+    kind: str, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return torch.ops.densesiam.reject(value.detach(), kind, error.args[0])
+    raise error
 
 
 def check_float(op: str, name: str, tensor: Tensor) -> None:
@@ -66,6 +84,18 @@ def check_float(op: str, name: str, tensor: Tensor) -> None:
     if tensor.dtype not in FLOAT_TYPES:
         raise TypeError(
             f"{op}: {name} must be float64, float32, float16 or bfloat16, got {tensor.dtype}"
+        )
+    check_strided(op, name, tensor)
+
+
+def check_strided(op: str, name: str, tensor: Tensor) -> None:
+    """Require an ordinary tensor, whose sides fit the 32 bits that kernels count them in."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout)
+        raise TypeError(f"{op}: {name} must be a dense tensor, got a {kind} one")
+    if not torch.compiler.is_compiling() and any(side > MOST for side in tensor.shape):
+        raise ValueError(
+            f"{op}: {name} must have sides of at most {MOST}, got shape {tuple(tensor.shape)}"
         )
 
 
@@ -95,8 +125,9 @@ def check_device(op: str, name: str, tensor: Tensor, other_name: str, other: Ten
 
 def check_choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     """Require one of a few words."""
+    # Quoted by hand: of a compiled call torch 2.10 drops the !r on Python 3.13.
     if value not in choices:
-        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got '{value}'")
 
 
 def check_boxes(op: str, name: str, boxes: Tensor, features_name: str, features: Tensor) -> None:
@@ -112,17 +143,20 @@ def check_boxes(op: str, name: str, boxes: Tensor, features_name: str, features:
             f"{tuple(features.shape)}, got {tuple(boxes.shape)}"
         )
     check_device(op, name, boxes, features_name, features)
+    if boxes.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{op}: {name} require a gradient, and there is none to boxes; give {name}.detach()"
+        )
 
 
 def finite_boxes(op: str, name: str, boxes: Tensor) -> Tensor:
     """The boxes, their values checked where that costs no synchronisation with a device.
 
-    That is on the CPU, and on a GPU under ``DENSESIAM_CHECK=1``. In a compiled graph the check is
-    an operator of its own.
+    That is on the CPU, and on a GPU under ``DENSESIAM_CHECK=1``.
     """
     if boxes.device.type not in _CHECKED:
         return boxes
-    if torch.compiler.is_compiling():
+    if not values_are_known(boxes):
         return torch.ops.densesiam.finite_boxes(boxes.detach(), op, name)
     _require_finite(boxes, op, name)
     return boxes
@@ -157,6 +191,8 @@ def check_size(op: str, size: int | tuple[int, int]) -> None:
             raise TypeError(f"{op}: size must be an int or (height, width), got {size!r}")
     if len(pair) != 2 or pair[0] < 1 or pair[1] < 1:
         raise ValueError(f"{op}: size must be positive, an int or (height, width), got {size!r}")
+    if not torch.compiler.is_compiling() and max(pair) > MOST:
+        raise ValueError(f"{op}: size must be at most {MOST}, got {size!r}")
 
 
 def check_weight(op: str, weight: Tensor | None, name: str, tensor: Tensor) -> None:

@@ -14,23 +14,7 @@ from typing import Any
 import torch
 
 import densesiam
-from densesiam.ops._registry import NAMESPACE, register_namespace
-from densesiam.ops.schema import SCHEMAS
-
-KERNELS = frozenset(
-    {
-        "label_map",
-        "overlap_sample",
-        "overlap_similarity",
-        "pixel_similarity",
-        "pseudo_label_loss",
-        "region_pool",
-    }
-)
-"""Operations that have Triton kernels, one module of ``densesiam.kernels`` each."""
-
-NO_FLOAT64: frozenset[str] = frozenset()
-"""Those of them that cannot take float64."""
+from densesiam.ops._operations import NAMESPACE, OPERATIONS, register_namespace
 
 OLDEST = (3, 6)
 """The oldest Triton that the kernels run on: torch 2.10 brings it."""
@@ -56,10 +40,15 @@ def missing() -> str | None:
         )
     namespace = f"{NAMESPACE}_triton"
     register_namespace(namespace)
-    for op in sorted(KERNELS):
-        for name in {op, f"{op}_backward"} & SCHEMAS.keys():
+    for op in kernels():
+        for name in OPERATIONS[op].operators:
             torch.library.impl(f"{namespace}::{name}", "default", _lazy(op, name))
     return None
+
+
+def kernels() -> frozenset[str]:
+    """Operations that have Triton kernels, one module of ``densesiam.kernels`` each."""
+    return frozenset(name for name, operation in OPERATIONS.items() if operation.triton)
 
 
 def _version(package: str) -> tuple[int, ...] | None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from densesiam import reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._operations import Operation, register_operation, run_kernel
+from densesiam.reference._numerics import values_are_known
 
 INTEGER_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -24,14 +25,21 @@ def _check(
             raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in INTEGER_TYPES:
             raise TypeError(f"{op}: {name} must hold integers, got {tensor.dtype}")
+        _checks.check_strided(op, name, tensor)
     if prediction.shape != label.shape:
         raise ValueError(
             f"{op}: prediction and label must have one shape, got {tuple(prediction.shape)} and "
             f"{tuple(label.shape)}"
         )
     _checks.check_device(op, "label", label, "prediction", prediction)
-    for name, number in (("num_predictions", num_predictions), ("num_classes", num_classes)):
-        if number < 1:
+    for name, number in (
+        ("num_predictions", num_predictions),
+        ("num_classes", num_classes),
+        ("ignore_index", ignore_index),
+    ):
+        if isinstance(number, bool) or not isinstance(number, int | torch.SymInt):
+            raise TypeError(f"{op}: {name} must be an int, got {type(number).__name__}")
+        if number < 1 and name != "ignore_index":
             raise ValueError(f"{op}: {name} must be at least 1, got {number}")
     if num_predictions * num_classes >= 2**31:
         raise ValueError(
@@ -68,10 +76,10 @@ def confusion_matrix(
     backend = select("confusion_matrix", prediction)
     if backend == "reference":
         return reference.confusion_matrix(prediction, label, *numbers)
-    matrix = kernel(NAMESPACES[backend], "confusion_matrix")(prediction, label, *numbers)
+    matrix = run_kernel(NAMESPACES[backend], "confusion_matrix", prediction, label, *numbers)
     if backend != "cpu" or prediction.device.type not in _checks._CHECKED:
         return matrix
-    if torch.compiler.is_compiling():
+    if not values_are_known(prediction):
         return torch.ops.densesiam.valid_counts(matrix, prediction, label, *numbers)
     _require_valid(matrix, prediction, label, *numbers)
     return matrix
@@ -109,4 +117,23 @@ def _fake(
     return prediction.new_empty([num_classes, num_predictions], dtype=torch.int64)
 
 
-register_operation(Operation("confusion_matrix", _fake))
+register_operation(
+    Operation(
+        name="confusion_matrix",
+        schema="(Tensor prediction, Tensor label, SymInt num_predictions, SymInt num_classes, "
+        "SymInt ignore_index) -> Tensor",
+        usage="confusion_matrix(prediction, label, ...)",
+        summary="exact pixel counts",
+        equivalent=("torch.bincount(n * label + prediction)",),
+        example=lambda make, B, C, H, W: [
+            make.integers(C, B, H, W),
+            make.integers(C, B, H, W),
+            C,
+            C,
+            0,
+        ],
+        fake=_fake,
+        integers=True,
+        triton=False,
+    )
+)

@@ -8,7 +8,7 @@ from torch import Tensor
 from densesiam import reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._operations import Operation, register_operation, run_kernel
 
 
 def _check(logits: Tensor, size: int | tuple[int, int]) -> None:
@@ -42,11 +42,21 @@ def label_map(logits: Tensor, size: int | tuple[int, int]) -> Tensor:
     backend = select("label_map", logits, elements=pair[0] * pair[1])
     if backend == "reference":
         return reference.label_map(logits, (pair[0], pair[1]))
-    return kernel(NAMESPACES[backend], "label_map")(logits.detach(), pair)
+    return run_kernel(NAMESPACES[backend], "label_map", logits.detach(), pair)
 
 
 def _fake(logits: Tensor, size: list[int]) -> Tensor:
     return logits.new_empty([logits.shape[0], *size], dtype=torch.int64)
 
 
-register_operation(Operation("label_map", _fake))
+register_operation(
+    Operation(
+        name="label_map",
+        schema="(Tensor logits, SymInt[] size) -> Tensor",
+        usage="label_map(logits, size)",
+        summary="labels at full size",
+        equivalent=('F.interpolate(logits, size, mode="bilinear").argmax(1)',),
+        example=lambda make, B, C, H, W: [make.features(B, C, H, W), (H + 2, W - 1)],
+        fake=_fake,
+    )
+)

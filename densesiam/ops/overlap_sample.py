@@ -9,7 +9,7 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._operations import Operation, register_operation, run_kernel
 
 
 def _check(features: Tensor, boxes: Tensor, size: int | tuple[int, int]) -> None:
@@ -54,7 +54,7 @@ def overlap_sample(features: Tensor, boxes: Tensor, size: int | tuple[int, int])
     backend = select("overlap_sample", features, elements=features.shape[1] * pair[0] * pair[1])
     if backend == "reference":
         return reference.overlap_sample(features, boxes, (pair[0], pair[1]))
-    return kernel(NAMESPACES[backend], "overlap_sample")(features, boxes, pair)
+    return run_kernel(NAMESPACES[backend], "overlap_sample", features, boxes, pair)
 
 
 def _fake(features: Tensor, boxes: Tensor, size: list[int]) -> Tensor:
@@ -81,5 +81,19 @@ def _fake_backward(grad: Tensor, boxes: Tensor, size: list[int], channels_last: 
 
 
 register_operation(
-    Operation("overlap_sample", _fake, _setup_context, _backward, _fake_backward),
+    Operation(
+        name="overlap_sample",
+        schema="(Tensor features, Tensor boxes, SymInt[] size) -> Tensor",
+        usage="overlap_sample(features, boxes, size)",
+        summary="bilinear samples of a box: crop, flip, resize",
+        equivalent=('F.grid_sample(features, grid, padding_mode="border", align_corners=False)',),
+        example=lambda make, B, C, H, W: [make.features(B, C, H, W), make.boxes(B), (H - 1, W + 2)],
+        fake=_fake,
+        differentiable=1,
+        backward_schema="(Tensor grad, Tensor boxes, SymInt[] size, bool channels_last) -> Tensor",
+        setup_context=_setup_context,
+        backward=_backward,
+        fake_backward=_fake_backward,
+        keeps_type=True,
+    )
 )

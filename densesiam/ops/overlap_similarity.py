@@ -9,8 +9,9 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
-from densesiam.ops.pixel_similarity import KINDS, REDUCTIONS
+from densesiam.ops._operations import Operation, register_operation, run_kernel
+from densesiam.ops._pixel_loss import REDUCTIONS
+from densesiam.ops.pixel_similarity import KINDS
 
 
 def _check(
@@ -90,8 +91,18 @@ def overlap_similarity(
         grid = (pair[0], pair[1])
         return reference.overlap_similarity(p, z, boxes_p, boxes_z, grid, kind, weight, reduction)
     weight = None if weight is None else weight.detach().to(_layout.accumulate_dtype(p))
-    forward = kernel(NAMESPACES[backend], "overlap_similarity")
-    loss, _ = forward(p, z, boxes_p, boxes_z, weight, pair, kind, reduction)
+    loss, _ = run_kernel(
+        NAMESPACES[backend],
+        "overlap_similarity",
+        p,
+        z,
+        boxes_p,
+        boxes_z,
+        pair,
+        kind,
+        weight,
+        reduction,
+    )
     return loss
 
 
@@ -100,9 +111,9 @@ def _fake(
     z: Tensor,
     boxes_p: Tensor | None,
     boxes_z: Tensor | None,
-    weight: Tensor | None,
     size: list[int],
     kind: str,
+    weight: Tensor | None,
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     dtype = _layout.accumulate_dtype(p)
@@ -111,7 +122,7 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    p, z, boxes_p, boxes_z, weight, size, kind, reduction = inputs
+    p, z, boxes_p, boxes_z, size, kind, weight, reduction = inputs
     _, statistics = output
     ctx.mark_non_differentiable(statistics)
     ctx.set_materialize_grads(False)
@@ -125,7 +136,9 @@ def _backward(
     no_more = (None,) * 7
     if grad is None or not ctx.needs_input_grad[0]:
         return None, *no_more
-    return backward(grad, *ctx.saved_tensors, ctx.size, ctx.kind, ctx.reduction), *no_more
+    *views, weight, statistics = ctx.saved_tensors
+    settings = ctx.size, ctx.kind, weight, ctx.reduction
+    return backward(grad, *views, *settings, statistics), *no_more
 
 
 def _fake_backward(grad: Tensor, p: Tensor, *_: Any) -> Tensor:
@@ -133,5 +146,28 @@ def _fake_backward(grad: Tensor, p: Tensor, *_: Any) -> Tensor:
 
 
 register_operation(
-    Operation("overlap_similarity", _fake, _setup_context, _backward, _fake_backward),
+    Operation(
+        name="overlap_similarity",
+        schema="(Tensor p, Tensor z, Tensor? boxes_p, Tensor? boxes_z, SymInt[] size, str kind, "
+        "Tensor? weight, str reduction) -> (Tensor, Tensor)",
+        usage="overlap_similarity(p, z, boxes_p, boxes_z, size)",
+        summary="the two above in one call",
+        equivalent=("pixel_similarity(overlap_sample(...), overlap_sample(...))",),
+        example=lambda make, B, C, H, W: [
+            make.features(B, C, H, W),
+            make.features(B, C, max(H - 1, 1), W),  # they may differ in size
+            make.boxes(B),
+            None,
+            (3, 5),
+            "cosine",
+            make.weights(B),
+        ],
+        fake=_fake,
+        differentiable=1,
+        backward_schema="(Tensor grad, Tensor p, Tensor z, Tensor? boxes_p, Tensor? boxes_z, "
+        "SymInt[] size, str kind, Tensor? weight, str reduction, Tensor statistics) -> Tensor",
+        setup_context=_setup_context,
+        backward=_backward,
+        fake_backward=_fake_backward,
+    )
 )

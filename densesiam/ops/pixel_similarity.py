@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from densesiam import _layout, reference
-from densesiam.ops import _checks
-from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops import _checks, _pixel_loss
+from densesiam.ops._operations import register_operation
 
 KINDS = ("cosine", "cross_entropy")
-REDUCTIONS = ("mean", "none")
 
 
 def _check(
@@ -23,18 +20,8 @@ def _check(
     reduction: str = "mean",
 ) -> None:
     op = "pixel_similarity"
-    _checks.check_float(op, "p", p)
-    _checks.check_float(op, "z", z)
-    if p.dim() < 2 or p.shape[1] == 0:
-        raise ValueError(f"{op}: p must be (B, C, *) with C >= 1, got shape {tuple(p.shape)}")
-    if p.shape != z.shape:
-        raise ValueError(
-            f"{op}: p and z must have one shape, got {tuple(p.shape)} and {tuple(z.shape)}"
-        )
-    _checks.check_same(op, "z", z, "p", p)
     _checks.check_choice(op, "kind", kind, KINDS)
-    _checks.check_weight(op, weight, "p", p)
-    _checks.check_choice(op, "reduction", reduction, REDUCTIONS)
+    _pixel_loss.check(op, p, z, weight, reduction)
 
 
 @_checks.checked(_check)
@@ -71,55 +58,19 @@ def pixel_similarity(
         TypeError: types that are not floating point, or that differ outside autocast.
         ValueError: shapes or devices that do not fit, or an unknown kind or reduction.
     """
-    p, z = _checks.promoted(p, z.detach())
-    backend = select("pixel_similarity", p)
-    if backend == "reference":
-        return reference.pixel_similarity(p, z, kind, weight, reduction)
-    weight = None if weight is None else weight.detach().to(_layout.accumulate_dtype(p))
-    forward = kernel(NAMESPACES[backend], "pixel_similarity")
-    loss, _ = forward(_layout.flat(p), _layout.flat(z), weight, kind, reduction)
-    return loss if reduction == "mean" else loss.view(p.shape[0], *p.shape[2:])
-
-
-def _fake(
-    p: Tensor, z: Tensor, weight: Tensor | None, kind: str, reduction: str
-) -> tuple[Tensor, Tensor]:
-    batch, _, pixels = p.shape
-    dtype = _layout.accumulate_dtype(p)
-    loss = p.new_empty([] if reduction == "mean" else [batch, pixels], dtype=dtype)
-    return loss, p.new_empty([batch, 2, pixels], dtype=dtype)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    p, z, weight, kind, reduction = inputs
-    _, statistics = output
-    ctx.mark_non_differentiable(statistics)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(p, z, weight, statistics)
-    ctx.kind, ctx.reduction = kind, reduction
-
-
-def _backward(
-    ctx: Any, backward: Any, grad: Tensor | None, _statistics: None
-) -> tuple[Tensor | None, None, None, None, None]:
-    if grad is None or not ctx.needs_input_grad[0]:
-        return None, None, None, None, None
-    p, z, weight, statistics = ctx.saved_tensors
-    return backward(grad, p, z, weight, statistics, ctx.kind, ctx.reduction), None, None, None, None
-
-
-def _fake_backward(
-    grad: Tensor,
-    p: Tensor,
-    z: Tensor,
-    weight: Tensor | None,
-    statistics: Tensor,
-    kind: str,
-    reduction: str,
-) -> Tensor:
-    return _layout.empty_like(p)
+    op = "pixel_similarity"
+    return _pixel_loss.run(op, p, z, kind, weight=weight, reduction=reduction)
 
 
 register_operation(
-    Operation("pixel_similarity", _fake, _setup_context, _backward, _fake_backward),
+    _pixel_loss.operation(
+        "pixel_similarity",
+        usage="pixel_similarity(p, z, kind)",
+        summary="loss toward the other view, per pixel",
+        equivalent=(
+            "-F.cosine_similarity(p, z.detach()).mean()",
+            "F.cross_entropy(p, z.detach().softmax(1))",
+        ),
+        kind="cross_entropy",
+    )
 )

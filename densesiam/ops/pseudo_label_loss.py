@@ -10,7 +10,7 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._operations import Operation, register_operation, run_kernel
 
 REBALANCES = ("none", "frequency", "inverse")
 REDUCTIONS = ("mean", "none")
@@ -22,6 +22,7 @@ def _check(
     rebalance: str = "none",
     counts: Tensor | None = None,
     reduction: str = "mean",
+    weight: Tensor | None = None,
 ) -> None:
     op = "pseudo_label_loss"
     _checks.check_float(op, "logits", logits)
@@ -50,6 +51,7 @@ def _check(
             )
         _checks.check_device(op, "counts", counts, "logits", logits)
     _checks.check_choice(op, "reduction", reduction, REDUCTIONS)
+    _checks.check_weight(op, weight, "logits", logits)
 
 
 @_checks.checked(_check)
@@ -59,6 +61,7 @@ def pseudo_label_loss(
     rebalance: Literal["none", "frequency", "inverse"] = "none",
     counts: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
+    weight: Tensor | None = None,
 ) -> Tensor:
     r"""Weighted cross-entropy :math:`-w_y \log \mathrm{softmax}(logits)_y` toward pseudo-labels.
 
@@ -76,10 +79,13 @@ def pseudo_label_loss(
         counts: (K,) the :math:`n_c`; this call's own by default. A distributed method gives those
             summed over all processes.
         reduction: ``"mean"`` or ``"none"``.
+        weight: (B,) float or bool, one weight an image. An image of weight 0 counts nowhere, not in
+            :math:`n_c` either, whatever it holds; any other counts whole in :math:`n_c`.
 
     Returns:
-        ``"none"``: (B, *), the weighted losses. ``"mean"``: their plain mean, 0 for an empty batch.
-        float32, or float64 for float64.
+        ``"none"``: (B, *), each pixel's loss times its class's and its image's weight. ``"mean"``:
+        the sum of those divided by the sum of the images' weights over all pixels, not by the
+        classes'; 0 where that is 0. float32, or float64 for float64.
 
     Raises:
         TypeError: types that are not floating point, or that differ outside autocast.
@@ -89,16 +95,23 @@ def pseudo_label_loss(
         logits, targets = _checks.promoted(logits, targets.detach())
     backend = select("pseudo_label_loss", logits)
     if backend == "reference":
-        return reference.pseudo_label_loss(logits, targets, rebalance, counts, reduction)
+        return reference.pseudo_label_loss(logits, targets, rebalance, counts, reduction, weight)
     counts = None if counts is None else counts.detach().to(_layout.accumulate_dtype(logits))
+    weight = None if weight is None else weight.detach().to(_layout.accumulate_dtype(logits))
     flat_targets = None if targets is None else _layout.flat(targets)
-    forward = kernel(NAMESPACES[backend], "pseudo_label_loss")
-    loss = forward(_layout.flat(logits), flat_targets, counts, rebalance, reduction)[0]
+    flat = _layout.flat(logits), flat_targets
+    settings = rebalance, counts, reduction, weight
+    loss = run_kernel(NAMESPACES[backend], "pseudo_label_loss", *flat, *settings)[0]
     return loss if reduction == "mean" else loss.view(logits.shape[0], *logits.shape[2:])
 
 
 def _fake(
-    logits: Tensor, targets: Tensor | None, counts: Tensor | None, rebalance: str, reduction: str
+    logits: Tensor,
+    targets: Tensor | None,
+    rebalance: str,
+    counts: Tensor | None,
+    reduction: str,
+    weight: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, classes, pixels = logits.shape
     dtype = _layout.accumulate_dtype(logits)
@@ -111,20 +124,22 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, _, _, _, reduction = inputs
+    logits, _, _, _, reduction, weight = inputs
     _, log_sum, labels, class_weights = output
     ctx.mark_non_differentiable(log_sum, labels, class_weights)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits, log_sum, labels, class_weights)
+    ctx.save_for_backward(logits, weight, log_sum, labels, class_weights)
     ctx.reduction = reduction
 
 
 def _backward(
     ctx: Any, backward: Any, grad: Tensor | None, *_statistics: None
-) -> tuple[Tensor | None, None, None, None, None]:
+) -> tuple[Tensor | None, None, None, None, None, None]:
     if grad is None or not ctx.needs_input_grad[0]:
-        return None, None, None, None, None
-    return backward(grad, *ctx.saved_tensors, ctx.reduction), None, None, None, None
+        return None, None, None, None, None, None
+    logits, weight, *kept = ctx.saved_tensors
+    grad = backward(grad, logits, ctx.reduction, weight, *kept)
+    return grad, None, None, None, None, None
 
 
 def _fake_backward(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
@@ -132,5 +147,27 @@ def _fake_backward(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
 
 
 register_operation(
-    Operation("pseudo_label_loss", _fake, _setup_context, _backward, _fake_backward),
+    Operation(
+        name="pseudo_label_loss",
+        schema="(Tensor logits, Tensor? targets, str rebalance, Tensor? counts, str reduction, "
+        "Tensor? weight) -> (Tensor, Tensor, Tensor, Tensor)",
+        usage="pseudo_label_loss(logits)",
+        summary="cross-entropy toward own hard labels",
+        equivalent=("F.cross_entropy(logits, logits.argmax(1))",),
+        example=lambda make, B, C, H, W: [
+            make.features(B, C, H, W),
+            make.features(B, C, H, W),
+            "inverse",
+            None,
+            "mean",
+            make.weights(B),
+        ],
+        fake=_fake,
+        differentiable=1,
+        backward_schema="(Tensor grad, Tensor logits, str reduction, Tensor? weight, "
+        "Tensor log_sum, Tensor labels, Tensor class_weights) -> Tensor",
+        setup_context=_setup_context,
+        backward=_backward,
+        fake_backward=_fake_backward,
+    )
 )

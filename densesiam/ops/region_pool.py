@@ -9,7 +9,7 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._operations import Operation, register_operation, run_kernel
 
 
 def _check(features: Tensor, logits: Tensor, normalize: bool = False) -> None:
@@ -52,8 +52,9 @@ def region_pool(features: Tensor, logits: Tensor, normalize: bool = False) -> Te
     backend = select("region_pool", features, logits, elements=features.shape[1] * logits.shape[1])
     if backend == "reference":
         return reference.region_pool(features, logits, normalize)
-    forward = kernel(NAMESPACES[backend], "region_pool")
-    regions, mass, _ = forward(_layout.flat(features), _layout.flat(logits))
+    regions, mass, _ = run_kernel(
+        NAMESPACES[backend], "region_pool", _layout.flat(features), _layout.flat(logits)
+    )
     # B x N x C numbers: dividing here lets the kernels know of the sum alone.
     return regions / mass.clamp(min=1e-6).unsqueeze(-1) if normalize else regions
 
@@ -106,5 +107,23 @@ def _fake_backward(
 
 
 register_operation(
-    Operation("region_pool", _fake, _setup_context, _backward, _fake_backward),
+    Operation(
+        name="region_pool",
+        schema="(Tensor features, Tensor logits) -> (Tensor, Tensor, Tensor)",
+        usage="region_pool(features, logits)",
+        summary="features summed over soft regions",
+        equivalent=('torch.einsum("bnhw,bchw->bnc", logits.softmax(1), features)',),
+        example=lambda make, B, C, H, W: [
+            make.features(B, C, H, W),
+            make.features(B, 4, H, W),
+            True,
+        ],
+        fake=_fake,
+        differentiable=2,
+        backward_schema="(Tensor grad, Tensor? grad_mass, Tensor features, Tensor logits, "
+        "Tensor log_sum, bool need_features, bool need_logits) -> (Tensor, Tensor)",
+        setup_context=_setup_context,
+        backward=_backward,
+        fake_backward=_fake_backward,
+    )
 )

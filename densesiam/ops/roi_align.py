@@ -12,10 +12,9 @@ from torch import Tensor
 from densesiam import _layout, reference
 from densesiam.ops import _checks
 from densesiam.ops._backends import NAMESPACES, select
-from densesiam.ops._registry import Operation, kernel, register_operation
+from densesiam.ops._operations import Make, Operation, register_operation, run_kernel
+from densesiam.reference._numerics import values_are_known
 from densesiam.reference.roi_align import rows_of_boxes
-
-_TOO_LONG = 2**31  # sides and points along an axis are 32-bit integers in the kernels
 
 
 def _check(
@@ -29,12 +28,8 @@ def _check(
     op = "roi_align"
     _checks.check_float(op, "features", features)
     _checks.check_dims(op, "features", features, 4, "(B, C, H, W)")
-    height, width = features.shape[2:]
-    if height == 0 or width == 0 or height >= _TOO_LONG or width >= _TOO_LONG:
-        raise ValueError(
-            f"{op}: features must be at least a pixel and less than 2^31 pixels high and wide, got "
-            f"shape {tuple(features.shape)}"
-        )
+    if features.shape[2] == 0 or features.shape[3] == 0:
+        raise ValueError(f"{op}: features have no pixels, got shape {tuple(features.shape)}")
     if isinstance(boxes, Tensor):
         _check_boxes("boxes", boxes, features, 5, "(R, 5): image, x1, y1, x2, y2")
     elif not isinstance(boxes, list | tuple):
@@ -61,10 +56,10 @@ def _check(
         raise ValueError(f"{op}: spatial_scale must be finite, got {spatial_scale}")
     if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, int | torch.SymInt):
         raise TypeError(f"{op}: sampling_ratio must be an int, got {sampling_ratio!r}")
-    if sampling_ratio * max(_checks.size_pair(size)) >= _TOO_LONG:
+    if sampling_ratio * max(_checks.size_pair(size)) > _checks.MOST:  # points along an axis
         raise ValueError(
-            f"{op}: sampling_ratio times size must be less than 2^31, got {sampling_ratio} for "
-            f"size {size}"
+            f"{op}: sampling_ratio times size must be at most {_checks.MOST}, got {sampling_ratio} "
+            f"for size {size}"
         )
     if not isinstance(aligned, bool):
         raise TypeError(f"{op}: aligned must be True or False, got {aligned!r}")
@@ -75,6 +70,11 @@ def _check_boxes(name: str, boxes: Tensor, features: Tensor, columns: int, shape
     if boxes.dim() != 2 or boxes.shape[1] != columns:
         raise ValueError(f"roi_align: {name} must be {shape}, got shape {tuple(boxes.shape)}")
     _checks.check_device("roi_align", name, boxes, "features", features)
+    if boxes.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"roi_align: {name} require a gradient, and there is none to boxes; give "
+            f"{name}.detach()"
+        )
 
 
 @_checks.checked(_check)
@@ -125,8 +125,8 @@ def roi_align(
         return reference.roi_align(
             features, rows, (pair[0], pair[1]), scale, sampling_ratio, aligned
         )
-    return kernel(NAMESPACES[backend], "roi_align")(
-        features, rows, pair, scale, sampling_ratio, aligned
+    return run_kernel(
+        NAMESPACES[backend], "roi_align", features, rows, pair, scale, sampling_ratio, aligned
     )
 
 
@@ -134,9 +134,9 @@ def _checked_values(boxes: Tensor, images: int) -> Tensor:
     """The boxes, their values checked where that costs no synchronisation with a device."""
     if boxes.device.type not in _checks._CHECKED:
         return boxes
-    if torch.compiler.is_compiling():
+    if not values_are_known(boxes):
         return torch.ops.densesiam.roi_boxes(boxes.detach(), images)
-    _require_values(boxes.detach(), images)
+    _require_values(boxes, images)
     return boxes
 
 
@@ -197,23 +197,46 @@ def _backward(ctx: Any, backward: Any, grad: Tensor) -> tuple[Tensor | None, ...
     gradient = None
     if ctx.needs_input_grad[0]:
         (boxes,) = ctx.saved_tensors
-        gradient = backward(grad, boxes, ctx.maps, *ctx.how, ctx.channels_last)
+        gradient = backward(grad, boxes, *ctx.how, ctx.maps, ctx.channels_last)
     return gradient, None, None, None, None, None
 
 
 def _fake_backward(
     grad: Tensor,
     boxes: Tensor,
-    maps: list[int],
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
+    maps: list[int],
     channels_last: bool,
 ) -> Tensor:
     B, H, W = maps
     return _layout.empty(grad, [B, grad.shape[1], H, W], channels_last, grad.dtype)
 
 
+def _example(make: Make, B: int, C: int, H: int, W: int) -> list[Any]:
+    features, boxes = make.features(B, C, H, W), make.boxes(B)
+    image = torch.arange(B, dtype=boxes.dtype, device=boxes.device)[:, None]
+    return [features, torch.cat([image, boxes], dim=1), (3, 2), float(W)]
+
+
 register_operation(
-    Operation("roi_align", _fake, _setup_context, _backward, _fake_backward),
+    Operation(
+        name="roi_align",
+        schema="(Tensor features, Tensor boxes, SymInt[] size, float spatial_scale, "
+        "SymInt sampling_ratio, bool aligned) -> Tensor",
+        usage="roi_align(features, boxes, size, ...)",
+        summary="mean samples in the cells of boxes, for detection",
+        equivalent=("torchvision.ops.roi_align(features, boxes, size, ...)",),
+        example=_example,
+        fake=_fake,
+        differentiable=1,
+        backward_schema="(Tensor grad, Tensor boxes, float spatial_scale, SymInt sampling_ratio, "
+        "bool aligned, SymInt[] maps, bool channels_last) -> Tensor",
+        setup_context=_setup_context,
+        backward=_backward,
+        fake_backward=_fake_backward,
+        keeps_type=True,
+        triton=False,
+    )
 )

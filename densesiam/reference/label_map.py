@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from densesiam.reference.numerics import compute_dtype, first_argmax
+from densesiam.reference._numerics import compute_dtype, first_argmax
 from densesiam.reference.overlap_sample import overlap_sample, whole_map_boxes
 
 

@@ -2,10 +2,9 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from densesiam.reference.numerics import compute_dtype
+from densesiam.reference._pixel_loss import normalized, pixel_loss
 
 
 def pixel_similarity(
@@ -38,31 +37,11 @@ def pixel_similarity(
         :math:`\sum w l / \sum w`, both sums over pixels; 0 where the weights sum to 0. float32, or
         float64 for float64.
     """
-    dtype = compute_dtype(p)
-    p, z = p.to(dtype), z.detach().to(dtype)
-    if weight is None:
-        losses = _LOSSES[kind](p, z)
-        return losses if reduction == "none" else losses.sum() / max(losses.numel(), 1)
-
-    # Zeros in place of the images that do not count: 0 * NaN is NaN, forward and backward.
-    counts = (weight != 0).view(-1, *[1] * (p.ndim - 1))
-    losses = _LOSSES[kind](torch.where(counts, p, 0), torch.where(counts, z, 0))
-    weights = weight.detach().to(dtype).view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
-    losses = weights * losses
-    if reduction == "none":
-        return losses
-    # An infinite divisor makes the empty mean 0, and its gradient too.
-    total = weights.sum()
-    return losses.sum() / torch.where(total == 0, torch.inf, total)
+    return pixel_loss(_LOSSES[kind], p, z, weight, reduction)
 
 
 def _cosine(p: Tensor, z: Tensor) -> Tensor:
-    return -(p / _clamped_norm(p) * (z / _clamped_norm(z))).sum(dim=1)
-
-
-def _clamped_norm(vectors: Tensor) -> Tensor:
-    # Clamped before the root: a zero vector then has finite derivatives of every order.
-    return vectors.square().sum(dim=1, keepdim=True).clamp(min=1e-16).sqrt()
+    return -(normalized(p) * normalized(z)).sum(dim=1)
 
 
 def _cross_entropy(p: Tensor, z: Tensor) -> Tensor:

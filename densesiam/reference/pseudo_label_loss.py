@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from densesiam.reference.numerics import compute_dtype, count, first_argmax
+from densesiam.reference._numerics import compute_dtype, count, first_argmax
 
 
 def pseudo_label_loss(
@@ -14,6 +14,7 @@ def pseudo_label_loss(
     rebalance: Literal["none", "frequency", "inverse"] = "none",
     counts: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
+    weight: Tensor | None = None,
 ) -> Tensor:
     r"""Weighted cross-entropy :math:`-w_y \log \mathrm{softmax}(logits)_y` toward pseudo-labels.
 
@@ -35,19 +36,44 @@ def pseudo_label_loss(
         counts: (K,) the :math:`n_c`, such as those summed over all devices; by default this
             call's own.
         reduction: ``"none"`` or ``"mean"``.
+        weight: (B,) float or bool, one weight an image. An image of weight 0 counts nowhere:
+            neither in loss, gradient and mean, nor in :math:`n_c`, not even if it holds NaN. Any
+            other counts whole in :math:`n_c`.
 
     Returns:
-        ``"none"``: (B, *), the weighted losses. ``"mean"``: their plain mean, not divided by the
-        sum of weights; 0 for an empty batch. float32, or float64 for float64.
+        ``"none"``: (B, *), each pixel's loss times its class's and its image's weight. ``"mean"``:
+        the sum of those divided by the sum of the images' weights over all pixels, not by the
+        classes'; 0 where that is 0. float32, or float64 for float64.
     """
     dtype = compute_dtype(logits)
+    images = None
+    if weight is not None:
+        images = weight.detach().to(dtype).view(-1, *[1] * (logits.ndim - 1))
+        # Zeros in place of the images that do not count: 0 * NaN is NaN, forward and backward.
+        logits = torch.where(images != 0, logits, 0)
     labels = first_argmax((logits if targets is None else targets).detach())
+    K = logits.shape[1]
     log_probabilities = logits.to(dtype).log_softmax(dim=1)
     losses = -log_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
     if rebalance != "none":
-        n = (count(labels, logits.shape[1]) if counts is None else counts.detach()).to(dtype)
+        n = (_own_counts(labels, K, images) if counts is None else counts.detach()).to(dtype)
         losses = losses * _class_weights(n, rebalance)[labels]
-    return losses if reduction == "none" else losses.sum() / max(losses.numel(), 1)
+    if images is not None:
+        losses = losses * images.squeeze(1)
+    if reduction == "none":
+        return losses
+    if images is None:
+        return losses.sum() / max(losses.numel(), 1)
+    # An infinite divisor makes the empty mean 0, and its gradient too.
+    total = images.squeeze(1).expand_as(losses).sum()
+    return losses.sum() / torch.where(total == 0, torch.inf, total)
+
+
+def _own_counts(labels: Tensor, K: int, images: Tensor | None) -> Tensor:
+    """The labels' counts, (K,), in the images whose weight is not 0."""
+    if images is None:
+        return count(labels, K)
+    return count(torch.where(images.squeeze(1) != 0, labels, K), K + 1)[:K]
 
 
 def _class_weights(n: Tensor, rebalance: Literal["frequency", "inverse"]) -> Tensor:

@@ -1,9 +1,11 @@
 """Region embeddings: features summed over soft regions."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
-from densesiam.reference.numerics import compute_dtype
+from densesiam.reference._numerics import compute_dtype
 
 
 def region_pool(features: Tensor, logits: Tensor, normalize: bool = False) -> Tensor:
@@ -22,8 +24,9 @@ def region_pool(features: Tensor, logits: Tensor, normalize: bool = False) -> Te
         (B, N, C), in the features' unit; float32, or float64 for float64.
     """
     dtype = compute_dtype(features)
-    # Autocast would take the matrix product to a half type.
-    with torch.autocast(features.device.type, enabled=False):
+    # Autocast would take the matrix product to a half type. It knows no meta tensors.
+    device = features.device.type
+    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
         mask = logits.to(dtype).softmax(dim=1)
         regions = torch.einsum("bnhw,bchw->bnc", mask, features.to(dtype))
         if normalize:

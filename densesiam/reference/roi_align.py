@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from densesiam.reference.numerics import compute_dtype
+from densesiam.reference._numerics import compute_dtype
 from densesiam.reference.overlap_sample import memory_format
 
 _MOST_ELEMENTS = 2**26  # of the maps that are gathered for some boxes at once

@@ -22,6 +22,8 @@ from typing import Literal
 
 from PIL import Image
 
+from densesiam._writing import write_text
+
 _SHOWN = 380  # longest side of a picture on a page, in pixels
 
 
@@ -199,9 +201,7 @@ def write_page(path: Path, title: str, parts: Sequence[Html], subtitle: str = ""
 </body>
 </html>
 """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def _title(note: str) -> str:

@@ -13,13 +13,14 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 from torch import Tensor
 
-from densesiam._writing import write_json
+from densesiam._writing import replacing, write_json
 from densesiam.data import read_image
 from densesiam.reports import page
 from densesiam.reports.page import Column, Html
 from densesiam.reports.visualize import colorize, contact_sheet, legend, overlay, palette
 
 _MOST_LABELS_OF_A_BYTE = 256
+_NO_VOID = -1  # every pixel has a category, 255 among them
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -86,7 +87,7 @@ class PredictionWriter(BasePredictionWriter):
             name = self._names[int(index)]
             numbers = labels.cpu().numpy()
             photo = read_image(path)
-            painted = overlay(photo, numbers, self.num_categories)
+            painted = overlay(photo, numbers, self.num_categories, ignore_index=_NO_VOID)
             narrow = self.num_categories <= _MOST_LABELS_OF_A_BYTE
             depth = np.uint8 if narrow else np.uint16
             _save(Image.fromarray(numbers.astype(depth)), self.folder / "labels" / f"{name}.png")
@@ -94,7 +95,7 @@ class PredictionWriter(BasePredictionWriter):
             self._usage += torch.bincount(labels.flatten().cpu(), minlength=self.num_categories)
             if len(self._rows) < self.most_on_sheet:
                 # Only as large as they will be shown: full-size photographs would pile up.
-                row = [photo, colorize(numbers, self.num_categories), painted]
+                row = [photo, colorize(numbers, self.num_categories, _NO_VOID), painted]
                 for picture in row:
                     picture.thumbnail((640, 320))
                 self._rows.append(row)
@@ -106,7 +107,10 @@ class PredictionWriter(BasePredictionWriter):
         _save(sheet, self.folder / "contact_sheet.jpg", quality=88)
         _save(legend(self.categories), self.folder / "legend.png")
         shares = self._usage / self._usage.sum()
-        with (self.folder / "categories.csv").open("w", newline="") as file:
+        with (
+            replacing(self.folder / "categories.csv") as partial,
+            partial.open("w", newline="") as file,
+        ):
             rows = zip(range(self.num_categories), self.categories, shares.tolist(), strict=True)
             csv.writer(file).writerows([["category", "name", "pixel_share"], *rows])
         protocol = {"images": self._extent(), **self.protocol}
@@ -148,7 +152,8 @@ def output_names(paths: Sequence[Path], root: Path | None) -> list[Path]:
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, **options)
+    with replacing(path) as partial:
+        picture.save(partial, **options)
 
 
 def write_prediction_page(

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from densesiam._writing import replacing, write_text
 from densesiam.data import ClassTable
 from densesiam.evaluation.matching import reorder_clusters
 from densesiam.evaluation.metrics import clusters_by_class
@@ -97,11 +98,11 @@ class ValidationReport:
         Args:
             folder: where all of it goes; it exists.
         """
-        (folder / "scores.txt").write_text(self.text() + "\n")
+        write_text(folder / "scores.txt", self.text() + "\n")
         self._write_csv(folder / "scores.csv")
         confusion = self._confusion()
-        confusion.save(folder / "confusion.png")
-        legend(self._names(), self._colours()).save(folder / "legend.png")
+        _save(confusion, folder / "confusion.png")
+        _save(legend(self._names(), self._colours()), folder / "legend.png")
         self._write_images(folder / "images")
         self._write_page(folder / "report.html", confusion)
 
@@ -170,7 +171,7 @@ class ValidationReport:
         ]
 
     def _write_csv(self, path: Path) -> None:
-        with path.open("w", newline="") as file:
+        with replacing(path) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["class", "kind", "clusters", "pixel_share", "iou", "accuracy"])
             for *words, share, iou, accuracy in self._rows():
@@ -213,7 +214,8 @@ class ValidationReport:
             for i, example in enumerate(examples):
                 pictures = [picture for _, picture in self._pictures(example)]
                 sheet = contact_sheet([pictures], [_title(example)], height=pictures[0].height)
-                sheet.save(folder / f"{kind}-{i + 1}-{Path(example.name).stem}.jpg", quality=90)
+                name = f"{kind}-{i + 1}-{Path(example.name).stem}.jpg"
+                _save(sheet, folder / name, quality=90)
 
     # The page
 
@@ -385,3 +387,8 @@ def _percent(value: Tensor) -> str:
 
 def _number(value: float) -> str:
     return "" if value != value else f"{value:.6f}"
+
+
+def _save(picture: Image.Image, path: Path, **options: Any) -> None:
+    with replacing(path) as partial:
+        picture.save(partial, **options)

@@ -1,5 +1,7 @@
 """Checkpoints of runs: written, found again, read, and refused where they do not fit."""
 
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,50 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
 
+from densesiam._writing import replacing
 from densesiam.methods import METHODS, Method
+from densesiam.models.weights import check_finite
+from densesiam.training.console import say
 
+
+class TrainedAlready(ValueError):  # noqa: N818 # nothing went wrong
+    """A checkpoint of a training that is complete."""
+
+
+_NAMES = ("last", "best")
 _WRITTEN_BY = {"segmentation": "`fit`", "pre-training": "`pretrain`"}
+
+
+class _KeptCheckpoint(ModelCheckpoint):
+    """Lightning's, whose best score goes along with a run's folder that was moved or copied."""
+
+    @property
+    def state_key(self) -> str:
+        """Where checkpoints have its state: under its parent's name, as earlier ones do."""
+        return super().state_key.replace(type(self).__qualname__, "ModelCheckpoint", 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was best, where its file has come along; Lightning asks for its path."""
+        assert self.dirpath is not None
+        folder = Path(self.dirpath)
+
+        def moved(path: str) -> str:
+            return str(folder / Path(path).name) if path else path
+
+        best = state_dict.get("best_model_path", "")
+        if best and not Path(moved(best)).is_file():
+            return
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        state = {**state_dict, "dirpath": self.dirpath}
+        state |= {name: moved(state[name]) for name in paths if name in state}
+        state["best_k_models"] = {
+            moved(path): score for path, score in state.get("best_k_models", {}).items()
+        }
+        super().load_state_dict(state)
 
 
 def keep_checkpoint(folder: Path, name: str = "last", **criterion: Any) -> ModelCheckpoint:
@@ -22,13 +63,73 @@ def keep_checkpoint(folder: Path, name: str = "last", **criterion: Any) -> Model
         name: the file is ``checkpoints/NAME.ckpt``.
         **criterion: what makes a checkpoint worth keeping; by default, being the latest.
     """
-    return ModelCheckpoint(
+    return _KeptCheckpoint(
         folder / "checkpoints",
         filename=name,
         save_on_train_epoch_end=True,  # with the epoch complete, so that training goes on from it
         enable_version_counter=False,
         **criterion,
     )
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Write checkpoints that are whole at every moment, and keep the one before.
+
+    Each is written beside its target, flushed to the disk, and given the target's name. The file
+    that had the name before becomes `previous_checkpoint`.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: it cannot be written; the message names the file, and what is left.
+        """
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path, previous_checkpoint(path)) as partial:
+                torch.save(checkpoint, partial)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+            reason = str(error).strip().splitlines()[0].removeprefix(f"cannot write {path}: ")
+            left = "the last good one is kept" if path.exists() else "there is none before it"
+            raise OSError(f"cannot write checkpoint {path}: {reason}; {left}") from error
+
+
+def previous_checkpoint(path: Path) -> Path:
+    """Where the checkpoint lies that another took the place of."""
+    return path.with_name(f"{path.stem}-previous{path.suffix}")
+
+
+def open_checkpoint(
+    name: str, output: str | None, read: Callable[[Path], dict[str, Any]]
+) -> tuple[Path, dict[str, Any]]:
+    """Read what ``--ckpt_path`` means; of a run, the checkpoint before where the last is damaged.
+
+    Args:
+        name: "last" or "best", of the run in `output`; or a path, which is read or refused.
+        output: the run's folder.
+        read: reads a file, or raises.
+
+    Returns:
+        The file, and its content.
+
+    Raises:
+        ValueError: a name without a run; or what `read` raises.
+        FileNotFoundError: there is no such file.
+    """
+    path = resolve_checkpoint(name, output)
+    try:
+        return path, read(path)
+    except (ValueError, FileNotFoundError) as error:
+        before = previous_checkpoint(path)
+        if name not in _NAMES or not before.is_file():
+            raise
+        content = read(before)
+        say(f"{error}\nThe checkpoint before it is taken: {before}")
+        return before, content
 
 
 def resolve_checkpoint(name: str, output: str | None) -> Path:
@@ -41,11 +142,43 @@ def resolve_checkpoint(name: str, output: str | None) -> Path:
     Raises:
         ValueError: a name without a run.
     """
-    if name not in ("last", "best"):
+    if name not in _NAMES:
         return Path(name)
     if output is None:
         raise ValueError(f"--ckpt_path {name} needs --output, the folder of the run")
     return Path(output, "checkpoints", f"{name}.ckpt")
+
+
+def read_file(path: Path, expected: str) -> Any:
+    """Read a checkpoint file, without ever running code from it, and verify its checksums.
+
+    Args:
+        path: the file.
+        expected: what it should have been, for messages.
+
+    Returns:
+        Its content, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, is damaged, or holds weights that are not finite.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}: {expected}")
+    try:
+        # torch.load reads past the archive's checksums: flipped bits would become other weights.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        content: Any = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickles and archives fail in every way
+        raise ValueError(f"{path} is not a checkpoint, or is damaged: {expected}") from error
+    if damaged:
+        raise ValueError(
+            f"{path} is damaged, the checksum of {damaged} is wrong: {expected}, or a copy of it"
+        )
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        check_finite(content["state_dict"], str(path))
+    return content
 
 
 def read_checkpoint(path: Path, kind: str | None = "segmentation") -> dict[str, Any]:
@@ -60,16 +193,11 @@ def read_checkpoint(path: Path, kind: str | None = "segmentation") -> dict[str, 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint of such a method.
+        ValueError: it is no checkpoint of such a method; see also `read_file`.
     """
     writers = _WRITTEN_BY[kind] if kind else " or ".join(_WRITTEN_BY.values())
     expected = f"expected a .ckpt file that {writers} wrote"
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}: {expected}")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickles and archives fail in every way
-        raise ValueError(f"{path} is not a checkpoint, or is damaged: {expected}") from error
+    content = read_file(path, expected)
     method = METHODS.get(content.get(Method.KEY, "")) if isinstance(content, dict) else None
     if method is None or kind not in (None, method.kind):
         is_of = f", but a {method.kind} model's" if method else ""
@@ -83,30 +211,79 @@ def read_checkpoint(path: Path, kind: str | None = "segmentation") -> dict[str, 
 def check_resumable(path: Path, checkpoint: dict[str, Any], config: Namespace) -> None:
     """Refuse to go on from where there is nothing to go on.
 
+    A training can be made longer, whatever its schedule: each step's rate, and RegionSim's start,
+    are those of the new length.
+
     Args:
         path: the checkpoint.
         checkpoint: its content.
         config: the settings of the run that is to go on.
 
     Raises:
-        ValueError: training is complete, or its schedule was made for another length.
+        TrainedAlready: training is complete.
+        ValueError: the file holds weights alone.
     """
     if not checkpoint.get("optimizer_states"):
         raise ValueError(
             f"{path} holds no state of the optimiser, so training cannot go on from it"
         )
-    done, wanted = checkpoint["epoch"] + 1, config.trainer.max_epochs
+    done, wanted = whole_epochs(checkpoint), config.trainer.max_epochs
     if done >= wanted:
-        raise ValueError(
+        raise TrainedAlready(
             f"{path} has trained {done} epochs already, and trainer.max_epochs is {wanted}: "
             "raise it to train on"
         )
     before = yaml.safe_load(checkpoint.get(CheckpointConfig.KEY, "{}")).get("trainer", {})
-    if config.model.schedule == "cosine" and before.get("max_epochs", wanted) != wanted:
-        raise ValueError(
-            f"the cosine schedule of {path} ends at epoch {before['max_epochs']}, so it cannot go "
-            f"on to {wanted}: set trainer.max_epochs to {before['max_epochs']}"
+    if (planned := before.get("max_epochs", wanted)) != wanted:
+        say(
+            f"trained for {wanted} epochs instead of {planned}: the learning rate's schedule, and "
+            "RegionSim's start where it is a share, are those of the new length from here on"
         )
+
+
+def whole_epochs(checkpoint: Mapping[str, Any]) -> int:
+    """Epochs that a checkpoint's training has been through; one from within an epoch lacks that."""
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    if "epoch_progress" in loop:
+        return int(loop["epoch_progress"]["current"]["processed"])
+    return int(checkpoint["epoch"]) + 1
+
+
+class RandomState(Callback):
+    """Let a training that goes on draw the random numbers that it would have drawn.
+
+    The views' draws follow from seed, epoch and image alone. These are torch's own, for methods
+    that draw in a step: dropout, a detector's choice of proposals.
+    """
+
+    KEY = "densesiam_random"
+
+    def __init__(self) -> None:
+        self._state: dict[str, Tensor] | None = None
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the generators' states."""
+        state = {"cpu": torch.get_rng_state()}
+        if pl_module.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+        checkpoint[self.KEY] = state
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember them until all that comes before the first step has drawn."""
+        self._state = checkpoint.get(self.KEY)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take them over."""
+        if self._state is None:
+            return
+        torch.set_rng_state(self._state["cpu"].cpu())
+        if "cuda" in self._state and pl_module.device.type == "cuda":
+            torch.cuda.set_rng_state(self._state["cuda"].cpu(), pl_module.device)
+        self._state = None
 
 
 class CheckpointConfig(Callback):

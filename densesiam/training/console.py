@@ -1,12 +1,25 @@
 """Speaking to whoever runs a command, and being interrupted by them."""
 
+import signal
 import sys
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with what to tell about it."""
+class Interrupted(KeyboardInterrupt):  # Python's own is no error either
+    """A signal, such as Ctrl-C, with what to tell about it.
+
+    Attributes:
+        code: what the process ends with: 128 and the signal's number, as shells have it.
+
+    Args:
+        number: the signal; None for Ctrl-C.
+        text: what to tell.
+    """
+
+    def __init__(self, number: int | None = None, text: str = "interrupted") -> None:
+        super().__init__(text)
+        self.code = 128 + (number or signal.SIGINT)
 
 
 class UsageError(ValueError):

@@ -1,12 +1,18 @@
 """Folders that results go to."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from densesiam.training.console import first_process
+from densesiam.training.lock import LOCK, Lock
+
+# What a run leaves, and may begin anew upon where it left no checkpoint.
+_OF_A_RUN = {LOCK, "config.yaml", "summary.json", "logs", "pictures", "checkpoints"}
 
 
-def claim_folder(output: str | None, default: str) -> Path:
-    """Make an empty folder to write to.
+def choose_folder(output: str | None, default: str) -> Path:
+    """Find an empty or missing folder to write to.
 
     Args:
         output: the folder; it must not exist, or be empty.
@@ -14,30 +20,44 @@ def claim_folder(output: str | None, default: str) -> Path:
 
     Raises:
         FileExistsError: the folder holds something.
-        OSError: it cannot be made or written to.
     """
     folder = Path(output or default)
     if not first_process():
         return folder  # the first process makes it, and alone writes to it
     number = 2
-    while output is None and folder.exists() and any(folder.iterdir()):
+    while output is None and not _is_empty(folder):
         folder = Path(f"{default}-{number}")
         number += 1
-    try:
-        if folder.exists() and any(folder.iterdir()):
-            raise FileExistsError(
-                f"{folder} is not empty, and nothing there will be overwritten: give another "
-                "--output (or, to go on with a run, --ckpt_path last)"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        check_writable(folder)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise OSError(
-            f"cannot write to {folder} ({error.strerror}): give another --output"
-        ) from error
+    if not _is_empty(folder):
+        raise FileExistsError(
+            f"{folder} is not empty, and nothing there will be overwritten: give another "
+            "--output (or, to go on with a run, --ckpt_path auto)"
+        )
     return folder
+
+
+def claim_folder(output: str | None, default: str) -> Path:
+    """Make an empty folder to write to; see `choose_folder`.
+
+    Raises:
+        FileExistsError: the folder holds something.
+        OSError: it cannot be made or written to.
+    """
+    folder = choose_folder(output, default)
+    if first_process():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            check_writable(folder)
+        except OSError as error:
+            raise OSError(
+                f"cannot write to {folder} ({error.strerror}): give another --output"
+            ) from error
+    return folder
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether there is nothing; a lock is nothing, and for `Lock` to judge."""
+    return not folder.exists() or {path.name for path in folder.iterdir()} <= {LOCK}
 
 
 def check_writable(folder: Path) -> None:
@@ -49,3 +69,69 @@ def check_writable(folder: Path) -> None:
     probe = folder / ".writable"
     probe.touch()
     probe.unlink()
+
+
+def holds_no_run(folder: Path) -> bool:
+    """Whether a run can begin in a folder: nothing is there, or what one left that did not begin.
+
+    Args:
+        folder: it may be missing.
+    """
+    if not folder.exists():
+        return True
+    names = {path.name for path in folder.iterdir()}
+    return names <= _OF_A_RUN and not any(folder.glob("checkpoints/[!.]*.ckpt"))
+
+
+class Claim:
+    """A folder that is held for a run.
+
+    Attributes:
+        begun: whether the run has: until then, all that it wrote is taken away again if it fails.
+    """
+
+    begun = False
+
+    def begin(self) -> None:
+        """The run has begun."""
+        self.begun = True
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[Claim]:
+    """Hold a folder for a run; leave no trace of one that never began.
+
+    Args:
+        folder: it may be missing.
+
+    Yields:
+        The claim, to be told when the run has begun.
+
+    Raises:
+        ValueError: another process holds it.
+        OSError: it cannot be made or written to.
+    """
+    claim = Claim()
+    if not first_process():
+        yield claim
+        return
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder)
+    except OSError as error:
+        raise OSError(f"cannot write to {folder} ({error}): give another --output") from error
+    before = set(folder.rglob("*"))
+    try:
+        yield claim
+    except BaseException:
+        if not claim.begun:
+            for path in sorted(set(folder.rglob("*")) - before, reverse=True):  # inner ones first
+                path.rmdir() if path.is_dir() else path.unlink()
+        raise
+    finally:
+        lock.release()
+        if not claim.begun:
+            for path in missing:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()

@@ -1,17 +1,24 @@
 """How to train: the options, and Lightning's trainer made from them."""
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.strategies import DDPStrategy
 from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
 
+from densesiam.training.checkpoints import WholeCheckpoints
 from densesiam.training.report import ProgressBar
+
+# Under SLURM, Lightning loads any hpc_ckpt_N.ckpt of its root folder, the working directory unless
+# told otherwise, where it is given no checkpoint. No file can lie here.
+_NO_FOLDER = os.path.join(os.devnull, "none")
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class TrainerOptions:
         validate_every_n_epochs: how often to score the validation set, where there is one.
         picture_every_n_epochs: how often to picture photographs beside their segmentation.
         log_every_n_steps: how often to write the losses to TensorBoard.
+        checkpoint_every_n_minutes: how often to write a checkpoint within an epoch; each epoch's
+            end writes one anyway.
         monitor_every_n_steps: how often to look for signs of collapse (docs/collapse.md).
         deterministic: refuse operations whose result may differ between two equal runs.
     """
@@ -52,6 +61,7 @@ class TrainerOptions:
     validate_every_n_epochs: int = 1
     picture_every_n_epochs: int = 5
     log_every_n_steps: int = 10
+    checkpoint_every_n_minutes: float = 15.0
     monitor_every_n_steps: int = 50
     deterministic: bool = False
 
@@ -64,6 +74,11 @@ class TrainerOptions:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.checkpoint_every_n_minutes > 0:
+            raise ValueError(
+                "trainer.checkpoint_every_n_minutes must be positive, got "
+                f"{self.checkpoint_every_n_minutes}"
+            )
 
 
 class TimmSyncBatchNorm(TorchSyncBatchNorm):
@@ -96,6 +111,9 @@ def build_trainer(
 ) -> L.Trainer:
     """Lightning's trainer, set up as the options say.
 
+    It never takes or leaves a checkpoint that was not asked for: what Lightning does of its own
+    accord under SLURM is off.
+
     Args:
         options: how to train.
         callbacks: all of them; checkpoints and a progress bar are on if they are among these.
@@ -106,13 +124,19 @@ def build_trainer(
         **asdict(options),
         "num_sanity_val_steps": 0,
         "enable_model_summary": False,
+        "default_root_dir": _NO_FOLDER,
         **more,
     }
     settings["check_val_every_n_epoch"] = settings.pop("validate_every_n_epochs")
-    for of_callbacks in ("picture_every_n_epochs", "monitor_every_n_steps"):
+    for of_callbacks in (
+        "picture_every_n_epochs",
+        "checkpoint_every_n_minutes",
+        "monitor_every_n_steps",
+    ):
         settings.pop(of_callbacks)
+    settings["plugins"] = [WholeCheckpoints()]
     if options.sync_batchnorm:
-        settings["plugins"] = [TimmSyncBatchNorm()]
+        settings["plugins"].append(TimmSyncBatchNorm())
     if options.accelerator == "auto":  # Lightning's own would take other kinds of devices too
         settings["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
     if options.strategy == "auto":
@@ -120,10 +144,14 @@ def build_trainer(
         if isinstance(probe.strategy, DDPStrategy):
             # RegionSim's heads learn nothing until it starts.
             settings["strategy"] = "ddp_find_unused_parameters_true"
-    return L.Trainer(
+    trainer = L.Trainer(
         **settings,
         callbacks=callbacks,
         logger=logger,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
     )
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False  # it writes hpc_ckpt_N.ckpt in a signal handler
+    return trainer

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from densesiam import ops
+from densesiam._writing import replacing
 from densesiam.data import Evaluation, ImageReadError, PredictionImages, to_image
 from densesiam.methods import Segmenter
 from densesiam.reports.visualize import colorize, contact_sheet
@@ -46,11 +47,12 @@ class SegmentationGrid(Callback):
         if grid is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        grid.save(self.folder / f"epoch-{epoch - 1:04d}.jpg", quality=90)
+        with replacing(self.folder / f"epoch-{epoch - 1:04d}.jpg") as path:
+            grid.save(path, quality=90)
         logger: Any = trainer.logger  # each kind has its own `experiment`
         if logger is not None:
             logger.experiment.add_image(
-                "segmentation", np.asarray(grid), trainer.global_step, dataformats="HWC"
+                "segmentation", np.asarray(grid), trainer.global_step - 1, dataformats="HWC"
             )
 
     def _draw(self, trainer: L.Trainer, model: Segmenter) -> Image.Image | None:

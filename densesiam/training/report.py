@@ -28,6 +28,7 @@ class RunReport(Callback):
         self.epochs: list[dict[str, float]] = []
         self._images = 0
         self._start = self._end = 0.0
+        self._begun = False
 
     @property
     def seconds(self) -> float:
@@ -43,6 +44,14 @@ class RunReport(Callback):
         """Start the clock."""
         self._images = 0
         self._start = self._end = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Open the report: there is a run to tell of."""
+        if not self._begun and trainer.is_global_zero:
+            self._write("running")
+        self._begun = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
@@ -67,13 +76,14 @@ class RunReport(Callback):
         self.epochs.append(epoch)
         if trainer.logger is not None:
             speed = {"images_per_second": epoch["images_per_second"]}
-            trainer.logger.log_metrics(speed, step=trainer.global_step)
+            trainer.logger.log_metrics(speed, step=trainer.global_step - 1)
         if trainer.is_global_zero:
             self._write("running")
             _print(trainer, describe_epoch(epoch, trainer.max_epochs, loss_names(pl_module)))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the report."""
+        self._begun = False
         if trainer.is_global_zero:
             self._write("finished")
 
@@ -81,7 +91,7 @@ class RunReport(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Close the report of a run that was cut short."""
-        if trainer.is_global_zero and trainer.training:
+        if trainer.is_global_zero and self._begun:
             cut_short = isinstance(exception, KeyboardInterrupt)
             self._write("interrupted" if cut_short else "failed")
 

@@ -1,7 +1,6 @@
-"""A training run: built from a config file, with its folder, its files, its end and Ctrl-C."""
+"""A training run: built from a config file, with its folder, its files, its end and signals."""
 
-import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +10,32 @@ import lightning as L
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
+from densesiam._writing import write_text
+from densesiam.methods import Method
+from densesiam.models.weights import explain_mismatch
 from densesiam.training.checkpoints import (
     CheckpointConfig,
+    RandomState,
+    TrainedAlready,
     check_resumable,
     keep_checkpoint,
+    open_checkpoint,
     read_checkpoint,
-    resolve_checkpoint,
 )
 from densesiam.training.console import Interrupted, first_process, interactive, say
-from densesiam.training.folders import check_writable, claim_folder
+from densesiam.training.divergence import Finite
+from densesiam.training.folders import Claim, choose_folder, held, holds_no_run
+from densesiam.training.interrupts import Signals, StopAndSave
 from densesiam.training.monitor import CollapseMonitor, Kind
 from densesiam.training.options import TrainerOptions, build_trainer
 from densesiam.training.report import ProgressBar, RunReport
+
+RESUME_HELP = (
+    'Checkpoint to go on from: "auto" goes on with the run in the --output folder, or begins it; '
+    '"last" in that folder; or a path.'
+)
 
 
 def add_config_arguments(
@@ -104,52 +116,189 @@ def build(parser: ArgumentParser, config: Namespace, ckpt_path: Path | None = No
     return Built(built.model, built.data, built.trainer, text, ckpt_path)
 
 
-def start_run(
-    parser: ArgumentParser, config: Namespace, command: str, kind: str = "segmentation"
-) -> tuple[Built, Path]:
-    """Make the model, the data and the folder of a training run, new or gone on with.
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+        folder: the run's; nothing has been written yet.
+        ckpt_path: the checkpoint to go on from; None for a new run.
+        checkpoint: its content.
+    """
+
+    folder: Path
+    ckpt_path: Path | None = None
+    checkpoint: Mapping[str, Any] | None = None
+
+
+def find_start(
+    config: Namespace,
+    default: str,
+    read: Callable[[Path], dict[str, Any]],
+    check: Callable[[Path, dict[str, Any], Namespace], None],
+) -> Start | None:
+    """Find out where a run begins, and write nothing yet.
 
     Args:
-        parser: of the command.
-        config: its settings.
-        command: its name, for the folder of a run without a config file.
-        kind: what its method is for, see `Method`.
+        config: the command's settings. ``ckpt_path`` may be "auto": the run in ``output`` goes on
+            where it has a checkpoint, and begins where it has none.
+        default: the folder of a run without ``output``.
+        read: reads a checkpoint, or raises.
+        check: raises `TrainedAlready` for one that is complete, ValueError for one that does not
+            do.
+
+    Returns:
+        The start; None where "auto" finds a run that is complete.
 
     Raises:
-        ValueError: settings or a checkpoint that do not go together.
-        OSError: a folder or a checkpoint that is not there, or cannot be written.
+        ValueError: a checkpoint that does not do.
+        OSError: one that is not there; or a folder that holds something else.
     """
-    ckpt_path = None
-    if config.ckpt_path is not None:
-        ckpt_path = resolve_checkpoint(config.ckpt_path, config.output)
-        check_resumable(ckpt_path, read_checkpoint(ckpt_path, kind), config)
-    if config.ckpt_path == "last":
-        folder = Path(config.output)
-        check_writable(folder)
-    else:
-        name = Path(str(config.config[-1])).stem if config.config else command
-        folder = claim_folder(config.output, f"outputs/{name}")
-    config.output = str(folder)
-    return build(parser, config, ckpt_path), folder
+    if config.ckpt_path is None:
+        return Start(choose_folder(config.output, default))
+    auto = config.ckpt_path == "auto"
+    folder = Path(config.output or default)
+    try:
+        path, checkpoint = open_checkpoint(
+            "last" if auto else config.ckpt_path, str(folder) if auto else config.output, read
+        )
+    except FileNotFoundError:
+        if not auto:
+            raise
+        if not holds_no_run(folder):
+            raise FileExistsError(
+                f"{folder} holds something else than a run: give another --output"
+            ) from None
+        return Start(folder)
+    try:
+        check(path, checkpoint, config)
+    except TrainedAlready as complete:
+        if not auto:
+            raise
+        say(f"finished already: {complete}")
+        return None
+    if not auto and config.ckpt_path != "last":
+        folder = choose_folder(config.output, default)
+    return Start(folder, path, checkpoint)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run, about to begin in a folder that is held for it.
+
+    Attributes:
+        command: that goes on with such a run.
+        built: what to train.
+        start: where it begins.
+        claim: on the folder.
+        signals: that may end it.
+    """
+
+    command: str
+    built: Built
+    start: Start
+    claim: Claim
+    signals: Signals
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.start.folder
+
+
+@contextmanager
+def prepared(
+    command: str, parser: ArgumentParser, config: Namespace, start: Start
+) -> Iterator[Run]:
+    """Hold a run's folder, and make what is to be trained.
+
+    Args:
+        command: that goes on with such a run.
+        parser: of the command.
+        config: its settings.
+        start: where the run begins.
+
+    Yields:
+        The run. Where the block fails before the training's first step, the folder is left as it
+        was found.
+
+    Raises:
+        ValueError: settings or a checkpoint that do not go together; another process is at work in
+            the folder.
+        OSError: a folder that cannot be written.
+    """
+    config.output = str(start.folder)
+    signals = Signals()
+    with held(start.folder) as claim, signals.handled():
+        built = build(parser, config, start.ckpt_path)
+        if start.checkpoint is not None:
+            check_fits(built.model, start.ckpt_path, start.checkpoint)
+        yield Run(command, built, start, claim, signals)
+
+
+def check_fits(model: nn.Module, path: Path | None, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of a model that was built otherwise.
+
+    Args:
+        model: what it is for.
+        path: of the checkpoint.
+        checkpoint: its content.
+
+    Raises:
+        ValueError: the message says which parts differ.
+    """
+    if difference := explain_mismatch(model, checkpoint["state_dict"]):
+        raise ValueError(
+            f"{path} was trained with other settings or data, and does not fit this "
+            f"{type(model).__name__}:\n{difference}\nGive the config.yaml of its run as --config"
+        )
+
+
+@contextmanager
+def method_run(
+    command: str, parser: ArgumentParser, config: Namespace, kind: str = "segmentation"
+) -> Iterator[Run | None]:
+    """`prepared`, for a method: a run of `fit`, `picie` or `pretrain`.
+
+    Args:
+        command: its name, for the folder of a run without a config file too.
+        parser: of the command.
+        config: its settings.
+        kind: what its method is for, see `Method`.
+
+    Yields:
+        The run; None where it is complete already.
+    """
+    start = find_start(
+        config,
+        default_folder(config, command),
+        lambda path: read_checkpoint(path, kind),
+        check_resumable,
+    )
+    if start is None:
+        yield None
+        return
+    with prepared(command, parser, config, start) as run:
+        yield run
+
+
+def default_folder(config: Namespace, command: str) -> str:
+    """The folder of a run without ``--output``: named after its config file."""
+    named = Path(str(config.config[-1])).stem if config.config else None
+    return f"outputs/{named or command.replace(' ', '-')}"
 
 
 @contextmanager
 def training_run(
-    command: str,
-    built: Built,
-    folder: Path,
-    callbacks: Sequence[Callback] = (),
-    **trainer: Any,
+    run: Run, callbacks: Sequence[Callback] = (), **trainer: Any
 ) -> Iterator[L.Trainer]:
     """All of a training run but the training: its trainer, its files, its end.
 
     The folder gets ``config.yaml``, ``summary.json``, ``logs/`` (TensorBoard), and
-    ``checkpoints/last.ckpt`` after every epoch.
+    ``checkpoints/last.ckpt``, at the end of epochs, every so many minutes, and when a signal comes.
 
     Args:
-        command: that goes on with such a run.
-        built: what to train.
-        folder: the run's folder, which exists.
+        run: what to train, and where.
         callbacks: more than every run has.
         **trainer: more settings of the trainer.
 
@@ -157,29 +306,45 @@ def training_run(
         The trainer.
 
     Raises:
-        Interrupted: Ctrl-C in the block; the last checkpoint is kept.
+        Interrupted: a signal in the block; the last checkpoint is kept.
         ValueError: a batch of one image, or data that there are not; nothing is written then.
         OSError: images that are not there.
     """
+    built, folder = run.built, run.folder
     report = RunReport(folder / "summary.json")
+    last = keep_checkpoint(folder)
+    path = folder / "checkpoints" / "last.ckpt"
+
+    def begin() -> None:
+        """Write the settings: nothing can refuse the run any more."""
+        if first_process():
+            write_text(folder / "config.yaml", built.config)
+        run.claim.begin()
+
     together: list[Callback] = [
+        Finite(),
         report,
-        _monitor(built),
+        *([_monitor(built)] if isinstance(built.model, Method) else []),
         *callbacks,
+        StopAndSave(run.signals, path, built.options.checkpoint_every_n_minutes, begin),
+        RandomState(),
         CheckpointConfig(built.config),
-        keep_checkpoint(folder),
+        last,
     ]
     if interactive():
         together.append(ProgressBar(report))
-    logger = TensorBoardLogger(folder, name="", version="logs", default_hp_metric=False)
+    # What was logged after the checkpoint will be logged again.
+    done = run.start.checkpoint["global_step"] if run.start.checkpoint else 0
+    logger = TensorBoardLogger(
+        folder, name="", version="logs", default_hp_metric=False, purge_step=done
+    )
     runner = build_trainer(built.options, together, logger, **trainer)
-    _check_batch(built, runner)
+    if isinstance(built.model, Method):
+        _check_batch(built, runner)
+        if (loaded := built.model.encoder.weights_report) is not None:
+            say(f"weights: {loaded}")
     built.data.train_dataloader()  # missing images should stop the run before it leaves any trace
-    if first_process():
-        (folder / "config.yaml").write_text(built.config)
-    if (loaded := built.model.encoder.weights_report) is not None:
-        say(f"weights: {loaded}")
-    with interruptible(runner, folder, command):
+    with interruptible(runner, run.signals, lambda: _what_is_left(run, path)):
         yield runner
     say(f"finished: {folder / 'checkpoints'} has the checkpoints, {folder} all of the run")
 
@@ -203,33 +368,32 @@ def _check_batch(built: Built, trainer: L.Trainer) -> None:
 
 @contextmanager
 def interruptible(
-    trainer: L.Trainer, folder: Path | None = None, command: str = "fit"
+    trainer: L.Trainer,
+    signals: Signals | None = None,
+    what_is_left: Callable[[], str] = lambda: "interrupted",
 ) -> Iterator[None]:
-    """Turn Lightning's own answer to Ctrl-C, an exit with code 1, into `Interrupted`.
+    """Turn Lightning's own answer to a signal, an exit with code 1, into `Interrupted`.
 
     Args:
         trainer: whose work the block is.
-        folder: of the run, if it leaves checkpoints.
-        command: that goes on with such a run.
+        signals: that may end it.
+        what_is_left: what to tell then.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        if not trainer.interrupted:
-            raise
-        raise Interrupted(_what_is_left(folder, command)) from None
-    finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    signals = signals or Signals()
+    with signals.handled():
+        try:
+            yield
+        except SystemExit:
+            if not trainer.interrupted:
+                raise
+            raise Interrupted(signals.received, what_is_left()) from None
 
 
-def _what_is_left(folder: Path | None, command: str) -> str:
-    if folder is None:
-        return "interrupted"
-    last = folder / "checkpoints" / "last.ckpt"
+def _what_is_left(run: Run, last: Path) -> str:
+    name = run.signals.received.name if run.signals.received else "Ctrl-C"
     if not last.exists():
-        return f"interrupted before the first epoch ended: {folder} has no checkpoint"
+        return f"interrupted by {name} before the first step ended: {run.folder} has no checkpoint"
     return (
-        f"interrupted; {last} holds the last whole epoch. To go on: "
-        f"densesiam {command} --config {folder / 'config.yaml'} --ckpt_path last"
+        f"interrupted by {name}; {last} holds all but what came after it. To go on: "
+        f"densesiam {run.command} --config {run.folder / 'config.yaml'} --ckpt_path auto"
     )

@@ -7,19 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from densesiam._writing import write_json
-from densesiam.models.weights import explain_mismatch
-from densesiam.training.checkpoints import CheckpointConfig, keep_checkpoint, resolve_checkpoint
+from densesiam._writing import write_json, write_text
+from densesiam.training.checkpoints import TrainedAlready, open_checkpoint, read_file
 from densesiam.training.console import first_process, interactive, say
-from densesiam.training.folders import check_writable, claim_folder
+from densesiam.training.folders import claim_folder
 from densesiam.training.options import TrainerOptions, build_trainer
 from densesiam.training.report import ProgressBar, RunReport
-from densesiam.training.run import Built, build, interruptible
+from densesiam.training.run import (
+    RESUME_HELP,
+    Built,
+    Run,
+    build,
+    check_fits,
+    default_folder,
+    find_start,
+    interruptible,
+    prepared,
+    training_run,
+)
 from densesiam.transfer.base import Supervised, score_table
 
 
@@ -62,8 +70,7 @@ class Task:
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
-            help='Checkpoint of such a run to go on from: "last" in the --output folder, or a '
-            "path.",
+            help=RESUME_HELP,
         )
         parser.add_argument(
             "--evaluate", type=bool, default=False, help="Score the checkpoint, and train nothing."
@@ -81,95 +88,66 @@ class Task:
         """Train and score, or score alone, and leave all of the run in one folder.
 
         The folder gets ``config.yaml``, ``results.json`` with the scores, ``summary.json`` with the
-        losses, ``logs/`` (TensorBoard) and ``checkpoints/last.ckpt``, after every epoch.
+        losses, ``logs/`` (TensorBoard) and ``checkpoints/``, as of `training_run`.
 
         Args:
             config: what the task's parser made of the command line.
 
         Raises:
-            Interrupted: Ctrl-C; the last checkpoint is kept.
+            Interrupted: a signal; the last checkpoint is kept.
             ValueError: settings, data or a checkpoint that do not go together.
             OSError: data or a checkpoint that are not there.
         """
-        checkpoint = ckpt_path = None
-        if config.ckpt_path is not None:
-            ckpt_path = resolve_checkpoint(config.ckpt_path, config.output)
-            checkpoint = self._read_checkpoint(ckpt_path)
-            if not config.evaluate:
-                _check_unfinished(ckpt_path, checkpoint, config)
-        elif config.evaluate:
-            raise ValueError("--evaluate true scores a checkpoint: give --ckpt_path too")
-        if config.ckpt_path == "last":
-            folder = Path(config.output)
-            check_writable(folder)
-        else:
-            named = Path(str(config.config[-1])).stem if config.config else None
-            folder = claim_folder(
-                config.output, f"outputs/{named or self.command.replace(' ', '-')}"
-            )
-        config.output = str(folder)
-        built = build(self.parser(), config, ckpt_path)
-        if checkpoint is not None:
-            difference = explain_mismatch(built.model, checkpoint["state_dict"])
-            if difference:
-                raise ValueError(
-                    f"{ckpt_path} was trained with other settings or data:\n{difference}\n"
-                    "Give the config.yaml of its run as --config"
-                )
+        default = default_folder(config, self.command)
         if config.evaluate:
-            assert checkpoint is not None
-            built.model.load_state_dict(checkpoint["state_dict"])
-            self._evaluate(built, folder, checkpoint["global_step"])
-        else:
-            self._train(built, folder)
+            self._evaluate(config, default)
+            return
+        start = find_start(config, default, self._read_checkpoint, _check_unfinished)
+        if start is not None:
+            with prepared(self.command, self.parser(), config, start) as run:
+                self._train(run)
 
-    def _train(self, built: Built, folder: Path) -> None:
+    def _train(self, run: Run) -> None:
+        built = run.built
         model, data = built.model, built.data
         batches = len(data.train_dataloader())  # missing data should stop the run before all else
-        report = RunReport(folder / "summary.json")
-        callbacks: list[Callback] = [
-            report,
-            CheckpointConfig(built.config),
-            keep_checkpoint(folder),
-        ]
-        if interactive():
-            callbacks.append(ProgressBar(report))
-        trainer = build_trainer(
-            built.options,
-            callbacks,
-            TensorBoardLogger(folder, name="", version="logs", default_hp_metric=False),
+        with training_run(
+            run,
             max_epochs=-1,  # the model ends it
             limit_val_batches=1.0 if data.val is not None else 0,
-        )
-        trainer.fit_loop.max_epochs = _epochs(batches, model.max_steps, built.options, trainer)
-        if first_process():
-            (folder / "config.yaml").write_text(built.config)
-        with interruptible(trainer, folder, self.command):
+        ) as trainer:
+            trainer.fit_loop.max_epochs = _epochs(batches, model.max_steps, built.options, trainer)
             trainer.fit(model, data, ckpt_path=built.ckpt_path, weights_only=True)
-            if data.val is not None and model.scored_at != trainer.global_step:
-                trainer.validate(model, data, verbose=False)
-        if data.val is not None:
-            _report(model, built, folder, trainer.global_step)
-        say(f"finished: {folder / 'checkpoints'} has the checkpoint, {folder} all of the run")
+            if data.val is not None:
+                if model.scored_at != trainer.global_step:
+                    trainer.validate(model, data, verbose=False)
+                _report(model, built, run.folder, trainer.global_step)
 
-    def _evaluate(self, built: Built, folder: Path, step: int) -> None:
+    def _evaluate(self, config: Namespace, default: str) -> None:
+        if config.ckpt_path is None:
+            raise ValueError("--evaluate true scores a checkpoint: give --ckpt_path too")
+        ckpt_path, checkpoint = open_checkpoint(
+            config.ckpt_path, config.output, self._read_checkpoint
+        )
+        # The scores of the run's own last checkpoint lie in its folder.
+        last = config.ckpt_path == "last"
+        folder = Path(config.output) if last else claim_folder(config.output, default)
+        config.output = str(folder)
+        built = build(self.parser(), config, ckpt_path)
+        check_fits(built.model, ckpt_path, checkpoint)
+        built.model.load_state_dict(checkpoint["state_dict"])
         if built.data.val is None:
             raise ValueError("nothing to score: give data.val")
         callbacks: list[Callback] = [ProgressBar(RunReport(Path()))] if interactive() else []
         trainer = build_trainer(built.options, callbacks, logger=False, max_epochs=1)
         with interruptible(trainer):
             trainer.validate(built.model, built.data, verbose=False)
-        _report(built.model, built, folder, step)
+        _report(built.model, built, folder, checkpoint["global_step"])
 
     def _read_checkpoint(self, path: Path) -> dict[str, Any]:
         """Read a checkpoint of the task, without ever running code from it."""
         expected = f"expected a .ckpt file that `densesiam {self.command}` wrote"
-        if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint {path}: {expected}")
-        try:
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickles and archives fail in every way
-            raise ValueError(f"{path} is not a checkpoint, or is damaged: {expected}") from error
+        content: Any = read_file(path, expected)
         if not isinstance(content, dict) or content.get(Supervised.KEY) != self.model.__name__:
             raise ValueError(
                 f"{path} is not a checkpoint of this command: {expected}. A pre-trained backbone "
@@ -182,7 +160,7 @@ def _check_unfinished(path: Path, checkpoint: dict[str, Any], config: Namespace)
     """Refuse to go on where there is nothing to go on, or on another schedule."""
     done, wanted = checkpoint["global_step"], config.model.max_steps
     if done >= wanted:
-        raise ValueError(
+        raise TrainedAlready(
             f"{path} has trained {done} steps already, and model.max_steps is {wanted}: raise it "
             "to train on, or score it with --evaluate true"
         )
@@ -205,7 +183,7 @@ def _report(model: Supervised, built: Built, folder: Path, step: int) -> None:
     """Print the scores and write them."""
     say(score_table(model.scores))
     if first_process():
-        (folder / "config.yaml").write_text(built.config)
+        write_text(folder / "config.yaml", built.config)
         content: dict[str, Any] = {"step": step, "scores": model.scores}
         write_json(folder / "results.json", content)
         say(f"wrote {folder / 'results.json'}")

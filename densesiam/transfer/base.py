@@ -5,12 +5,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from torch import Tensor
 
+from densesiam.methods.base import Trained
 
-class Supervised(L.LightningModule):
+
+class Supervised(Trained):
     """SGD over a fixed number of steps, and scores on a validation set.
 
     Steps rather than epochs, because the field's schedules for fine-tuning are counted so. They are
@@ -96,25 +97,10 @@ class Supervised(L.LightningModule):
         raise NotImplementedError  # each task has its own
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of a batch.
-
-        Raises:
-            RuntimeError: it is not finite.
-        """
+        """The loss of a batch."""
         losses = self.losses(batch)
         total = torch.stack(list(losses.values())).sum()
-        if not total.isfinite():
-            parts = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
-            raise RuntimeError(
-                f"the loss is no longer finite at step {self.global_step} ({parts}): training has "
-                "diverged. Lower model.lr, or give it more model.warmup_steps"
-            )
-        self.log_dict(
-            {f"train/{name}": loss.detach() for name, loss in {"loss": total, **losses}.items()},
-            on_step=True,
-            on_epoch=True,
-            batch_size=len(batch["index"]),
-        )
+        self.log_step({"loss": total, **losses}, len(batch["index"]))
         return total
 
     def on_train_batch_end(self, *_: Any) -> None:

@@ -140,7 +140,8 @@ def test_a_run_leaves_config_checkpoint_logs_pictures_and_summary(config, tmp_pa
     assert "images/s" in said
     assert str(run / "checkpoints") in said
 
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["last.ckpt"]
+    kept = sorted(p.name for p in (run / "checkpoints").iterdir())
+    assert kept == ["last-previous.ckpt", "last.ckpt"]
     assert any(p.name.startswith("events.out") for p in (run / "logs").iterdir())
     assert (run / "pictures" / "epoch-0001.jpg").is_file()
     summary = json.loads((run / "summary.json").read_text())
@@ -210,7 +211,7 @@ def test_seed_decides_the_run(config, tmp_path):
 
 def test_seed_reaches_the_views(config, monkeypatch):
     seen = []
-    monkeypatch.setattr(fit, "fit", lambda command, built, folder: seen.append(built.data.seed))
+    monkeypatch.setattr(fit, "fit", lambda run: seen.append(run.built.data.seed))
     assert cli.main(["fit", "--config", str(config), "--seed", "7"]) == 0
     assert seen == [7]
 
@@ -258,7 +259,7 @@ def test_labels_are_scored_before_training_and_after_every_epoch(tmp_path, photo
     assert "mIoU" in after
     run = tmp_path / "run"
     assert all(0 <= epoch["val/miou"] <= 1 for epoch in losses(run))
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert {"best.ckpt", "last.ckpt"} <= {p.name for p in (run / "checkpoints").iterdir()}
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     scores = [epoch["val/miou"] for epoch in losses(run)]
     assert best["epoch"] == scores.index(max(scores))
@@ -636,11 +637,16 @@ def test_going_on_where_there_is_nothing_to_do(config, trained, capsys):
     assert "has trained 2 epochs already, and trainer.max_epochs is 2" in said
 
 
-def test_cosine_cannot_be_prolonged(config, tmp_path, capsys):
-    base = ["fit", "--config", str(config), "--model.schedule", "cosine"]
+@pytest.mark.parametrize("schedule", ["fixed", "cosine"])
+def test_training_can_be_prolonged(config, tmp_path, capsys, schedule):
+    """Each step's rate is the new length's."""
+    base = ["fit", "--config", str(config), "--model.schedule", schedule]
     assert cli.main(base) == 0
-    said = error(capsys, *base, "--ckpt_path", "last", "--trainer.max_epochs", "3")
-    assert "the cosine schedule of" in said
+    assert cli.main([*base, "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
+    assert "trained for 3 epochs instead of 2" in capsys.readouterr().out
+    assert cli.main([*base, "--output", f"{tmp_path}/whole", "--trainer.max_epochs", "3"]) == 0
+    found, whole = (losses(tmp_path / name)[2]["train/lr"] for name in ("run", "whole"))
+    assert found == whole
 
 
 def test_validation_needs_labels(config, capsys):
@@ -673,8 +679,8 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_where(config, tmp_path):
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert f"interrupted; {last} holds the last whole epoch" in said
-    assert "--ckpt_path last" in said
+    assert f"interrupted by SIGINT; {last} holds all" in said
+    assert "--ckpt_path auto" in said
     assert "Traceback" not in said
     assert read_checkpoint(last)["epoch"] >= 1
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "interrupted"

@@ -146,7 +146,7 @@ def test_picie_trains_scores_and_segments(photos, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.index("before training:") < said.index("within") < said.index("after training:")
     checkpoints = tmp_path / "run" / "checkpoints"
-    assert sorted(p.name for p in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert {"best.ckpt", "last.ckpt"} <= {p.name for p in checkpoints.iterdir()}
     out = tmp_path / "out"
     last = str(checkpoints / "last.ckpt")
     assert cli.main(["predict", last, str(photos), "--output", str(out)]) == 0

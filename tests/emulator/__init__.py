@@ -12,7 +12,7 @@ from functools import cache
 import torch
 
 from densesiam.ops import _backends, use_backend
-from densesiam.ops._registry import OPERATIONS, register_namespace
+from densesiam.ops._operations import OPERATIONS, register_namespace
 from tests.emulator.build import build_emulator
 
 NAMESPACE = "densesiam_emulator"

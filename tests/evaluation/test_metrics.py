@@ -7,6 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from sklearn.metrics import accuracy_score, jaccard_score
 
+from densesiam import ops
 from densesiam.data import ClassTable, EvaluationSampler, LabelledFiles
 from densesiam.evaluation import ClusterMetrics, match_clusters, reorder_clusters
 from tests.data.support import noise
@@ -312,17 +313,27 @@ def test_legacy_scores_that_do_not_exist(kwargs):
 # Image by image, and over several processes
 
 
-def test_counts_of_each_image_of_the_last_batch():
+def test_counts_of_each_image_of_the_last_batch(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     metrics = ClusterMetrics(3, 4)
+    assert metrics.image_counts.shape == (0, 4, 3)
     for size in (2, 3):
         logits = torch.randn(size, 3, 4, 4, generator=generator)
         labels = torch.randint(4, (size, 9, 7), generator=generator)
+        labels[-1, :5] = 255  # void
         metrics.update(logits, labels)
-    alone = ClusterMetrics(3, 4)
-    alone.update(logits[1:2], labels[1:2])
-    assert torch.equal(metrics.image_counts[1], alone.confusion)
-    assert metrics.image_counts.shape == (3, 4, 3)
+    counts = metrics.image_counts
+    assert counts.shape == (3, 4, 3)
+    for i in range(3):
+        alone = ClusterMetrics(3, 4)
+        alone.update(logits[i : i + 1], labels[i : i + 1])
+        assert torch.equal(counts[i], alone.confusion)
+
+    calls = []
+    count = ops.confusion_matrix
+    monkeypatch.setattr(ops, "confusion_matrix", lambda *args: calls.append(1) or count(*args))
+    metrics.update(logits, labels)
+    assert len(calls) == 1  # for all images
 
 
 def labelled_files(folder, count):

@@ -4,9 +4,11 @@ Interpreted kernels read and write raw memory unchecked, so tensors are given fe
 lie between NaN, outputs between values that must survive.
 """
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from torch import Tensor
 
 from densesiam import ops
 from densesiam.ops import _backends, _triton
+from densesiam.ops._operations import OPERATIONS
+from tests.ops.suite import Maker
 from tests.rounding import deviations, error_bound
 from tests.tolerance import assert_within
 
@@ -27,49 +31,30 @@ ROOT = Path(__file__).parents[2]
 
 
 def normal(*shape: int, channels_last: bool, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(shape))
-    values = torch.randn(shape, generator=generator).to(dtype)
-    return values.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else values
+    layout = "channels_last" if channels_last else "contiguous"
+    return Maker(dtype, layout, "cpu", seed=sum(shape)).features(*shape)
 
 
-def boxes() -> Tensor:
-    return torch.tensor([[-0.1, 0.2, 0.7, 1.1], [0.9, 0.1, 0.3, 0.6]])
+Call = tuple[Callable[..., Tensor], list[Any], list[Any]]
+"""A public function, the maps that it is given, and its other arguments."""
 
 
-# Odd extents, so that every block has an edge inside it.
-CALLS: dict[str, Callable[..., tuple[Callable[..., Tensor], list[Any], list[Any]]]] = {
-    "overlap_sample": lambda **k: (
-        ops.overlap_sample,
-        [normal(2, 5, 5, 7, **k)],
-        [boxes(), (3, 5)],
-    ),
-    "pixel_similarity": lambda **k: (
-        ops.pixel_similarity,
-        [normal(2, 5, 3, 7, **k), normal(2, 5, 3, 7, **k)],
-        ["cross_entropy", torch.tensor([0.5, 2.0])],
-    ),
-    "overlap_similarity": lambda **k: (
-        ops.overlap_similarity,
-        [normal(2, 5, 5, 7, **k), normal(2, 5, 3, 3, **k)],
-        [boxes(), boxes(), (3, 5), "cosine", None, "none"],
-    ),
-    "region_pool": lambda **k: (
-        ops.region_pool,
-        [normal(2, 5, 5, 7, **k), normal(2, 3, 5, 7, **k)],
-        [True],
-    ),
-    "region_pool of many regions": lambda **k: (
-        ops.region_pool,
-        [normal(1, 133, 5, 7, **k), normal(1, 131, 5, 7, **k)],
-        [True],
-    ),
-    "pseudo_label_loss": lambda **k: (
-        ops.pseudo_label_loss,
-        [normal(2, 5, 3, 7, **k), normal(2, 5, 3, 7, **k)],
-        ["inverse"],
-    ),
-    "label_map": lambda **k: (ops.label_map, [normal(2, 5, 3, 4, **k)], [(5, 7)]),
-}
+def exemplary(name: str, channels_last: bool) -> Call:
+    layout = "channels_last" if channels_last else "contiguous"
+    # Odd extents, so that every block has an edge inside it.
+    arguments = OPERATIONS[name].example(Maker(torch.float32, layout, "cpu"), 2, 5, 5, 7)
+    maps = list(itertools.takewhile(lambda a: isinstance(a, Tensor) and a.dim() == 4, arguments))
+    return getattr(ops, name), maps, arguments[len(maps) :]
+
+
+def of_many_regions(channels_last: bool) -> Call:
+    shapes = (1, 133, 5, 7), (1, 131, 5, 7)
+    maps = [normal(*shape, channels_last=channels_last) for shape in shapes]
+    return ops.region_pool, maps, [True]
+
+
+SMALL = {name: partial(exemplary, name) for name in sorted(_triton.kernels())}
+CALLS: dict[str, Callable[[bool], Call]] = SMALL | {"region_pool of many regions": of_many_regions}
 
 
 def run(
@@ -92,7 +77,7 @@ def run(
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planar", "channels_last"])
 @pytest.mark.parametrize("call", CALLS)
 def test_fences_stand(call, channels_last, monkeypatch):
-    function, features, rest = CALLS[call](channels_last=channels_last)
+    function, features, rest = CALLS[call](channels_last)
     fences = Fences()
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "new_empty", lambda *a, **k: fences.new_empty(*a, **k))
@@ -154,14 +139,13 @@ def test_region_pool_of_several_blocks(dtype, channels_last):
         assert_within(actual, right, error_bound(right, *bounds, dtype, actual.dtype))
 
 
-@pytest.mark.parametrize("call", [c for c in CALLS if c != "region_pool of many regions"])
+@pytest.mark.parametrize("call", SMALL)
 def test_wide_offsets_change_nothing(call, monkeypatch):
-    import triton.language as tl
+    from densesiam.kernels import launch
 
-    function, features, rest = CALLS[call](channels_last=False)
+    function, features, rest = CALLS[call](False)
     expected = run(function, features, rest)
-    for op in _triton.KERNELS:
-        monkeypatch.setattr(_triton.load_module(op), "index_type", lambda *_: tl.int64)
+    monkeypatch.setattr(launch, "LARGEST_IMAGE", 0)
     for result, wanted in zip(run(function, features, rest), expected, strict=True):
         assert torch.equal(result, wanted)
 

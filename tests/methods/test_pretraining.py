@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from densesiam import ops
 from densesiam.geometry import overlap_boxes
-from densesiam.methods import DenseSiamPretraining
-from densesiam.methods.losses.region import region_contrast
+from densesiam.methods import DenseSiamPretraining, pretraining
+from densesiam.nn import region_contrast
 from tests.tolerance import assert_close, terms_of
 
 # The loaders here are tiny, and the CPU is meant.
@@ -69,6 +69,34 @@ def batch(size=4, side=32, seed=0):
 
 def geometry(data):
     return overlap_boxes(data["crop1"], data["crop2"], data["flip1"], data["flip2"])
+
+
+# Mixed precision
+
+
+def test_bfloat16_regions_have_the_gradients_of_plain_backward(monkeypatch):
+    """The contrast computes in float32 where layers run in bfloat16, and so must its backward.
+
+    Its gradients are taken within the forward, while autocast is on.
+    """
+    model, data = tiny(lambda1=0.0), batch()
+    boxes1, boxes2, valid = geometry(data)
+    features = torch.randn(2, 4, model.encoder.out_channels, 4, 4)
+    learning = list(model.region.parameters())
+
+    def step():
+        # The cache would add a weight's gradients, of both views, up in bfloat16.
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            assert model.dense_projector(features[0]).dtype == torch.bfloat16
+            loss = model.losses(*features, boxes1, boxes2, valid)["region"]
+        return loss, torch.autograd.grad(loss, learning)
+
+    loss, early = step()
+    monkeypatch.setattr(pretraining, "early_gradients", lambda loss, inputs, *_: loss(*inputs))
+    plain_loss, late = step()
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, plain_loss)
+    assert all(map(torch.equal, early, late))
 
 
 # Values

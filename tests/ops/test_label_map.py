@@ -59,3 +59,24 @@ class TestLabelMap(OpSuite):
         logits = torch.zeros(1, 5, 3, 3, device=device)
         logits[:, 2:4] = 1.0
         assert (ops.label_map(logits, (7, 8)) == 2).all()
+
+    def test_a_class_masked_with_infinity_is_never_chosen(self, backend, dtype, layout, device):
+        logits = Maker(dtype, layout, device).features(1, 5, 4, 4)
+        others = logits[:, [0, 1, 3, 4]]
+        logits[:, 2] = -torch.inf
+        for size in (3, 4, 9):
+            labels = ops.label_map(others, size)
+            assert torch.equal(ops.label_map(logits, size), labels + (labels > 1))
+
+    def test_it_reads_the_pixels_that_overlap_sample_reads(self, backend, device, dtype):
+        # NaN is greater than all numbers, so one of it labels every sample that reads its pixel.
+        whole = torch.tensor([[0.0, 0, 1, 1]], dtype=accumulate_dtype(dtype))
+        for pixels, cells in [(6, 18), (18, 6), (7, 80), (80, 7), (27, 56)]:
+            poisoned = torch.zeros(pixels, pixels, dtype=dtype).fill_diagonal_(torch.nan)
+            for shape in ((pixels, 1), (1, pixels)):
+                size = tuple(cells if side > 1 else 1 for side in shape)
+                logits = torch.stack([torch.zeros_like(poisoned), poisoned], 1).view(-1, 2, *shape)
+                read = reference.overlap_sample(logits, whole.expand(pixels, 4), size)[:, 1].isnan()
+                for layout in ("contiguous", "channels_last"):
+                    given = Maker(dtype, layout, device).arranged(logits)
+                    assert torch.equal(ops.label_map(given, size).cpu(), read.long())

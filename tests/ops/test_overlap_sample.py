@@ -22,7 +22,7 @@ def other_type(dtype: torch.dtype) -> torch.dtype:
 
 class TestOverlapSample(OpSuite):
     op = "overlap_sample"
-    result_dtype = "features"
+    BOXES = (1,)
     CASES = {
         "map": Case(flipped_halves),
         "grid": Case(lambda m: [m.features(2, 3, 11, 6), m.boxes(2), 3]),
@@ -30,6 +30,7 @@ class TestOverlapSample(OpSuite):
             lambda m: [m.features(2, 3, 7, 6), m.boxes(2).to(other_type(m.dtype)), (4, 5)]
         ),
         "one pixel": Case(lambda m: [m.features(2, 16, 1, 1), m.boxes(2), (2, 3)]),
+        "one channel": Case(lambda m: [m.features(2, 1, 4, 5), m.boxes(2), (3, 2)]),
         "tall": Case(lambda m: [m.features(1, 5, 13, 2), m.boxes(1, -2, 3), (4, 17)]),
         "zero size": Case(
             lambda m: [m.features(2, 4, 5, 6), m.boxes(2)[:, [0, 1, 0, 1]].contiguous(), (3, 2)]
@@ -107,6 +108,68 @@ class TestOverlapSample(OpSuite):
             (grad,) = torch.autograd.grad(result, features, torch.ones_like(result))
             assert grad[0].any()
             assert not grad[1].any()
+
+    def test_infinities_stay_where_they_are(self, backend, device, dtype):
+        for layout in ("contiguous", "channels_last"):
+            m = Maker(dtype, layout, device)
+            features = m.features(2, 17, 9, 20)
+            features[0, 3], features[1, :, 2, 5] = -torch.inf, torch.inf
+            whole = torch.tensor([[0.0, 0, 1, 1]], device=device).expand(2, 4)
+            assert torch.equal(ops.overlap_sample(features, whole, (9, 20)), features)
+            # Between pixels they spread, and do not turn into NaN.
+            resized = ops.overlap_sample(features, whole, (11, 7))
+            assert not resized.isnan().any()
+            assert (resized[0, 3] == -torch.inf).all()
+            leaf = m.features(2, 17, 9, 20).requires_grad_()
+            grad = torch.zeros_like(leaf)
+            grad[0, 4, 6, 7] = torch.inf
+            ops.overlap_sample(leaf, whole, (9, 20)).backward(grad)
+            assert torch.equal(leaf.grad, grad)
+
+    def test_great_numbers_do_not_overflow(self, backend, device):
+        greatest = torch.finfo(torch.float32).max
+        checkers = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], device=device) * greatest
+        whole = torch.tensor([[0.0, 0, 1, 1]], device=device)
+        assert ops.overlap_sample(checkers[None, None], whole, 5).isfinite().all()
+
+    def test_a_weight_that_rounds_to_one_is_one(self, backend, device):
+        # The second pixel's weight is 1 - 2e-9 in float64, as the boxes are, and 1 in float32.
+        features = torch.tensor([torch.inf, 5.0], device=device).view(1, 1, 1, 2)
+        near = 0.75 - 1e-9
+        boxes = torch.tensor([[near, 0.0, near, 1.0]], dtype=torch.float64, device=device)
+        assert ops.overlap_sample(features, boxes, 1).item() == 5
+
+    def test_taps_are_the_same_bits_in_every_kernel(self, backend, device, dtype):
+        if dtype not in (torch.float32, torch.float64):
+            pytest.skip("half types would round the shares")
+        # Of a map with a 1 in one pixel, a sample is that pixel's share; backward, the gradient of
+        # one sample is its share in each pixel.
+        generator = torch.Generator().manual_seed(3)
+        for pixels, cells in [(6, 18), (18, 6), (7, 80), (80, 7), (27, 56), (1, 3)]:
+            edges = torch.rand(5, 2, generator=generator, dtype=torch.float64) * 3 - 1
+            edges = torch.cat([torch.tensor([[0.0, 1], [1, 0]], dtype=torch.float64), edges])
+            along = torch.eye(pixels, dtype=dtype).view(1, pixels, 1, pixels)
+            for column in (True, False):
+                for box_type in (torch.float32, torch.float64):
+                    boxes = torch.zeros(len(edges), 4, dtype=torch.float64)
+                    boxes[:, [0, 2] if column else [1, 3]] = edges
+                    boxes = boxes.to(box_type)
+                    for layout in ("contiguous", "channels_last"):
+                        maps = (along if column else along.mT).repeat(len(edges), 1, 1, 1)
+                        size = (1, cells) if column else (cells, 1)
+                        samples = torch.eye(cells, dtype=dtype).view(1, cells, *size)
+                        samples = samples.repeat(len(edges), 1, 1, 1)
+                        memory = Maker(dtype, layout, device).arranged
+                        with ops.use_backend("reference"):
+                            expected = ops.overlap_sample(maps, boxes, size)
+                        shares = ops.overlap_sample(memory(maps), boxes.to(device), size)
+                        assert torch.equal(shares.cpu(), expected)
+                        leaf = memory(torch.zeros(len(edges), cells, *maps.shape[2:]).to(dtype))
+                        leaf.requires_grad_()
+                        result = ops.overlap_sample(leaf, boxes.to(device), size)
+                        (grad,) = torch.autograd.grad(result, leaf, memory(samples))
+                        grad, expected = grad.cpu().flatten(2), expected.flatten(2)
+                        assert torch.equal(grad, expected.mT)
 
     def test_identity(self, backend, device):
         features = torch.randn(2, 3, 6, 7, device=device)

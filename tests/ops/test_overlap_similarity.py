@@ -16,6 +16,7 @@ def views(kind, **keywords):
 
 class TestOverlapSimilarity(OpSuite):
     op = "overlap_similarity"
+    BOXES = (2, 3)
     rounds_in_input_dtype = True  # the composition rounds the samples; fused kernels need not
     CASES = {
         "cosine": views("cosine"),
@@ -26,6 +27,11 @@ class TestOverlapSimilarity(OpSuite):
         ),
         "whole maps": Case(
             lambda m: [m.features(2, 4, 5, 6), m.features(2, 4, 3, 3), None, None, (5, 6)]
+        ),
+        "one channel": Case(
+            lambda m: [m.features(2, 1, 5, 6), m.features(2, 1, 4, 4), m.boxes(2), m.boxes(2), 3],
+            keywords={"reduction": "none"},
+            cancels=True,
         ),
         "seven": Case(
             lambda m: [m.features(2, 20, 8, 8), m.features(2, 20, 8, 8), m.boxes(2), m.boxes(2), 7]

@@ -14,6 +14,14 @@ def other(**keywords):
     return Case(lambda m: [m.features(2, 12, 5, 6), m.features(2, 12, 5, 6)], keywords=keywords)
 
 
+def weighted(rebalance="none", reduction="mean"):
+    def make(m):
+        maps = m.features(3, 12, 5, 6), m.features(3, 12, 5, 6)
+        return [*maps, rebalance, None, reduction, m.weights(3)]
+
+    return Case(make)
+
+
 class TestPseudoLabelLoss(OpSuite):
     op = "pseudo_label_loss"
     CASES = {
@@ -31,7 +39,24 @@ class TestPseudoLabelLoss(OpSuite):
             lambda m: [m.features(2, 5, 33, 35)], keywords={"rebalance": "inverse"}
         ),
         "vectors": Case(lambda m: [m.features(9, 4), m.features(9, 4), "frequency"]),
-        "one class": Case(lambda m: [m.features(2, 1, 3, 3)]),
+        "one class": Case(lambda m: [m.features(2, 1, 3, 3)], cancels=True),
+        "weighted": weighted(),
+        "weighted, each pixel": weighted(reduction="none"),
+        "weighted, inverse": weighted(rebalance="inverse"),
+        "weighted, inverse, each pixel": weighted(rebalance="inverse", reduction="none"),
+        "weighted, given counts": Case(
+            lambda m: [
+                m.features(3, 6, 4),
+                None,
+                "frequency",
+                m.integers(50, 6),
+                "mean",
+                m.weights(3),
+            ]
+        ),
+        "bool weight": Case(
+            lambda m: [m.features(3, 4, 5), None, "none", None, "mean", m.weights(3) > 0]
+        ),
     }
     ERRORS = {
         "targets' shape": Error(
@@ -48,6 +73,11 @@ class TestPseudoLabelLoss(OpSuite):
             lambda m: [m.features(2, 3, 4), None, "inverse", m.integers(5, 4)],
             ValueError,
             "counts must have shape (K,) = (3,), got (4,)",
+        ),
+        "weight": Error(
+            lambda m: [m.features(2, 3, 4), None, "none", None, "mean", m.weights(3)],
+            ValueError,
+            "weight must have shape (B,) = (2,), got (3,)",
         ),
         "no classes": Error(
             lambda m: [m.features(2, 0, 4)],
@@ -75,6 +105,45 @@ class TestPseudoLabelLoss(OpSuite):
         assert absent.any()
         assert not losses[absent].any()
         assert losses.isfinite().all()
+
+    @pytest.mark.parametrize("rebalance", ["none", "frequency", "inverse"])
+    @pytest.mark.parametrize("reduction", ["mean", "none"])
+    def test_an_image_of_weight_zero_counts_nowhere(self, backend, device, rebalance, reduction):
+        m = Maker(torch.float32, "contiguous", device)
+        logits, targets = m.features(3, 4, 5, scale=2), m.features(3, 4, 5)
+        weight = torch.tensor([1.0, 0.0, 1.0], device=device)
+        alone = ops.pseudo_label_loss(logits[::2], targets[::2], rebalance, reduction=reduction)
+        logits[1], targets[1] = torch.nan, torch.inf
+        logits.requires_grad_()
+        result = ops.pseudo_label_loss(
+            logits, targets, rebalance, reduction=reduction, weight=weight
+        )
+        (grad,) = torch.autograd.grad(result.sum(), logits)
+        if reduction == "none":
+            assert not result[1].any()
+            result = result[::2]
+        # Losses of up to 8, weights of up to the number of pixels.
+        assert_close(result, alone, terms=2 * 5 + 3 * 4, rms=8 * 10)
+        assert grad[::2].any()
+        assert not grad[1].any()
+
+    def test_any_other_weight_counts_whole_in_the_counts(self, backend, device):
+        m = Maker(torch.float32, "contiguous", device)
+        logits = m.features(2, 4, 5)
+        weight = torch.tensor([0.25, 2.0], device=device)
+        plain = ops.pseudo_label_loss(logits, None, "frequency", reduction="none")
+        loss = ops.pseudo_label_loss(logits, None, "frequency", weight=weight)
+        expected = (0.25 * plain[0].sum() + 2 * plain[1].sum()) / (2.25 * 5)
+        assert_close(loss, expected, terms=2 * 5 + 3 * 4, rms=5)
+
+    @pytest.mark.parametrize("rebalance", ["none", "inverse"])
+    def test_no_weight_at_all_gives_zero(self, backend, device, rebalance):
+        m = Maker(torch.float32, "contiguous", device)
+        logits = m.features(2, 4, 5).requires_grad_()
+        loss = ops.pseudo_label_loss(logits, None, rebalance, weight=torch.zeros(2, device=device))
+        (grad,) = torch.autograd.grad(loss, logits)
+        assert loss.item() == 0
+        assert not grad.any()
 
     def test_split_counts_give_the_loss_of_the_whole(self, backend, device):
         # What a distributed method does: counts summed over processes, then each its own loss.

@@ -10,6 +10,7 @@ class TestRegionPool(OpSuite):
     rounds_in_input_dtype = True  # half types may round the mask to half before the product
     CASES = {
         "regions": Case(lambda m: [m.features(2, 16, 6, 7), m.features(2, 5, 6, 7)], (0, 1)),
+        "one channel": Case(lambda m: [m.features(2, 1, 6, 7), m.features(2, 5, 6, 7)], (0, 1)),
         "normalized": Case(
             lambda m: [m.features(2, 16, 6, 7), m.features(2, 5, 6, 7)],
             (0, 1),

@@ -6,54 +6,53 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 from densesiam import reference
+from densesiam.ops._operations import OPERATIONS
+from tests.ops.suite import Maker
 from tests.tolerance import assert_close, assert_within, tolerance
 
-from .support import make_boxes, randn
+from .support import randn
 
 B, C, N, H, W = 2, 3, 4, 4, 5
 
 
 def arguments(dtype=torch.float64, batch=B, device="cpu"):
     """Every differentiable loss or sampling call, as a function of its differentiable tensors."""
-    boxes = make_boxes("mirrored", "anywhere", batch, seed=1).to(device)
     weight = torch.linspace(0, 1, batch, dtype=dtype, device=device)  # begins with a 0
-    p, z, narrow = (
-        randn(batch, C, H, w, seed=s).to(device, dtype) for s, w in ((2, W), (3, W), (4, 3))
-    )
-    logits = randn(batch, N, H, W, seed=5).to(device, dtype)
+    make = Maker(dtype, "contiguous", device)
+    p, z, logits = (make.features(batch, c, H, W) for c in (C, C, N))
+    r = reference
+    calls = {}
+    for name, operation in OPERATIONS.items():
+        if operation.differentiable:
+            count = operation.differentiable
+            args = operation.example(make, batch, C, H, W)
+            calls[name] = on(getattr(r, name), args[count:]), tuple(args[:count])
     # One box an image, on the maps' scale; the first is mirrored.
     rois = torch.tensor([[0, 4.1, 0.3, 1.2, 3.9], [1, -1.5, 1.1, 3.3, 2.7]], dtype=torch.float64)
     rois = rois[:batch].to(device)
-    r = reference
-    return {
-        "overlap_sample": (lambda f: r.overlap_sample(f, boxes, (3, 2)), (p,)),
-        "roi_align": (lambda f: r.roi_align(f, rois, (3, 2), aligned=True), (p,)),
+    return calls | {
+        "roi_align, aligned": (lambda f: r.roi_align(f, rois, (3, 2), aligned=True), (p,)),
         "roi_align, two points": (lambda f: r.roi_align(f, rois, 2, 0.9, 2), (p,)),
         "pixel_similarity, cosine": (lambda p: r.pixel_similarity(p, z), (p,)),
-        "pixel_similarity, cross-entropy, weighted": (
-            lambda p: r.pixel_similarity(p, z, "cross_entropy", weight),
-            (p,),
-        ),
         "pixel_similarity, cosine, weighted, none": (
             lambda p: r.pixel_similarity(p, z, weight=weight, reduction="none"),
             (p,),
         ),
-        "overlap_similarity": (
-            lambda p: r.overlap_similarity(p, narrow, boxes, None, 3, weight=weight > 0),
-            (p,),
-        ),
-        "region_pool": (r.region_pool, (p, logits)),
-        "region_pool, normalized": (lambda f, m: r.region_pool(f, m, True), (p, logits)),
-        "pseudo_label_loss": (r.pseudo_label_loss, (logits,)),
+        "region_pool, not normalized": (r.region_pool, (p, logits)),
+        "pseudo_label_loss, own labels": (r.pseudo_label_loss, (logits,)),
         "pseudo_label_loss, frequency, none": (
             lambda x: r.pseudo_label_loss(x, -logits, "frequency", reduction="none"),
             (logits,),
         ),
-        "pseudo_label_loss, inverse": (
+        "pseudo_label_loss, own labels, inverse": (
             lambda x: r.pseudo_label_loss(x, rebalance="inverse"),
             (logits,),
         ),
     }
+
+
+def on(function, rest):
+    return lambda *tensors: function(*tensors, *rest)
 
 
 names = pytest.mark.parametrize("name", arguments())
@@ -72,14 +71,14 @@ def test_first_and_second_derivatives(name):
 def test_result_type(name, dtype):
     function, tensors = arguments(dtype)[name]
     at_least_single = torch.float64 if dtype == torch.float64 else torch.float32
-    expected = dtype if "sample" in name or "roi_align" in name else at_least_single
+    expected = dtype if OPERATIONS[name.split(",")[0]].keeps_type else at_least_single
     assert function(*tensors).dtype == expected
 
 
 @pytest.mark.parametrize(
-    # The others hold a second tensor that would be rounded too: see test_pixel_similarity.
+    # The others hold a second tensor that would be rounded too: the op suite has them.
     "name",
-    [name for name in arguments() if "similarity" not in name],
+    ["overlap_sample", *(n for n in arguments() if "region_pool" in n or "own labels" in n)],
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_differ_from_double_by_rounding_only(name, dtype):

@@ -101,6 +101,27 @@ def test_nan_counts_as_the_greatest_and_stays_in_range():
     assert_close(pseudo_label_loss(logits, targets, reduction="none"), expected, 3, rms=5)
 
 
+@properties
+@given(rebalances, st.booleans(), seeds)
+def test_weights_of_images_against_the_library(rebalance, bools, seed):
+    logits = randn(4, 3, 5, seed=seed).requires_grad_()
+    weight = torch.tensor([0.5, 0.0, 1.0, 3.0], dtype=torch.float64)
+    if bools:
+        weight = weight > 0
+    labels = logits.argmax(dim=1)
+    n = labels[[0, 2, 3]].flatten().bincount(minlength=3).tolist()  # the second does not count
+    classes = torch.tensor(library_weights(n, rebalance), dtype=torch.float64)
+    losses = F.cross_entropy(logits, labels, classes, reduction="none") * weight[:, None]
+    found = pseudo_label_loss(logits, None, rebalance, reduction="none", weight=weight)
+    size = 3 * 5 * max(1, float(classes.max()))
+    assert_close(found, losses, terms=3 * 3, rms=size)
+    expected = losses.sum() / (weight.sum() * 5)
+    mean = pseudo_label_loss(logits, None, rebalance, weight=weight)
+    assert_close(mean, expected, terms=logits.numel(), rms=size)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (mean, expected)]
+    assert_close(*gradients, terms=3 * 3, rms=size)
+
+
 def test_targets_receive_no_gradient():
     logits, targets = randn(2, 3, 4).requires_grad_(), randn(2, 3, 4, seed=1).requires_grad_()
     pseudo_label_loss(logits, targets).backward()

@@ -33,6 +33,10 @@ def example(tmp_path):
 def test_plain_text_is_escaped_and_html_is_not(example):
     text = example.read_text()
     assert "<title>An &lt;example&gt;</title>" in text
+    assert "<h1>An &lt;example&gt;</h1>" in text
+    assert "<example>" not in text
+    assert "below &lt;it&gt;" in text
+    assert "a line &amp; more" in text
     assert "&lt;road&gt;" in text
     assert "<road>" not in text
     assert 'alt="a &quot;grey&quot; ramp"' in text

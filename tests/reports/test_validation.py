@@ -8,8 +8,10 @@ from PIL import Image
 from densesiam.data.sets.classes import ClassTable, known_table
 from densesiam.evaluation.metrics import ClusterMetrics
 from densesiam.evaluation.ranking import rank_images
+from densesiam.reports import validation
 from densesiam.reports.prediction import write_prediction_page
 from densesiam.reports.validation import Example, ValidationReport, read_matching
+from densesiam.reports.visualize import heat_map
 from tests.browser import needs_browser, open_page
 
 PROTOCOL = {"data": "three <images>", "matching": "Hungarian, on these very labels"}
@@ -70,6 +72,27 @@ def test_a_report_is_complete_on_its_own(tmp_path):
     }
     assert rows[3]["iou"] == "0.000000"  # nothing is sky, but cluster 3 or 4 is called so
     assert rows[4]["kind"] == "group"
+
+
+def test_the_picture_of_confusions_has_a_row_for_each_true_class(monkeypatch, tmp_path):
+    drawn = []
+
+    def draw(shares, *names):
+        drawn.append((shares, *names))
+        return heat_map(shares, *names)
+
+    monkeypatch.setattr(validation, "heat_map", draw)
+    report(COUNTS, TABLE).write(tmp_path)
+    [(shares, rows, columns, row_title, column_title)] = drawn
+    assert (list(rows), row_title) == (TABLE.names, "true class")
+    assert (list(columns), column_title) == ([*TABLE.names, "no class"], "predicted class")
+    # Cluster 1 is called cat & dog, 0 car, 2 road, 3 sky; 4 matches nothing. Rows add up to 1.
+    assert shares[:3].tolist() == [
+        [0.8, 0, 0.05, 0.15, 0],
+        [0, 1, 0, 0, 0],
+        [0, 10 / 120, 90 / 120, 0, 20 / 120],
+    ]
+    assert np.isnan(shares[3]).all()  # no pixel is sky
 
 
 def test_legacy_scores_are_marked_wherever_they_stand(tmp_path):

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -56,6 +58,12 @@ def test_colorize_refuses_labels_without_a_colour(wrong):
         colorize(np.array([[0, wrong]]), 3)
 
 
+@pytest.mark.parametrize("shape", [(4,), (1, 2, 2), ()])
+def test_colorize_takes_one_map(shape):
+    with pytest.raises(ValueError, match=rf"labels must be \(H, W\), got {re.escape(str(shape))}"):
+        colorize(np.zeros(shape, dtype=int), 3)
+
+
 def test_overlay_blends_photo_and_colour_and_leaves_void_bare():
     photo = Image.new("RGB", (3, 2), (100, 200, 0))
     labels = np.array([[0, 1, 255], [0, 1, 255]])
@@ -100,6 +108,30 @@ def test_heat_map_goes_from_white_to_blue_and_leaves_nothing_blank():
     assert cells[0][0].tolist() == [11, 91, 165]
     assert cells[0][1].tolist() == cells[2][0].tolist() == cells[2][1].tolist() == [255, 255, 255]
     assert cells[1][0].sum() > cells[1][1].sum() > cells[0][0].sum()
+
+
+def test_heat_map_writes_rows_beside_their_cells_and_columns_above():
+    shares = np.zeros((3, 2))
+    rows, columns = ["longest", "bb", "cc"], ["longest", "ee"]
+    blank = np.asarray(heat_map(shares, rows, columns)).astype(int)
+    left, top = blank.shape[1] - 2 * 34 - 8, blank.shape[0] - 3 * 34 - 8  # where the cells begin
+
+    def changed(*arguments):
+        """The first and last row, and the first and last column, that differ."""
+        other = np.asarray(heat_map(shares, *arguments)).astype(int)
+        y, x = np.nonzero((other != blank).any(axis=2))
+        return y.min(), y.max(), x.min(), x.max()
+
+    y0, y1, _, x1 = changed(["longest", "dd", "cc"], columns)
+    assert x1 < left
+    assert top + 34 <= y0 <= y1 < top + 68
+    _, y1, x0, x1 = changed(rows, ["longest", "ff"])
+    assert y1 < top
+    assert left + 34 <= x0 <= x1 < left + 68
+    _, _, _, x1 = changed(rows, columns, "true class", "")
+    assert x1 < left
+    _, y1, _, _ = changed(rows, columns, "", "predicted class")
+    assert y1 < top
 
 
 def test_colours_of_a_data_set_take_the_palettes_place():

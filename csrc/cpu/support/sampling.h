@@ -39,10 +39,10 @@ struct Taps {
     first = extent;
     last = 0;
     for (int cell = 0; cell < count; ++cell) {
-      const Tap<C> tap = cell_tap(from, to, cell, count, extent);
+      const Tap<A> tap = cell_tap<A>(from, to, cell, count, extent);
       low[cell] = tap.low;
       high[cell] = tap.high;
-      weight[cell] = A(tap.weight);
+      weight[cell] = tap.weight;
       first = std::min(first, tap.low);
       last = std::max(last, tap.high);
     }
@@ -58,10 +58,10 @@ struct Touching {
 
   template <class C>
   void build(C from, C to, int count, int extent) {
-    std::vector<Tap<C>> taps(count);
+    std::vector<Tap<A>> taps(count);
     start.assign(extent + 1, 0);
     for (int j = 0; j < count; ++j) {
-      taps[j] = cell_tap(from, to, j, count, extent);
+      taps[j] = cell_tap<A>(from, to, j, count, extent);
       ++start[taps[j].low + 1];
       if (taps[j].high != taps[j].low) ++start[taps[j].high + 1];
     }
@@ -72,7 +72,7 @@ struct Touching {
     for (int j = 0; j < count; ++j) {
       const auto append = [&](int pixel) {
         cell[next[pixel]] = j;
-        share[next[pixel]++] = A(tap_share(taps[j], pixel));
+        share[next[pixel]++] = tap_share(taps[j], pixel);
       };
       append(taps[j].low);
       if (taps[j].high != taps[j].low) append(taps[j].high);
@@ -110,11 +110,6 @@ struct Grid {
     y.build(box.y1, box.y2, rows, height);
   }
 };
-
-template <class A>
-DENSESIAM_HD A mix(A low, A high, A weight) {
-  return low + weight * (high - low);
-}
 
 // What cells of the grid a call computes: whole rows of it, or a piece of one row.
 struct Cells {
@@ -208,13 +203,13 @@ DENSESIAM_HD void sample_planes(const T* in, int planes, int height, int width,
             std::decay_t<decltype(value)> upper, lower;
             load_vector(low + (l + plane) * map + column, upper);
             load_vector(high + (l + plane) * map + column, lower);
-            value = upper + weight * (lower - upper);
+            value = mix(upper, lower, weight);
           },
           [&](V& value, int j) DENSESIAM_INLINE {
             V left, right;
             std::memcpy(&left, buffer + std::int64_t(x.low[j]) * kLanes, sizeof(V));
             std::memcpy(&right, buffer + std::int64_t(x.high[j]) * kLanes, sizeof(V));
-            value = left + x.weight[j] * (right - left);
+            value = mix(left, right, x.weight[j]);
           });
     }
   }

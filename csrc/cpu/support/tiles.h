@@ -193,4 +193,15 @@ DENSESIAM_HD void for_groups(std::int64_t count, const Body& body) {
   }
 }
 
+// Zeros in the `count` pixels of an image (C, P) that a tile has, from `start`.
+template <class T>
+void zero_tile(T* image, std::int64_t channels, std::int64_t pixels, Layout layout,
+               std::int64_t start, int count) {
+  if (layout == Layout::pixels) {
+    std::fill_n(image + start * channels, count * channels, T());
+    return;
+  }
+  for (std::int64_t c = 0; c < channels; ++c) std::fill_n(image + c * pixels + start, count, T());
+}
+
 }  // namespace densesiam

@@ -28,16 +28,6 @@ bool reads_packs(bool channels_last, const Tensor& tensor,
   return fits;
 }
 
-inline std::optional<Tensor> checked_weight(const char* op, const std::optional<Tensor>& weight,
-                                            const Tensor& p) {
-  if (!weight) return weight;
-  check(weight->dim() == 1 && weight->size(0) == p.size(0) &&
-            weight->scalar_type() == accumulate_type(p.scalar_type()),
-        op, ": weight must be (B,) = (", p.size(0), ",) in the accumulation type, got shape ",
-        shape_of(*weight));
-  return in_layout(*weight, Layout::planar);
-}
-
 // The pointer, or null.
 template <class A>
 const A* optional_data(const std::optional<Tensor>& tensor) {

@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../../host.h"
+#include "../../args.h"
 
 #ifdef DENSESIAM_EMULATOR
 #define DENSESIAM_DEVICE_KEY CPU

@@ -5,6 +5,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from densesiam.data.order.sampler import TrainingSampler
+
 
 class LoadingModule(L.LightningDataModule):
     """A data module whose loaders have worker processes.
@@ -13,7 +15,9 @@ class LoadingModule(L.LightningDataModule):
         num_workers: processes that load data, for each loader; 0 loads in the main process.
     """
 
+    batch_size: int
     num_workers: int
+    seed: int
 
     def _place(self) -> tuple[int, int]:
         """Number of processes, and which one this is."""
@@ -21,9 +25,33 @@ class LoadingModule(L.LightningDataModule):
             return 1, 0
         return self.trainer.world_size, self.trainer.global_rank
 
+    def _training_order(self, num_images: int, samples: int | None) -> TrainingSampler:
+        """The order of the training images, from where a resumed training stands.
+
+        Args:
+            num_images: in the data set.
+            samples: draws in an epoch, over all processes; None for one pass over the images.
+        """
+        sampler = TrainingSampler(num_images, samples, self.seed, *self._place())
+        if self.trainer is not None:
+            # On resuming, Lightning starts the first loop over the loader before it tells the
+            # epoch, and workers fetch ahead: without this they would replay epoch 0.
+            # `current_epoch` is behind by one after a checkpoint from an epoch's end.
+            loop = self.trainer.fit_loop
+            epoch: Any = loop.epoch_progress.current  # typed as its base class
+            sampler.set_epoch(epoch.processed)
+            # PiCIE asks for loaders of its own while the training's is there; those are whole.
+            if epoch.processed < epoch.ready and self.trainer.train_dataloader is None:
+                batch: Any = loop.epoch_loop.batch_progress.current
+                sampler.skip(batch.processed * self.batch_size)
+        return sampler
+
     def _loading(self) -> dict[str, Any]:
         """Arguments of every loader."""
         return {
+            # Loaders draw a seed for their workers. Drawn from torch's own generator, a resumed
+            # training would be one draw ahead of, or behind, one that was not stopped.
+            "generator": torch.Generator().manual_seed(self.seed),
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),

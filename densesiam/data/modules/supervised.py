@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from densesiam.data.modules.loading import LoadingModule
-from densesiam.data.order.sampler import EvaluationSampler, TrainingSampler
+from densesiam.data.order.sampler import EvaluationSampler
 from densesiam.data.sets.classified import ClassifiedImages
 from densesiam.data.sets.crops import LabelledCrops
 from densesiam.data.sets.labelled import LabelledFiles
@@ -68,22 +68,16 @@ class SupervisedData(LoadingModule):
         """
         dataset = self.training_set()
         assert isinstance(dataset, Sized)
-        replicas, rank = self._place()
+        replicas, _ = self._place()
         if len(dataset) // replicas < self.batch_size:
             raise ValueError(
                 f"fewer images than the batch: {len(dataset)} on {replicas} process(es) do not "
                 f"fill one batch of {self.batch_size}; lower data.batch_size"
             )
-        sampler = TrainingSampler(len(dataset), None, self.seed, replicas, rank)
-        if self.trainer is not None:
-            # As in `SegmentationData`: a resumed training starts this loader before it tells it
-            # the epoch.
-            progress: Any = self.trainer.fit_loop.epoch_progress.current
-            sampler.set_epoch(progress.processed)
         return DataLoader(
             dataset,
             self.batch_size,
-            sampler=sampler,
+            sampler=self._training_order(len(dataset), None),
             drop_last=True,
             collate_fn=self.collate,
             **self._loading(),

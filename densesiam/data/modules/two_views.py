@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, default_collate
 from densesiam.data.image.files import find_images
 from densesiam.data.image.transform import NATIVE, Evaluation
 from densesiam.data.modules.loading import LoadingModule
-from densesiam.data.order.sampler import EvaluationSampler, TrainingSampler
+from densesiam.data.order.sampler import EvaluationSampler
 from densesiam.data.sets.images import (
     ImageFiles,
     Images,
@@ -84,7 +84,7 @@ class TwoViewData(LoadingModule):
             dataset = ImageFiles(self.train.paths, self.views, self.seed, self.errors)
         else:
             dataset = Images(self.train, self.views, self.seed, self.errors)
-        num_replicas, rank = self._place()
+        num_replicas, _ = self._place()
         samples = self.samples_per_epoch or len(dataset)
         if samples // num_replicas < self.batch_size:
             raise ValueError(
@@ -92,13 +92,7 @@ class TwoViewData(LoadingModule):
                 f"process(es) do not fill one batch of {self.batch_size}; lower `batch_size`, or "
                 "raise `samples_per_epoch` so that images repeat with fresh draws"
             )
-        sampler = TrainingSampler(len(dataset), samples, self.seed, num_replicas, rank)
-        if self.trainer is not None:
-            # On resuming, Lightning starts the first loop over the loader before it tells the
-            # epoch, and workers fetch ahead: without this they would replay epoch 0.
-            # `current_epoch` is behind by one after a checkpoint from an epoch's end.
-            progress: Any = self.trainer.fit_loop.epoch_progress.current  # typed as its base class
-            sampler.set_epoch(progress.processed)
+        sampler = self._training_order(len(dataset), samples)
         return DataLoader(
             dataset, self.batch_size, sampler=sampler, drop_last=True, **self._loading()
         )

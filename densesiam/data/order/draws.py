@@ -1,10 +1,13 @@
 """Where randomness comes from: every draw follows from the seed, the epoch and the index alone.
 
 Neither the global random state nor the worker that happens to load a sample has a say, so the same
-seed gives the same views with any number of worker processes.
+seed gives the same views with any number of worker processes. Only where a data set is asked for a
+plain index, as by a sampler of torch's, `Draw.of` takes an epoch from the global state.
 """
 
+import operator
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -25,6 +28,22 @@ class Draw:
     """Epoch of training: each gives fresh draws."""
     repetition: int = 0
     """How often the image came before in this epoch: each occurrence gives fresh draws."""
+
+    @staticmethod
+    def of(request: "Draw | SupportsIndex") -> "Draw":
+        """The draw that a sampler asks for; a fresh one for a plain index.
+
+        A plain index says nothing of the epoch, so its draws come from torch's global random state,
+        as in torchvision's transforms. `torch.utils.data.DataLoader` seeds that state anew for the
+        workers of each epoch. `torch.manual_seed` makes it repeatable, for one number of workers.
+
+        Raises:
+            TypeError: neither a draw nor an integer.
+        """
+        if isinstance(request, Draw):
+            return request
+        # Epochs that are counted never get so far.
+        return Draw(operator.index(request), epoch=int(torch.randint(2**62, 2**63 - 1, ())))
 
 
 def seeded_generator(seed: int, *key: int) -> torch.Generator:

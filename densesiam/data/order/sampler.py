@@ -51,10 +51,23 @@ class TrainingSampler(DistributedSampler[Draw]):
             raise ValueError(f"{self.samples} samples do not suffice for {num_replicas} processes")
         self.num_samples = self.samples // num_replicas
         self.total_size = self.num_samples * num_replicas
+        self._done = 0
+
+    def skip(self, draws: int) -> None:
+        """Leave out what this process has drawn already, in the next iteration only.
+
+        The length stays that of an epoch.
+
+        Args:
+            draws: how many, from the epoch's start.
+        """
+        self._done = draws
 
     def __iter__(self) -> Iterator[Draw]:
         """The draws of this process, in the epoch that was set last."""
-        return itertools.islice(self._draws(), self.rank, self.total_size, self.num_replicas)
+        done, self._done = self._done, 0
+        start = self.rank + done * self.num_replicas
+        return itertools.islice(self._draws(), start, self.total_size, self.num_replicas)
 
     def _draws(self) -> Iterator[Draw]:
         """Shuffled passes over the images, without end."""

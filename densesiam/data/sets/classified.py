@@ -60,8 +60,7 @@ class ClassifiedImages(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
         """One image and its class."""
-        if isinstance(draw, int):
-            draw = Draw(draw)
+        draw = Draw.of(draw)
         path, label = self._samples[draw.index]
         photo = read_image(path)
         if self._whole is None:

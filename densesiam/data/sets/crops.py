@@ -18,7 +18,7 @@ class LabelledCrops(Dataset[dict[str, Tensor]]):
     The image is scaled by U(scale), cut to size at a random position, and mirrored with probability
     `p_flip`; the label follows, nearest pixel. What a scaled image lacks of the size is filled to
     the right and below: with ImageNet's mean colour, and void. Draws follow from seed, epoch,
-    repetition and index alone.
+    repetition and index alone; a plain number for an index draws afresh (`Draw.of`).
 
     Args:
         dataset: the labelled images, labels as large as they are.
@@ -52,9 +52,8 @@ class LabelledCrops(Dataset[dict[str, Tensor]]):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
-        """A crop of one image, as drawn for one epoch and repetition."""
-        if isinstance(draw, int):
-            draw = Draw(draw)
+        """A crop of one image, as drawn for one epoch and repetition, or afresh."""
+        draw = Draw.of(draw)
         generator = seeded_generator(self.seed, draw.epoch, draw.repetition, draw.index)
         sample = self.dataset[draw.index]
         image, label = sample["image"], sample["label"]

@@ -21,9 +21,9 @@ from densesiam.data.views.paired import Views
 class ImageFiles(Dataset[dict[str, Tensor]]):
     """Two random views of each of a list of image files.
 
-    An item is what the transform returns, and ``index``, () int64: which file was read. Ask for
-    items by `Draw`, as `TrainingSampler` does; a plain number means epoch 0. The draws follow from
-    seed, epoch, repetition and index alone.
+    An item is what the transform returns, and ``index``, () int64: which file was read. Asked for
+    by `Draw`, as `TrainingSampler` does, an item follows from seed, epoch, repetition and index
+    alone. A plain number, as torch's own samplers give, draws afresh each time: see `Draw.of`.
 
     Decoding is the only sure test of a file, and far too slow to do to a large set up front. Bad
     files are therefore met when their turn comes. With ``errors="skip"`` a warning names each of
@@ -59,9 +59,8 @@ class ImageFiles(Dataset[dict[str, Tensor]]):
         return len(self.paths)
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
-        """The views of one image, as drawn for one epoch and repetition."""
-        if isinstance(draw, int):
-            draw = Draw(draw)
+        """The views of one image, as drawn for one epoch and repetition, or afresh."""
+        draw = Draw.of(draw)
         if not 0 <= draw.index < len(self):
             raise IndexError(f"no image {draw.index} among {len(self)}")
         if not self.transform.redrawn:

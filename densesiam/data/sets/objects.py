@@ -254,8 +254,7 @@ class DetectionSamples(Dataset[dict[str, Any]]):
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
         """One image."""
-        if isinstance(draw, int):
-            draw = Draw(draw)
+        draw = Draw.of(draw)
         index = self.indices[draw.index]
         image = to_normalised(read_image(self.source.paths[index]))
         objects = self.source.objects(index)

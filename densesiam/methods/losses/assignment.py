@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from densesiam.methods.losses.averages import weighted_mean
+from densesiam.nn import weighted_mean
 
 
 def label_counts(labels: Tensor, num_classes: int, weight: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import device
 from densesiam import ops, reference
-from densesiam.ops import _backends
+from densesiam.ops._operations import OPERATIONS
 from tests.tolerance import assert_close
 
 
@@ -29,25 +29,31 @@ def boxes(maps):
     return torch.tensor([[0.1, 0.9, 0.8, 0.05]], device=maps.device).repeat(len(maps), 1)
 
 
+class Given:
+    """Makes an exemplary call of maps that there are."""
+
+    def __init__(self, maps, box):
+        self.maps, self.box = iter(maps), box
+
+    def features(self, *shape):
+        batch, channels, height, width = shape
+        return next(self.maps)[:batch, :channels, :height, :width].contiguous()
+
+    def boxes(self, batch):
+        return self.box[:batch]
+
+    def weights(self, batch):
+        return torch.ones(batch, device=self.box.device)
+
+
+def exemplary(operation):
+    function = getattr(ops, operation.name)
+    return lambda p, z, box: function(*operation.example(Given((p, z), box), *p.shape))
+
+
 CALLS = {
-    "overlap_sample": lambda p, z, box: ops.overlap_sample(p, box, 7),
-    "roi_align": lambda p, z, box: ops.roi_align(p, box.split(1), 7, p.shape[-1]),
-    "pixel_similarity": lambda p, z, box: ops.pixel_similarity(p, z, "cross_entropy"),
-    "overlap_similarity": lambda p, z, box: ops.overlap_similarity(p, z, box, None, 7),
-    "region_pool": lambda p, z, box: ops.region_pool(p, z[:, :27].contiguous()),
-    "pseudo_label_loss": lambda p, z, box: ops.pseudo_label_loss(p, z, rebalance="inverse"),
+    name: exemplary(operation) for name, operation in OPERATIONS.items() if operation.differentiable
 }
-
-
-@pytest.fixture(autouse=True)
-def served(request):
-    """Skips a call of an operation that the backend has no kernel for."""
-    if "call" not in request.fixturenames:
-        return
-    name = next(name for name, call in CALLS.items() if call is request.getfixturevalue("call"))
-    backend = request.getfixturevalue("gpu").backend
-    if name not in _backends.kernels(backend):
-        pytest.skip(f"{backend} has no kernel for {name}")
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)

@@ -112,7 +112,7 @@ def test_lightning_tells_the_epoch_from_the_start_and_on_resuming(folder, tmp_pa
 
 
 def on_process(data, rank, world_size, epoch=0):
-    progress = SimpleNamespace(current=SimpleNamespace(processed=epoch))
+    progress = SimpleNamespace(current=SimpleNamespace(ready=epoch, processed=epoch))
     fit_loop = SimpleNamespace(epoch_progress=progress)
     data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=fit_loop)
     return data

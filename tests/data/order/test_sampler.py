@@ -75,3 +75,13 @@ def test_errors():
         TrainingSampler(3, num_replicas=4)
     with pytest.raises(ValueError, match="Invalid rank"):
         TrainingSampler(30, num_replicas=4, rank=4)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_draws_that_are_done_are_skipped_once(replicas):
+    sampler = TrainingSampler(7, 20, num_replicas=replicas, rank=replicas - 1)
+    whole = list(sampler)
+    sampler.skip(4)
+    assert len(sampler) == len(whole)
+    assert list(sampler) == whole[4:]
+    assert list(sampler) == whole

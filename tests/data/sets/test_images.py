@@ -1,7 +1,9 @@
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from densesiam.data import (
     Draw,
@@ -59,7 +61,6 @@ def test_draws_follow_from_seed_epoch_repetition_and_index(folder):
     assert torch.equal(torch.get_rng_state(), state), "the global random state is left alone"
     torch.manual_seed(123)
     assert same(first, Images(folder, VIEWS, seed=1)[Draw(0, 3, 1)])
-    assert same(data[0], data[Draw(0)])
     others = [
         data[Draw(0, epoch=4, repetition=1)],
         data[Draw(0, epoch=3, repetition=2)],
@@ -71,6 +72,47 @@ def test_draws_follow_from_seed_epoch_repetition_and_index(folder):
     assert len(set(crops)) == len(crops)
     with pytest.raises(ValueError, match="must not be negative, got seed=-1"):
         Images(folder, VIEWS, seed=-1)[0]
+
+
+def crops(loader):
+    """Each image's crop in one pass over the loader, by its index."""
+    return {
+        index: tuple(crop)
+        for batch in loader
+        for index, crop in zip(batch["index"].tolist(), batch["crop1"].tolist(), strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    "workers", [{"num_workers": 0}, {"num_workers": 2}, {"num_workers": 2, "persistent": True}]
+)
+def test_a_plain_loader_draws_afresh_in_each_epoch_and_repeats_with_the_global_seed(
+    folder, workers
+):
+    def epochs(seed):
+        torch.manual_seed(0)
+        loader = DataLoader(
+            Images(folder, VIEWS, seed),
+            batch_size=2,
+            shuffle=True,
+            num_workers=workers["num_workers"],
+            persistent_workers=workers.get("persistent", False),
+        )
+        return [crops(loader) for _ in range(3)]
+
+    first = epochs(seed=1)
+    assert all(len(epoch) == 4 for epoch in first)
+    drawn = [crop for epoch in first for crop in epoch.values()]
+    assert len(set(drawn)) == len(drawn)
+    assert epochs(seed=1) == first
+    assert epochs(seed=2) != first  # the data set's own seed counts too
+
+
+def test_an_index_that_is_no_integer_is_refused(folder):
+    data = Images(folder, VIEWS)
+    assert data[np.int64(2)]["index"] == 2
+    with pytest.raises(TypeError, match="'str' object cannot be interpreted as an integer"):
+        data["2"]
 
 
 def test_official_draws_are_never_renewed(folder):

@@ -5,15 +5,7 @@ import math
 import torch
 
 from densesiam.methods.losses.assignment import assignment_statistics, label_counts
-from densesiam.methods.losses.averages import weighted_mean
 from tests.tolerance import about
-
-
-def test_weighted_mean():
-    values = torch.tensor([[1.0, 3.0], [10.0, 20.0], [5.0, 7.0]])
-    assert weighted_mean(values, torch.tensor([1.0, 0.0, 3.0])) == (2 + 3 * 6) / 4
-    assert weighted_mean(values, torch.tensor([True, False, True])) == (2 + 6) / 2
-    assert weighted_mean(values, torch.zeros(3)) == 0
 
 
 def test_label_counts():

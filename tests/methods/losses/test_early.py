@@ -49,6 +49,52 @@ def test_same_values_and_gradients(scale):
     assert_close(*gradients, terms=24 * 10, rms=5)
 
 
+@pytest.mark.parametrize("backward_inside", [False, True])
+def test_same_gradients_under_autocast(backward_inside):
+    """Layers in bfloat16, as in mixed precision: the very numbers, since the same steps run.
+
+    A loss whose backward is itself composed of what autocast acts on: `Composed` multiplies
+    matrices there. Late gradients are taken outside of autocast, as trainers do, where they are
+    float32's; inside, they are what early ones must not be.
+    """
+    torch.manual_seed(2)
+    head, composed = nn.Linear(64, 64), nn.Linear(64, 64)
+    x = torch.randn(32, 64, requires_grad=True)
+    learning = [x, *head.parameters(), composed.weight]
+
+    def loss(x):
+        return (Composed.apply(head(x).float(), composed.weight)).square().mean()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head(x).dtype == torch.bfloat16
+        late = loss(x)
+        early = early_gradients(loss, [x], [head, composed])
+        inside = torch.autograd.grad(late, learning, retain_graph=True)
+    expected = torch.autograd.grad(late, learning)
+    if backward_inside:
+        assert not all(map(torch.equal, inside, expected))  # so the type of backward tells
+        with torch.autocast("cpu", torch.bfloat16):
+            found = torch.autograd.grad(early, learning)
+    else:
+        found = torch.autograd.grad(early, learning)
+    assert all(map(torch.equal, found, expected))
+
+
+class Composed(torch.autograd.Function):
+    """x W^T in the type of x, with a backward that autocast would act on."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        with torch.autocast("cpu", enabled=False):
+            return x @ weight.T
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad @ weight, grad.T @ x
+
+
 @pytest.mark.parametrize(
     "loss",
     [

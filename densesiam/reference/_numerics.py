@@ -1,4 +1,4 @@
-"""The three conventions that all references share: precision, ties, and counting."""
+"""What all references share: precision, ties, counting, and when values can be read."""
 
 import torch
 from torch import Tensor
@@ -29,3 +29,17 @@ def count(indices: Tensor, length: int) -> Tensor:
     """
     indices = indices.flatten()
     return indices.new_zeros(length).scatter_add(0, indices, torch.ones_like(indices))
+
+
+def values_are_known(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be read here and now.
+
+    They cannot in a graph that is being made, by the compiler or by make_fx, of fake tensors, and
+    under the transforms of torch.func; there a check of them is an operator.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or type(tensor) not in (Tensor, torch.nn.Parameter)
+    )

@@ -1,19 +1,109 @@
-"""RegionSim, written out with loops."""
+"""Modules for other people's loops: each against its operation, RegionSim written out in loops."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from densesiam.methods.losses.region import RegionSim, region_contrast
+from densesiam import nn as modules
+from densesiam import ops
+from densesiam.nn import RegionSim, region_contrast, weighted_mean
 from tests.tolerance import about, assert_close, terms_of
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+BLOCKED = """
+import sys
+for name in ("lightning", "pytorch_lightning", "timm", "torchvision", "torchmetrics"):
+    sys.modules[name] = None  # importing it is an error
+import torch
+from densesiam.nn import PixelSimilarity, RegionSim
+f = torch.randn(2, 3, 4, 4)
+print(float(RegionSim(3)(f, f, f, f)), float(PixelSimilarity()(f, f)))
+"""
+
+
+def test_torch_is_all_that_the_modules_need():
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    region, cosine = map(float, done.stdout.split())
+    assert region > 0
+    assert cosine == about(-1, terms=3)
+
+
+MAPS = torch.randn(4, 2, 6, 5, 7, generator=torch.Generator().manual_seed(1))
+P, Z, F1, LOGITS = MAPS
+BOXES = torch.tensor([[0.1, 0.2, 0.8, 0.9], [0.9, 0.1, 0.3, 0.7]])
+WEIGHT = torch.tensor([0.25, 2.0])
+COUNTS = torch.tensor([3, 1, 4, 1, 5, 9])
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "expected"),
+    [
+        (modules.OverlapSample(4), (P, BOXES), ops.overlap_sample(P, BOXES, 4)),
+        (modules.OverlapSample((2, 5)), (P, BOXES), ops.overlap_sample(P, BOXES, (2, 5))),
+        (modules.PixelSimilarity(), (P, Z), ops.pixel_similarity(P, Z)),
+        (
+            modules.PixelSimilarity("cross_entropy", "none"),
+            (P, Z, WEIGHT),
+            ops.pixel_similarity(P, Z, "cross_entropy", WEIGHT, "none"),
+        ),
+        (
+            modules.OverlapSimilarity(3),
+            (P, Z, None, BOXES),
+            ops.overlap_similarity(P, Z, None, BOXES, 3),
+        ),
+        (
+            modules.OverlapSimilarity((3, 2), "cross_entropy", "none"),
+            (P, Z, BOXES, None, WEIGHT),
+            ops.overlap_similarity(P, Z, BOXES, None, (3, 2), "cross_entropy", WEIGHT, "none"),
+        ),
+        (modules.RegionPool(), (F1, LOGITS), ops.region_pool(F1, LOGITS)),
+        (modules.RegionPool(normalize=True), (F1, LOGITS), ops.region_pool(F1, LOGITS, True)),
+        (modules.PseudoLabelLoss(), (P,), ops.pseudo_label_loss(P)),
+        (
+            modules.PseudoLabelLoss("inverse", "none"),
+            (P, Z, COUNTS, WEIGHT),
+            ops.pseudo_label_loss(P, Z, "inverse", COUNTS, "none", WEIGHT),
+        ),
+    ],
+    ids=lambda value: str(value) if isinstance(value, nn.Module) else "",
+)
+def test_a_module_is_its_operation(module, arguments, expected):
+    assert torch.equal(module(*arguments), expected)
+    assert not list(module.parameters())
+
+
+def test_modules_say_their_settings():
+    assert str(modules.PixelSimilarity("cross_entropy")) == (
+        "PixelSimilarity(kind='cross_entropy', reduction='mean')"
+    )
+    assert str(modules.OverlapSimilarity(7)) == (
+        "OverlapSimilarity(size=7, kind='cosine', reduction='mean')"
+    )
+
+
+def test_weighted_mean():
+    values = torch.tensor([[1.0, 3.0], [10.0, 20.0], [5.0, 7.0]])
+    assert weighted_mean(values, torch.tensor([1.0, 0.0, 3.0])) == (2 + 3 * 6) / 4
+    assert weighted_mean(values, torch.tensor([True, False, True])) == (2 + 6) / 2
+    assert weighted_mean(values, torch.tensor([0.125, 0.0, 0.125])) == (2 + 6) / 2  # below 1 in all
+    assert weighted_mean(values, torch.zeros(3)) == 0
+    assert weighted_mean(values[::2]) == (2 + 6) / 2
+
+
+def test_all_pairs_count_where_no_weight_is_given():
+    region = RegionSim(6)
+    assert torch.equal(region(P, Z, F1, LOGITS), region(P, Z, F1, LOGITS, torch.ones(2)))
 
 
 def contrast_by_loops(p, z, tau, images):

@@ -1,118 +1,17 @@
-// pixel_similarity: the loss between the channels of p and z at every pixel, and its gradient.
+// Any loss between the channels of p and z at every pixel, and its gradient: losses.cuh has them.
 //
-//   cosine         l = -p.z / (max(|p|, e) max(|z|, e)), e = 1e-8
-//                  statistics a = 1 / (|p| |z|), b = cos / |p|^2 (0 where |p| < e);
-//                  dp = -g (a z - b p)
-//   cross_entropy  l = -sum_c softmax(z)_c log softmax(p)_c
-//                  statistics log sum exp p, log sum exp z;
-//                  dp = g (softmax(p) - softmax(z))
-//
-// Forward reads p and z once (softmax online) and writes two numbers a pixel, and the loss or one
-// partial sum a block; the mean adds those up in a fixed order. Backward reads p, z and the
+// Forward reads p and z once (softmax online) and writes two numbers per pixel, and the loss or one
+// partial sum per block; the mean adds those up in a fixed order. Backward reads p, z and the
 // statistics and writes dp. Images of weight 0 are not read. Threads: see pixels.cuh.
 //
-// Mandatory bytes: forward 2 B C P elements, backward 3 B C P. Operations an element: 6 (cosine),
-// or two exponentials (cross_entropy): memory bound.
+// Mandatory bytes: forward 2 B C P elements, backward 3 B C P: memory bound.
 #pragma once
 
 #include "device/pixels.cuh"
-#include "device/softmax.cuh"
+#include "losses.cuh"
 
 namespace densesiam {
 inline namespace DENSESIAM_TARGET {
-
-// A pixel's loss and what its backward needs.
-template <class A>
-struct PixelLoss {
-  A loss, first, second;
-};
-
-template <class A_>
-struct Cosine {
-  using A = A_;
-  A pp, zz, pz;
-
-  static DENSESIAM_HD Cosine identity() { return {A(0), A(0), A(0)}; }
-  template <int N>
-  DENSESIAM_HD void add(const A (&p)[N], const A (&z)[N]) {
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      pp += p[n] * p[n];
-      zz += z[n] * z[n];
-      pz += p[n] * z[n];
-    }
-  }
-  DENSESIAM_HD void merge(const Cosine& other) {
-    pp += other.pp;
-    zz += other.zz;
-    pz += other.pz;
-  }
-  template <class F>
-  DENSESIAM_HD Cosine map(const F& f) const {
-    return {f(pp), f(zz), f(pz)};
-  }
-  DENSESIAM_HD PixelLoss<A> finish() const {
-    const A least = A(1e-16);  // the square of the least norm; NaN passes both comparisons
-    const A p_inverse = inverse_root(pp < least ? least : pp);
-    const A a = p_inverse * inverse_root(zz < least ? least : zz);
-    const A cosine = pz * a;
-    return {-cosine, a, pp < least ? A(0) : cosine * p_inverse * p_inverse};
-  }
-  static DENSESIAM_HD A gradient(A p, A z, A a, A b, A grad) { return grad * (b * p - a * z); }
-};
-
-template <class A_>
-struct CrossEntropy {
-  using A = A_;
-  LogSumExp<A> p_sum, z_sum;
-  A product;  // sum of exp(z - max z) (p - max p)
-
-  static DENSESIAM_HD CrossEntropy identity() {
-    return {LogSumExp<A>::identity(), LogSumExp<A>::identity(), A(0)};
-  }
-  DENSESIAM_HD void raise(A p_max, A z_max) {
-    const A before = p_sum.max;
-    p_sum.raise(p_max);
-    product += z_sum.sum * (before - p_sum.max);
-    product *= z_sum.raise(z_max);
-  }
-  template <int N>
-  DENSESIAM_HD void add(const A (&p)[N], const A (&z)[N]) {
-    A p_max = p[0], z_max = z[0];
-#pragma unroll
-    for (int n = 1; n < N; ++n) {
-      p_max = larger(p_max, p[n]);
-      z_max = larger(z_max, z[n]);
-    }
-    raise(p_max, z_max);
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      const A shifted = p[n] - p_sum.max;
-      const A mass = std::exp(z[n] - z_sum.max);
-      p_sum.sum += std::exp(shifted);
-      z_sum.sum += mass;
-      product += mass * shifted;
-    }
-  }
-  DENSESIAM_HD void merge(CrossEntropy other) {
-    raise(other.p_sum.max, other.z_sum.max);
-    other.raise(p_sum.max, z_sum.max);
-    p_sum.sum += other.p_sum.sum;
-    z_sum.sum += other.z_sum.sum;
-    product += other.product;
-  }
-  template <class F>
-  DENSESIAM_HD CrossEntropy map(const F& f) const {
-    return {p_sum.map(f), z_sum.map(f), f(product)};
-  }
-  DENSESIAM_HD PixelLoss<A> finish() const {
-    const A p_log = std::log(p_sum.sum);
-    return {p_log - product * quotient(A(1), z_sum.sum), p_sum.max + p_log, z_sum.value()};
-  }
-  static DENSESIAM_HD A gradient(A p, A z, A p_log_sum, A z_log_sum, A grad) {
-    return grad * (std::exp(p - p_log_sum) - std::exp(z - z_log_sum));
-  }
-};
 
 // Where the results of a forward go: every pixel's loss, or one sum a block (the other is null).
 template <class A>
@@ -127,8 +26,8 @@ DENSESIAM_HD A image_weight(const A* weight, unsigned b) {
 
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
-    pixel_similarity_planar(P p, Z z, const typename P::A* __restrict__ weight, PixelShape shape,
-                            unsigned slices, LossOutput<typename P::A> out) {
+    pixel_loss_planar(P p, Z z, const typename P::A* __restrict__ weight, PixelShape shape,
+                      unsigned slices, LossOutput<typename P::A> out) {
   using A = typename P::A;
   constexpr int N = P::N;
   const PlanarPart<N> part(shape, slices);
@@ -184,8 +83,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
 
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
-    pixel_similarity_pixels(P p, Z z, const typename P::A* __restrict__ weight, PixelShape shape,
-                            unsigned lanes, LossOutput<typename P::A> out) {
+    pixel_loss_pixels(P p, Z z, const typename P::A* __restrict__ weight, PixelShape shape,
+                      unsigned lanes, LossOutput<typename P::A> out) {
   using A = typename P::A;
   constexpr int N = P::N, R = kPixelsAtOnce<P>;
   const PixelsPart<P> part(shape, lanes);
@@ -232,10 +131,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
 
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
-    pixel_similarity_backward_planar(Upstream<typename P::A> upstream, P p, Z z,
-                                     const typename P::A* __restrict__ weight,
-                                     const typename P::A* __restrict__ statistics, PixelShape shape,
-                                     unsigned slices, typename P::T* __restrict__ out) {
+    pixel_loss_backward_planar(Upstream<typename P::A> upstream, P p, Z z,
+                               const typename P::A* __restrict__ weight,
+                               const typename P::A* __restrict__ statistics, PixelShape shape,
+                               unsigned slices, typename P::T* __restrict__ out) {
   using A = typename P::A;
   constexpr int N = P::N;
   const PlanarPart<N> part(shape, slices);
@@ -277,10 +176,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
 
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
-    pixel_similarity_backward_pixels(Upstream<typename P::A> upstream, P p, Z z,
-                                     const typename P::A* __restrict__ weight,
-                                     const typename P::A* __restrict__ statistics, PixelShape shape,
-                                     unsigned lanes, typename P::T* __restrict__ out) {
+    pixel_loss_backward_pixels(Upstream<typename P::A> upstream, P p, Z z,
+                               const typename P::A* __restrict__ weight,
+                               const typename P::A* __restrict__ statistics, PixelShape shape,
+                               unsigned lanes, typename P::T* __restrict__ out) {
   using A = typename P::A;
   constexpr int N = P::N, R = kPixelsAtOnce<P>;
   const PixelsPart<P> part(shape, lanes);
@@ -315,32 +214,32 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
 }
 
 template <class Loss, class P, class Z, class A, class Stream>
-void launch_pixel_similarity(P p, Z z, const A* weight, const PixelShape& shape,
-                             const Sharing<P>& sharing, const LossOutput<A>& out, Stream stream) {
+void launch_pixel_loss(P p, Z z, const A* weight, const PixelShape& shape,
+                       const Sharing<P>& sharing, const LossOutput<A>& out, Stream stream) {
   const auto run = [&](auto kernel) {
     launch(kernel, dim3(sharing.blocks), dim3(kThreads), 0, stream, p, z, weight, shape,
            sharing.share, out);
   };
   if constexpr (P::kPixelsLayout) {
-    run(pixel_similarity_pixels<Loss, P, Z>);
+    run(pixel_loss_pixels<Loss, P, Z>);
   } else {
-    run(pixel_similarity_planar<Loss, P, Z>);
+    run(pixel_loss_planar<Loss, P, Z>);
   }
 }
 
 template <class Loss, class P, class Z, class A, class Stream>
-void launch_pixel_similarity_backward(const Upstream<A>& upstream, P p, Z z, const A* weight,
-                                      const A* statistics, const PixelShape& shape,
-                                      typename P::T* out, Stream stream) {
+void launch_pixel_loss_backward(const Upstream<A>& upstream, P p, Z z, const A* weight,
+                                const A* statistics, const PixelShape& shape, typename P::T* out,
+                                Stream stream) {
   const Sharing<P> sharing(shape);
   const auto run = [&](auto kernel) {
     launch(kernel, dim3(sharing.blocks), dim3(kThreads), 0, stream, upstream, p, z, weight,
            statistics, shape, sharing.share, out);
   };
   if constexpr (P::kPixelsLayout) {
-    run(pixel_similarity_backward_pixels<Loss, P, Z>);
+    run(pixel_loss_backward_pixels<Loss, P, Z>);
   } else {
-    run(pixel_similarity_backward_planar<Loss, P, Z>);
+    run(pixel_loss_backward_planar<Loss, P, Z>);
   }
 }
 

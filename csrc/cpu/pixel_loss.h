@@ -1,0 +1,214 @@
+// Any loss of losses.h at every pixel, on the CPU: one pass over p and z that keeps two numbers per
+// pixel, and a backward pass that recomputes the rest from them.
+#pragma once
+
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "../args.h"
+#include "losses.h"
+#include "support/simd.h"
+
+namespace densesiam {
+
+// dp of a tile whose rows are `stride` apart in p, z and out alike; out may be p.
+template <class Loss, class T>
+DENSESIAM_HD void gradient_of_rows(const T* p, const T* z, T* out, std::int64_t stride,
+                                   std::int64_t channels, int count,
+                                   const Accumulate<T>* __restrict first,
+                                   const Accumulate<T>* __restrict second,
+                                   const Accumulate<T>* __restrict grad) {
+  using A = Accumulate<T>;
+  for (std::int64_t c = 0; c < channels; ++c) {
+    const T* a = p + c * stride;
+    const T* b = z + c * stride;
+    T* target = out + c * stride;
+#pragma omp simd
+    for (int i = 0; i < count; ++i) {
+      target[i] = from_float<T>(
+          Loss::gradient(A(to_float(a[i])), A(to_float(b[i])), first[i], second[i], grad[i]));
+    }
+  }
+}
+
+// What the losses of each image are multiplied by: 1 where no weights are given.
+template <class A>
+struct Weights {
+  const A* values;  // (B,) or null
+  std::int64_t batch;
+
+  Weights(const std::optional<Tensor>& weight, std::int64_t batch)
+      : values(weight ? data<A>(*weight) : nullptr), batch(batch) {}
+
+  A operator[](std::int64_t image) const { return values ? values[image] : A(1); }
+
+  // 1 / (sum of weights over all pixels), 0 where that is 0: what makes a sum a mean.
+  A mean_factor(std::int64_t pixels) const {
+    double sum = 0;
+    for (std::int64_t b = 0; b < batch; ++b) sum += double((*this)[b]);
+    sum *= double(pixels);
+    return A(sum == 0 ? 0 : 1 / sum);
+  }
+};
+
+template <class Loss, class T>
+void losses_of_tiles(const T* p, const T* z, Weights<Accumulate<T>> weights, Layout layout,
+                     const Tiling& tiling, Accumulate<T>* statistics, Accumulate<T>* losses,
+                     Accumulate<T>* mean) {
+  using A = Accumulate<T>;
+  const std::int64_t C = tiling.channels, P = tiling.pixels;
+  std::vector<double> partial(mean ? tiling.tiles() : 0);
+  parallel_blocks(tiling.tiles(), C * kTile, [&](std::int64_t begin, std::int64_t end) {
+    Scratch<A> p_scratch(C * kTileStride), z_scratch(C * kTileStride);
+    TileLosses<A> out;
+    for (std::int64_t tile = begin; tile < end; ++tile) {
+      const std::int64_t image = tiling.image(tile), start = tiling.start(tile);
+      const int count = tiling.count(tile);
+      const A weight = weights[image];
+      if (weight == A(0)) {
+        out.clear(count);
+      } else {
+        vectorised([&](auto width) DENSESIAM_INLINE {
+          const T* p_image = p + image * C * P;
+          const T* z_image = z + image * C * P;
+          Loss::template tile<A>(
+              load_tile<width()>(p_image, C, P, layout, start, count, p_scratch.data()),
+              load_tile<width()>(z_image, C, P, layout, start, count, z_scratch.data()), C, count,
+              out);
+          for (int i = 0; i < count; ++i) out.loss[i] *= weight;
+        });
+      }
+      std::copy_n(out.first, count, statistics + image * 2 * P + start);
+      std::copy_n(out.second, count, statistics + (image * 2 + 1) * P + start);
+      if (losses) std::copy_n(out.loss, count, losses + image * P + start);
+      if (mean) partial[tile] = std::accumulate(out.loss, out.loss + count, 0.0);
+    }
+  });
+  if (mean) {
+    *mean =
+        A(std::accumulate(partial.begin(), partial.end(), 0.0) * double(weights.mean_factor(P)));
+  }
+}
+
+// grad p of one tile; grad holds the upstream gradient of each pixel, weight included.
+template <class Loss, int Bytes, class T>
+DENSESIAM_HD void backward_tile(const T* p, const T* z, T* out, Layout layout, const Tiling& tiling,
+                                std::int64_t start, int count,
+                                const Accumulate<T>* __restrict first,
+                                const Accumulate<T>* __restrict second,
+                                const Accumulate<T>* __restrict grad) {
+  using A = Accumulate<T>;
+  if (layout == Layout::planar) {
+    gradient_of_rows<Loss>(p + start, z + start, out + start, tiling.pixels, tiling.channels, count,
+                           first, second, grad);
+    return;
+  }
+  for (int i = 0; i < count; ++i) {
+    const T* __restrict a = p + (start + i) * tiling.channels;
+    const T* __restrict b = z + (start + i) * tiling.channels;
+    T* __restrict target = out + (start + i) * tiling.channels;
+    for_groups<Bytes / int(sizeof(A))>(
+        tiling.channels, [&](std::int64_t from, auto length) DENSESIAM_INLINE {
+#pragma omp simd
+          for (int c = 0; c < length(); ++c) {
+            target[from + c] = from_float<T>(Loss::gradient(
+                A(to_float(a[from + c])), A(to_float(b[from + c])), first[i], second[i], grad[i]));
+          }
+        });
+  }
+}
+
+template <class Loss, class T>
+void gradients_of_tiles(const Accumulate<T>* grad, bool mean, const T* p, const T* z,
+                        Weights<Accumulate<T>> weights, const Accumulate<T>* statistics,
+                        Layout layout, const Tiling& tiling, T* out) {
+  using A = Accumulate<T>;
+  const std::int64_t C = tiling.channels, P = tiling.pixels;
+  const A mean_grad = mean ? *grad * weights.mean_factor(P) : A(0);
+  parallel_blocks(tiling.tiles(), C * kTile, [&](std::int64_t begin, std::int64_t end) {
+    A scale[kTile];
+    for (std::int64_t tile = begin; tile < end; ++tile) {
+      const std::int64_t image = tiling.image(tile), start = tiling.start(tile);
+      const int count = tiling.count(tile);
+      const A weight = weights[image];
+      T* target = out + image * C * P;
+      if (weight == A(0)) {
+        const std::int64_t runs = layout == Layout::planar ? C : 1;
+        const std::int64_t length = layout == Layout::planar ? count : count * C;
+        const std::int64_t first = layout == Layout::planar ? start : start * C;
+        for (std::int64_t run = 0; run < runs; ++run) {
+          std::fill_n(target + run * P + first, length, from_float<T>(A(0)));
+        }
+        continue;
+      }
+      for (int i = 0; i < count; ++i) {
+        scale[i] = weight * (mean ? mean_grad : grad[image * P + start + i]);
+      }
+      const A* first = statistics + image * 2 * P + start;
+      vectorised([&](auto width) DENSESIAM_INLINE {
+        backward_tile<Loss, width()>(p + image * C * P, z + image * C * P, target, layout, tiling,
+                                     start, count, first, first + P, scale);
+      });
+    }
+  });
+}
+
+inline Tiling tiling_of(const Tensor& p) { return {p.size(0), p.size(1), p.size(2)}; }
+
+// The loss of p (B, C, P) to z (B, C, P): its mean (), or that of each pixel (B, P), times the
+// image's weight (B,); and the statistics (B, 2, P).
+template <class Loss>
+std::tuple<Tensor, Tensor> pixel_loss(const char* op, const Tensor& p, const Tensor& z,
+                                      const std::optional<Tensor>& weight,
+                                      const std::string& reduction) {
+  check_pair(op, p, z);
+  const bool mean = is_mean(op, reduction);
+  const Layout layout = layout_of(p);
+  const Tensor p_source = in_layout(p, layout), z_source = in_layout(z, layout);
+  const Tiling tiling = tiling_of(p);
+  const ScalarType dtype = accumulate_type(p.scalar_type());
+  Tensor loss = torch::stable::new_empty(
+      p,
+      mean ? std::vector<std::int64_t>{} : std::vector<std::int64_t>{tiling.batch, tiling.pixels},
+      dtype);
+  Tensor statistics = torch::stable::new_empty(p, {tiling.batch, 2, tiling.pixels}, dtype);
+  const std::optional<Tensor> weights = checked_weight(op, weight, p);
+  dispatch_float(op, p.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Accumulate<T>;
+    A* result = mutable_data<A>(loss);
+    losses_of_tiles<Loss, T>(data<T>(p_source), data<T>(z_source), {weights, tiling.batch},
+                             kernel_layout(layout, tiling), tiling, mutable_data<A>(statistics),
+                             mean ? nullptr : result, mean ? result : nullptr);
+  });
+  return {loss, statistics};
+}
+
+// dp (B, C, P) in p's layout; grad is (), or (B, P), as the loss.
+template <class Loss>
+Tensor pixel_loss_backward(const char* op, const Tensor& grad, const Tensor& p, const Tensor& z,
+                           const std::optional<Tensor>& weight, const std::string& reduction,
+                           const Tensor& statistics) {
+  check_pair(op, p, z);
+  const bool mean = is_mean(op, reduction);
+  const Layout layout = layout_of(p);
+  const Tensor p_source = in_layout(p, layout), z_source = in_layout(z, layout);
+  const Tensor upstream = checked_grad(op, grad, mean, {p.size(0), p.size(2)}, p);
+  const Tensor kept = checked_kept(op, "statistics", statistics, accumulate_type(p.scalar_type()),
+                                   {p.size(0), 2, p.size(2)}, p);
+  const Tiling tiling = tiling_of(p);
+  const std::optional<Tensor> weights = checked_weight(op, weight, p);
+  Tensor out =
+      empty_in_layout({tiling.batch, tiling.channels, tiling.pixels}, layout, p.scalar_type(), p);
+  dispatch_float(op, p.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Accumulate<T>;
+    gradients_of_tiles<Loss, T>(data<A>(upstream), mean, data<T>(p_source), data<T>(z_source),
+                                {weights, tiling.batch}, data<A>(kept),
+                                kernel_layout(layout, tiling), tiling, mutable_data<T>(out));
+  });
+  return out;
+}
+
+}  // namespace densesiam

@@ -1,0 +1,187 @@
+"""What PyTorch's own machinery does with an operation, and what is asked of one by mistake.
+
+Forward mode and torch.func, fake tensors and tracing, meta tensors, wrong calls of every kind.
+"""
+
+import re
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from densesiam import ops
+from densesiam.ops import _operations
+from tests.tolerance import assert_close
+
+F = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+T = torch.randn(F.shape, generator=torch.Generator().manual_seed(1))
+BOXES = torch.tensor([[0.1, 0.2, 0.8, 0.9], [0.9, 0.0, 0.3, 1.0]])
+LABELS = torch.randint(3, (2, 6, 7), generator=torch.Generator().manual_seed(0))
+CALLS = {
+    "overlap_sample": lambda x, boxes, labels: ops.overlap_sample(x, boxes, 3),
+    "pixel_similarity": lambda x, boxes, labels: ops.pixel_similarity(x, x * 2),
+    "overlap_similarity": lambda x, boxes, labels: ops.overlap_similarity(
+        x, x * 2, boxes, boxes, 3
+    ),
+    "region_pool": lambda x, boxes, labels: ops.region_pool(x, x),
+    "pseudo_label_loss": lambda x, boxes, labels: ops.pseudo_label_loss(x, rebalance="inverse"),
+    "label_map": lambda x, boxes, labels: ops.label_map(x, 9),
+    "roi_align": lambda x, boxes, labels: ops.roi_align(x, boxes.split(1), 3, 7.0),
+    "confusion_matrix": lambda x, boxes, labels: ops.confusion_matrix(labels, labels, 3, 3, 255),
+}
+DIFFERENTIABLE = [name for name, op in _operations.OPERATIONS.items() if op.backward is not None]
+every_call = pytest.mark.parametrize("name", CALLS)
+every_derivative = pytest.mark.parametrize("name", DIFFERENTIABLE)
+
+
+@pytest.fixture(autouse=True, params=["reference", "auto"])
+def backend(request):
+    with ops.use_backend(request.param):
+        yield request.param
+
+
+def test_no_operation_is_forgotten():
+    assert set(CALLS) == set(_operations.OPERATIONS)
+
+
+def jvp(call):
+    return torch.func.jvp(call, (F,), (T,))[1]
+
+
+def dual(call):
+    with forward_ad.dual_level():
+        result = call(forward_ad.make_dual(F, T))
+        return forward_ad.unpack_dual(result).tangent
+
+
+def compiled_jvp(call):
+    torch._dynamo.reset()
+    return torch.compile(jvp, fullgraph=True, backend="aot_eager")(call)
+
+
+def grad(call):
+    return torch.func.grad(lambda x: call(x).sum())(F)
+
+
+@every_derivative
+@pytest.mark.parametrize("derive", [jvp, dual, compiled_jvp, grad])
+def test_other_derivatives_are_right_or_refused(name, derive, backend):
+    if backend == "reference" and derive is compiled_jvp:
+        pytest.skip("PyTorch's own business")
+
+    def call(x):
+        return CALLS[name](x, BOXES, LABELS)
+
+    if backend == "reference":
+        derived = derive(call)
+        assert derived is not None
+        assert derived.any() or name == "overlap_similarity"
+        return
+    refusal = f"{name}: it has no forward-mode derivative, .* use densesiam.reference.{name}"
+    with pytest.raises(RuntimeError, match=refusal):
+        derive(call)
+
+
+@every_call
+def test_fake_tensors(name):
+    expected = CALLS[name](F, BOXES, LABELS)
+    with FakeTensorMode() as mode:
+        result = CALLS[name](*(mode.from_tensor(t) for t in (F, BOXES, LABELS)))
+    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+
+
+@every_call
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx(name, mode):
+    arguments = F, BOXES, LABELS
+    graph = make_fx(CALLS[name], tracing_mode=mode)(*arguments)
+    assert torch.equal(graph(*arguments), CALLS[name](*arguments))
+
+
+@every_call
+def test_meta_tensors(name):
+    expected = CALLS[name](F, BOXES, LABELS)
+    result = CALLS[name](*(t.to("meta") for t in (F, BOXES, LABELS)))
+    assert result.is_meta
+    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+
+
+@every_call
+def test_vmap(name, backend):
+    if (name, backend) == ("confusion_matrix", "reference"):
+        pytest.skip("its check of the labels has no batching rule")
+    stacked = [torch.stack([t, t.flip(0)]) for t in (F, BOXES, LABELS)]
+    results = torch.func.vmap(CALLS[name])(*stacked)
+    for i, result in enumerate(results):
+        # Sums of 84 terms at most, of products of normal numbers, in another order.
+        assert_close(result, CALLS[name](*(t[i] for t in stacked)), terms=84, rms=2)
+
+
+HUGE = torch.empty(1, dtype=torch.float16).expand(1, 2, 2**31 + 8, 1)
+WRONG = {
+    "a side of 2^31": (
+        lambda: ops.label_map(HUGE, 1),
+        ValueError,
+        "label_map: logits must have sides of at most 2147483647, got shape (1, 2, 2147483656, 1)",
+    ),
+    "a target's side": (
+        lambda: ops.region_pool(F, HUGE),
+        ValueError,
+        "region_pool: logits must have sides of at most 2147483647",
+    ),
+    "a size of 2^31": (
+        lambda: ops.label_map(F, (3, 2**31)),
+        ValueError,
+        "label_map: size must be at most 2147483647, got (3, 2147483648)",
+    ),
+    "a sparse map": (
+        lambda: ops.region_pool(F.to_sparse(), F),
+        TypeError,
+        "region_pool: features must be a dense tensor, got a torch.sparse_coo one",
+    ),
+    "a number that is none": (
+        lambda: ops.confusion_matrix(LABELS, LABELS, 3.0, 3, 255),
+        TypeError,
+        "confusion_matrix: num_predictions must be an int, got float",
+    ),
+    "a misspelt keyword": (
+        lambda: ops.overlap_sample(F, BOXES, sise=3),
+        TypeError,
+        "overlap_sample() got an unexpected keyword argument 'sise'",
+    ),
+    "nothing to judge by": (
+        lambda: ops.explain("region_pool"),
+        ValueError,
+        "explain: give region_pool's tensors too; which backend runs depends on them",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_wrong_calls_say_what_is_wrong(wrong):
+    call, error, message = wrong
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+def test_a_wrong_call_by_keyword_in_a_full_graph():
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def call(features):
+        return ops.overlap_sample(features=features, boxes=BOXES[:1], size=3)
+
+    with pytest.raises(
+        ValueError, match=r"overlap_sample: boxes must have shape \(B, 4\) = \(2, 4\)"
+    ):
+        call(F)
+
+
+def test_a_failed_allocation_is_torchs_own_error():
+    with pytest.raises(RuntimeError) as theirs:
+        torch.empty(1, 64, 2**20, 2**20)
+    with pytest.raises(type(theirs.value)) as ours:
+        ops.overlap_sample(F[:1].repeat(1, 64, 1, 1)[:, :64], BOXES[:1], 2**20)
+    assert "you tried to allocate 281474976710656 bytes" in str(ours.value)

@@ -1,0 +1,256 @@
+"""Runs that are stopped, killed, refused or moved: they go on as if nothing had happened."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from densesiam import cli
+from densesiam.evaluation import ClusterMetrics
+from densesiam.training.checkpoints import read_file, whole_epochs
+from densesiam.training.divergence import Finite
+from densesiam.training.interrupts import StopAndSave
+from tests.training.earlier.commands import prepare
+from tests.transfer.support import error, same, save_labelled, tensors
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The loss of each step that is trained, and what to do before one."""
+
+    class Steps(list):
+        before = {}
+
+    seen = Steps()
+    start, end = StopAndSave.on_train_batch_start, Finite.on_train_batch_end
+
+    def batch_start(self, trainer, model, batch, batch_idx):
+        start(self, trainer, model, batch, batch_idx)
+        if act := seen.before.pop(trainer.global_step, None):
+            act()
+
+    def batch_end(self, trainer, model, outputs, *args):
+        seen.append(outputs["loss"].item())
+        end(self, trainer, model, outputs, *args)
+
+    monkeypatch.setattr(StopAndSave, "on_train_batch_start", batch_start)
+    monkeypatch.setattr(Finite, "on_train_batch_end", batch_end)
+    return seen
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+LONGER = {
+    "fit": ["--data.batch_size", "2", "--trainer.max_epochs", "2"],
+    "picie": ["--data.batch_size", "2", "--trainer.max_epochs", "2"],
+    "pretrain": ["--data.batch_size", "2", "--trainer.max_epochs", "2"],
+    "transfer segmentation": ["--data.batch_size", "1", "--model.max_steps", "7"],
+}
+
+
+def command(name, folder):
+    return [*prepare(name, folder), *LONGER[name], "--ckpt_path", "auto"]
+
+
+def state(run):
+    return json.loads((run / "summary.json").read_text())["state"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", LONGER)
+def test_a_run_stopped_within_epochs_ends_as_one_that_was_not(name, workers, steps, tmp_path):
+    args = [*command(name, tmp_path), "--data.num_workers", str(workers)]
+    assert cli.main([*args, "--output", str(tmp_path / "whole")]) == 0
+    whole, steps[:] = list(steps), []
+
+    for step, number, code in ((1, signal.SIGTERM, 143), (2, signal.SIGINT, 130), (5, 10, 138)):
+        steps.before[step] = send(number)
+        assert cli.main(args) == code
+        assert len(steps) == step + 1  # the step that was running has ended
+        assert state(tmp_path / "run") == "interrupted"
+        left = read_file(tmp_path / "run" / "checkpoints" / "last.ckpt", "")
+        assert left["global_step"] == step + 1
+    assert cli.main(args) == 0
+    assert steps == whole
+    assert same(tensors(tmp_path / "run"), tensors(tmp_path / "whole"))
+    assert state(tmp_path / "run") == "finished"
+
+
+def test_the_epochs_of_a_checkpoint(steps, tmp_path):
+    args = command("fit", tmp_path)
+    for step, epochs in ((1, 0), (3, 1), (5, 1)):  # four steps an epoch
+        steps.before[step] = send(signal.SIGTERM)
+        assert cli.main(args) == 143
+        left = read_file(tmp_path / "run" / "checkpoints" / "last.ckpt", "")
+        assert whole_epochs(left) == epochs
+
+
+def test_auto_begins_goes_on_and_finishes(tmp_path, capsys, steps):
+    args = command("fit", tmp_path)
+
+    # Killed before the first checkpoint: what lies there is in nobody's way.
+    class Killed(BaseException):
+        pass
+
+    def die():
+        raise Killed
+
+    steps.before[0] = die
+    with pytest.raises(Killed):
+        cli.main(args)
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert cli.main(args) == 0
+    capsys.readouterr()
+    assert cli.main(args) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert cli.main([*args, "--trainer.max_epochs", "3"]) == 0
+
+
+def test_auto_leaves_other_things_alone(tmp_path, capsys):
+    args = command("fit", tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "diary.txt").touch()
+    assert "holds something else than a run" in error(capsys, *args)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["diary.txt"]
+
+
+def test_checkpoints_come_by_the_clock(tmp_path, monkeypatch, steps):
+    saved = []
+    save = StopAndSave.on_save_checkpoint
+    monkeypatch.setattr(
+        StopAndSave,
+        "on_save_checkpoint",
+        lambda self, trainer, *args: (
+            saved.append(trainer.global_step) or save(self, trainer, *args)
+        ),
+    )
+    clock = iter(range(0, 10**6, 60))  # a minute passes whenever somebody looks
+    fake = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("densesiam.training.interrupts.time", fake)
+    args = [*command("fit", tmp_path), "--trainer.checkpoint_every_n_minutes", "2"]
+    assert cli.main(args) == 0
+    assert saved == [2, 4, 6, 8]
+
+
+def test_a_second_signal_does_not_wait(tmp_path, steps):
+    def twice():
+        send(signal.SIGTERM)()
+        send(signal.SIGTERM)()
+
+    steps.before[2] = twice
+    assert cli.main(command("fit", tmp_path)) == 143
+    assert len(steps) == 2
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def files(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--model.warmup_epochs", "9"], "lower warmup_epochs"),
+        (["--model.region_start", "5"], "lower region_start"),
+        (["--data.batch_size", "999"], "fewer images than the batch"),
+        (["--data.train", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_a_refused_start_leaves_nothing(tmp_path, capsys, settings, message):
+    args = command("fit", tmp_path)[:-2]
+    assert message in error(capsys, *args, *settings)
+    assert not (tmp_path / "run").exists()
+    assert cli.main(args) == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["--model.num_classes", "4"],
+        ["--model.warmup_epochs", "9"],
+        ["--data.batch_size", "999"],
+        ["--trainer.max_epochs", "2"],
+    ],
+)
+def test_a_refused_resume_changes_no_file(tmp_path, capsys, settings):
+    args = command("fit", tmp_path)[:-2]
+    assert cli.main(args) == 0
+    before = files(tmp_path / "run")
+    longer = ["--trainer.max_epochs", "3", "--model.lr", "0.04"]
+    error(capsys, *args, "--ckpt_path", "last", *longer, *settings)
+    assert files(tmp_path / "run") == before
+
+
+def test_a_moved_run_remembers_its_best_score(tmp_path, monkeypatch, capsys):
+    args = command("fit", tmp_path)
+    labelled = save_labelled(tmp_path / "val", 2)
+    args += [f"--data.val={json.dumps(labelled)}", "--trainer.validate_every_n_epochs", "1"]
+    assert cli.main(args) == 0
+    best = (tmp_path / "run" / "checkpoints" / "best.ckpt").read_bytes()
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    # Two more epochs of nonsense, which score worse.
+    compute = ClusterMetrics.compute
+    monkeypatch.setattr(
+        ClusterMetrics, "compute", lambda self: {**compute(self), "miou": torch.tensor(0.0)}
+    )
+    more = ["--output", str(tmp_path / "moved"), "--trainer.max_epochs", "4"]
+    assert cli.main([*args, *more]) == 0
+    assert (tmp_path / "moved" / "checkpoints" / "best.ckpt").read_bytes() == best
+
+
+def test_ten_kills_lose_nothing(tmp_path):
+    """Real ones, at random: the newest checkpoint loads, and the run ends as one left alone."""
+    args = [*command("fit", tmp_path), "--trainer.checkpoint_every_n_minutes", "1e-9"]
+    args += ["--trainer.max_epochs", "4"]
+    assert run_killed([*args, "--output", str(tmp_path / "whole")], None)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    rng, reached, kills = random.Random(0), 0, 0
+    while kills < 10 and not run_killed(args, rng.uniform(0.05, 0.6)):
+        kills += 1
+        if last.exists():
+            step = read_file(last, "")["global_step"]
+            assert step >= reached  # what was written once is not lost
+            reached = step
+    assert kills >= 3  # or it would prove little
+    assert cli.main(args) == 0
+    assert same(tensors(tmp_path / "run"), tensors(tmp_path / "whole"))
+
+
+def run_killed(args, seconds):
+    """Run the command in a process of its own, and kill it after its first step and some time.
+
+    Returns:
+        Whether it ended before.
+    """
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(read)
+            begin = Finite.on_train_batch_start
+
+            def started(self, *args):
+                os.write(write, b".")
+                begin(self, *args)
+
+            Finite.on_train_batch_start = started
+            os._exit(cli.main(args))
+        finally:
+            os._exit(1)
+    os.close(write)
+    if seconds is not None and os.read(read, 1):
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(read)
+    assert code in (0, -signal.SIGKILL)
+    return code == 0
