@@ -141,6 +141,22 @@ class RegionStart:
                 f"to {epochs - 1}: lower region_start, or set RegionSim's weight to 0"
             )
 
+    def check_share(self, steps: float) -> None:
+        """Refuse a training that has no step left at the start.
+
+        Args:
+            steps: of the whole training.
+
+        Raises:
+            ValueError: the start is a share of the training that leaves no step.
+        """
+        if isinstance(self.start, float) and steps - 1 < self.start * steps:
+            raise ValueError(
+                f"RegionSim would start after {self.start:g} of the training, but that has only "
+                f"{steps} steps and none is left then: lower region_start, train longer, or set "
+                "RegionSim's weight to 0"
+            )
+
 
 def region_contrast(p: Tensor, z: Tensor, tau: float, weight: Tensor) -> Tensor:
     r"""Let each region of one view find itself among the regions of the other.
