@@ -3,6 +3,7 @@
 #   make test    everything that shows that the parts are right, but for:
 #   make faults  what takes longest: the kernels under sanitizers and race detection, on every
 #                instruction set, and all that is compiled for GPUs held to its baseline
+#   make kills   a hundred real kills of real trainings, and what they lost (some minutes)
 #   make gpu-kit        one folder for a machine with a GPU (docs/gpu.md)
 #   make gpu-rehearsal  its whole visit here, with the emulator in the GPU's place
 #   make lint    formatters, linters, type checker, the layers
@@ -24,7 +25,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 # Names what the environment was made with: another choice has another name, and is made anew.
 CHOICE := $(VENV)/of-$(subst /,-,$(PYTHON))-torch-$(or $(TORCH),newest)
 
-.PHONY: demo test faults lint bench bench-full gpu-kit gpu-rehearsal three-uses everywhere clean
+.PHONY: demo test faults kills lint bench bench-full gpu-kit gpu-rehearsal three-uses everywhere clean
 
 demo: $(VENV)/built
 	$(BIN)/densesiam demo
@@ -35,6 +36,9 @@ test: $(VENV)/built
 # Builds of the kernels that look for faults, and the op suite on each: half an hour of a core.
 faults: $(VENV)/built
 	$(BIN)/python -m pytest --numprocesses 2 -m faults
+
+kills: $(VENV)/built
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.training.kills 100
 
 lint: $(VENV)/built
 	$(BIN)/ruff format --check .

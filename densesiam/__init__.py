@@ -1,8 +1,8 @@
 """Dense unsupervised learning: DenseSiam with fused CUDA, Triton and CPU operations."""
 
+import importlib.metadata
 import re
-
-import torch
+import sys
 
 __version__ = "0.1.0"
 OLDEST_TORCH = "2.10"
@@ -14,9 +14,21 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)[:2]]
 
 
-if _numbers(torch.__version__) < _numbers(OLDEST_TORCH):
+def _torch_version() -> str:
+    """Of the torch that is loaded, or installed: loading it takes a second, for nothing yet."""
+    if "torch" not in sys.modules:
+        try:
+            return importlib.metadata.version("torch")
+        except importlib.metadata.PackageNotFoundError:
+            pass  # it may be on the path all the same
+    import torch
+
+    return torch.__version__
+
+
+if _numbers(_torch_version()) < _numbers(OLDEST_TORCH):
     raise ImportError(
-        f"densesiam needs torch {OLDEST_TORCH} or newer, and this is torch {torch.__version__}. "
+        f"densesiam needs torch {OLDEST_TORCH} or newer, and this is torch {_torch_version()}. "
         f"Install another: pip install 'torch>={OLDEST_TORCH}'"
     )
 

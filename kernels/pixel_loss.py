@@ -128,11 +128,11 @@ def pixel_loss_backward(
 
 @triton.jit
 def _forward(
-    p,
-    z,
-    weight,
-    losses,
-    statistics,
+    p,  # [B, C, P]
+    z,  # [B, C, P]
+    weight,  # [B] or None
+    losses,  # [programs] if MEAN, else [B, P]
+    statistics,  # [B, 2, P]
     channels,
     pixels,
     START: tl.constexpr,
@@ -172,12 +172,12 @@ def _forward(
 
 @triton.jit
 def _backward(
-    grad,
-    p,
-    z,
-    weight,
-    statistics,
-    out,
+    grad,  # [] if MEAN, else [B, P]
+    p,  # [B, C, P]
+    z,  # [B, C, P]
+    weight,  # [B] or None
+    statistics,  # [B, 2, P]
+    out,  # [B, C, P]
     batch,
     channels,
     pixels,

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from densesiam._aliases import MOVED
-from densesiam.cli.registry import COMMANDS, build_parsers
+from densesiam.cli.registry import build_parsers, command_module
 
 # The public names that each module had before it moved.
 NAMES = {
@@ -21,25 +21,22 @@ NAMES = {
         "keep_checkpoint resolve_checkpoint read_checkpoint check_resumable"
     ),
     "densesiam.commands.console": "Interrupted UsageError interactive first_process say",
-    "densesiam.commands.demo": "SUMMARY USAGE CONFIG add_arguments run demo",
+    "densesiam.commands.demo": "USAGE CONFIG add_arguments run demo",
     "densesiam.commands.export": (
-        "SUMMARY USAGE BackboneFormat SegmenterFormat add_arguments run export_backbone "
-        "export_whole"
+        "USAGE BackboneFormat SegmenterFormat add_arguments run export_backbone export_whole"
     ),
-    "densesiam.commands.fit": "SUMMARY USAGE add_arguments run fit",
+    "densesiam.commands.fit": "USAGE add_arguments run fit",
     "densesiam.commands.folders": "claim_folder check_writable",
-    "densesiam.commands.picie": "SUMMARY USAGE add_arguments run",
-    "densesiam.commands.predict": "SUMMARY USAGE add_arguments run predict",
-    "densesiam.commands.pretrain": "SUMMARY USAGE add_arguments run",
-    "densesiam.commands.probe": "SUMMARY USAGE TASKS add_arguments run",
+    "densesiam.commands.picie": "USAGE add_arguments run",
+    "densesiam.commands.predict": "USAGE add_arguments run predict",
+    "densesiam.commands.pretrain": "USAGE add_arguments run",
+    "densesiam.commands.probe": "USAGE TASKS add_arguments run",
     "densesiam.commands.scoring": "set_evaluator describe_evaluation score_table",
     "densesiam.commands.supervised": "Task add_tasks",
     "densesiam.commands.trainer": "TrainerOptions TimmSyncBatchNorm build_trainer interruptible",
     "densesiam.commands.training": "add_config_arguments Built build training_run",
-    "densesiam.commands.transfer": "SUMMARY USAGE TASKS add_arguments run",
-    "densesiam.commands.validate": (
-        "SUMMARY USAGE Head add_arguments add_scoring_arguments run validate"
-    ),
+    "densesiam.commands.transfer": "USAGE TASKS add_arguments run",
+    "densesiam.commands.validate": ("USAGE Head add_arguments add_scoring_arguments run validate"),
     "densesiam.data.cityscapes": "CityscapesImages Cityscapes27",
     "densesiam.data.classes": "ClassTable known_table LabelDecoder",
     "densesiam.data.classified": "ClassifiedImages ClassifiedData",
@@ -122,7 +119,7 @@ def test_what_never_was_is_still_an_error():
 def test_commands_are_found_as_modules():
     found = {}
     exec("from densesiam.commands import fit", found)
-    assert found["fit"].run is COMMANDS["fit"].run
+    assert found["fit"].run is command_module("fit").run
 
 
 @pytest.mark.parametrize(

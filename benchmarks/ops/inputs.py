@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.device import DEVICE
-from benchmarks.problem import KernelNames, Setting
+from benchmarks.problem import Setting
 
 
 def features(setting: Setting, channels: int, height: int, width: int) -> Tensor:
@@ -68,12 +68,6 @@ def accumulator(like: Tensor, *shape: int) -> Tensor:
     """An uninitialised tensor of the type that sums have."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     return like.new_empty(shape, dtype=dtype)
-
-
-def pixel_loss_kernels(loss: str, names: KernelNames) -> list[str]:
-    """How the names of the CUDA kernels begin that compute a loss of csrc/cuda/losses.cuh."""
-    kind = f"<{loss}<float>, {names.source}"
-    return [f"pixel_loss_{names.layout}{kind}", f"pixel_loss_backward_{names.layout}{kind}"]
 
 
 def all_pairs(setting: Setting) -> Tensor:

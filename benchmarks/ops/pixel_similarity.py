@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import release
-from benchmarks.ops.inputs import accumulator, all_pairs, features, pixel_loss_kernels
+from benchmarks.ops._pixel_loss import call_pixel_loss, pixel_loss_kernels, pixel_loss_problem
 from benchmarks.problem import MEMORY_BOUND, Goal, KernelNames, Make, Part, Problem, Setting, Shape
 from densesiam import ops
 
@@ -60,19 +60,15 @@ def problem(shape: Shape, setting: Setting) -> Problem:
     elements = setting.batch * shape.channels * shape.height * shape.width
     cosine = kind == "cosine"
     parts = {"cross_entropy": Part(lambda p, z, *_: [p, z.detach().softmax(1)], F.cross_entropy)}
-    return Problem(
-        op="pixel_similarity",
-        shape=f"{setting.batch}x{shape.channels}x{shape.height}x{shape.width}",
-        make=lambda: [
-            *(features(setting, shape.channels, shape.height, shape.width) for _ in range(2)),
-            *([all_pairs(setting)] if weighted else []),
-        ],
+    return pixel_loss_problem(
+        "pixel_similarity",
+        shape,
+        setting,
         ours=lambda p, z, weight=None: ops.pixel_similarity(p, z, kind, weight),
         eager=_EAGER[shape.variant],
         release=_RELEASE.get(shape.variant),
+        weighted=weighted,
         parts={} if cosine else parts,
-        forward_bytes=2 * elements * setting.itemsize + 4,
-        backward_bytes=3 * elements * setting.itemsize,
         exponentials=0 if cosine else 4 * elements,
     )
 
@@ -85,8 +81,5 @@ def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
 def triton_kernels(op: Any, make: Make, channels_last: bool) -> Iterator[str]:
     """Call every kernel of the Triton module, on tensors without memory."""
     for kind, channels in (("cosine", 128), ("cross_entropy", 27)):
-        p, z = make(64, channels, 6400), make(64, channels, 6400)
-        weight = accumulator(p, 64)
-        loss, statistics = op.pixel_similarity(p, z, kind, weight, "mean")
-        op.pixel_similarity_backward(loss, p, z, kind, weight, "mean", statistics)
+        call_pixel_loss(op, "pixel_similarity", make, channels, kind)
         yield kind

@@ -211,4 +211,18 @@ Tensor pixel_loss_backward(const char* op, const Tensor& grad, const Tensor& p, 
   return out;
 }
 
+// The operators of a loss that is an operation of its own, `Loss::kOp`.
+template <class Loss>
+struct PixelLossOperators {
+  static std::tuple<Tensor, Tensor> forward(const Tensor& p, const Tensor& z,
+                                            std::optional<Tensor> weight, std::string reduction) {
+    return pixel_loss<Loss>(Loss::kOp, p, z, weight, reduction);
+  }
+  static Tensor backward(const Tensor& grad, const Tensor& p, const Tensor& z,
+                         std::optional<Tensor> weight, std::string reduction,
+                         const Tensor& statistics) {
+    return pixel_loss_backward<Loss>(Loss::kOp, grad, p, z, weight, reduction, statistics);
+  }
+};
+
 }  // namespace densesiam

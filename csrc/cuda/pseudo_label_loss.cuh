@@ -212,7 +212,8 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t i = (std::int64_t(blockIdx.x) * 4 + k) * kThreads + threadIdx.x;
     if (i >= count) break;
     const std::int32_t label = load(labels + i);
-    const A loss = label == kUncounted ? A(0) : load(losses + i) * load(weights + label);
+    // Losses of kUncounted are 0 already: any class's weight will do.
+    const A loss = load(losses + i) * load(weights + (label > 0 ? label : 0));
     if (parts == nullptr) store(losses + i, loss);
     total += loss;
   }
@@ -229,11 +230,6 @@ struct LabelStatistics {
   const std::int32_t* labels;
   const A* class_weights;
   ImageWeights<A> weights;
-
-  // What the image's weight and the class's leave of a pixel's gradient.
-  DENSESIAM_HD A weigh(A grad, A weight, std::int32_t label) const {
-    return label == kUncounted ? A(0) : grad * weight * load(class_weights + label);
-  }
 };
 
 template <class A>
@@ -267,7 +263,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
   load_row(kept.log_sum + pixel, log_sum);
   load_row(kept.labels + pixel, labels);
 #pragma unroll
-  for (int n = 0; n < N; ++n) grad[n] = kept.weigh(grad[n], weight, labels[n]);
+  for (int n = 0; n < N; ++n) grad[n] *= weight * load(kept.class_weights + labels[n]);
   const auto reader = logits.at(shape, part.b, part.pixel);
   for_each_chunk<kChunk<A>>(shape.channels, part.slice, slices, [&](auto chunk, unsigned c) {
     constexpr int U = decltype(chunk)::value;
@@ -297,20 +293,25 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
   const A weight = kept.weights[part.b];
 #pragma unroll
   for (int r = 0; r < R; ++r) {
+    if (weight != A(0) || part.pixel[r] >= shape.pixels) break;
+    const A zeros[N] = {};
+    typename Source::T* target =
+        out + (std::int64_t(part.b) * shape.pixels + part.pixel[r]) * shape.channels;
+#pragma unroll 1
+    for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
+      store_rounded(target + c, zeros);
+    }
+  }
+  if (weight == A(0)) return;
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
     if (part.pixel[r] >= shape.pixels) break;
     const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel[r];
-    if (weight == A(0)) {
-      const A zeros[N] = {};
-      for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
-        store_rounded(out + pixel * shape.channels + c, zeros);
-      }
-      continue;
-    }
     const int label = load(kept.labels + pixel);
     const A log_sum = load(kept.log_sum + pixel);
     A grad[1];
     upstream.read(shape, part.b, part.pixel[r], grad);
-    grad[0] = kept.weigh(grad[0], weight, label);
+    grad[0] *= weight * load(kept.class_weights + label);
     const auto reader = logits.at(shape, part.b, part.pixel[r]);
     for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
       A x[N], result[N];

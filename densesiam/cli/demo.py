@@ -14,7 +14,6 @@ from densesiam._writing import write_json
 from densesiam.cli import fit, predict
 from densesiam.training.folders import claim_folder
 
-SUMMARY = "Train on nine photographs and segment them, in about two minutes."
 USAGE = "[--output FOLDER]"
 _INSTALLED, _CLONED = (folder / "configs" for folder in Path(__file__).parents[1:3])
 CONFIG = (_INSTALLED if _INSTALLED.is_dir() else _CLONED) / "demo.yaml"

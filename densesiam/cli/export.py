@@ -10,7 +10,6 @@ from densesiam.methods import METHODS, Method, Segmenter
 from densesiam.training.checkpoints import read_checkpoint
 from densesiam.training.console import say
 
-SUMMARY = "Write a trained model in the form that other software reads."
 USAGE = "CHECKPOINT --format FORMAT [--output FILE] [--size HEIGHT WIDTH] [--any_size false]"
 
 BackboneFormat = Literal["timm", "torchvision", "detectron2"]

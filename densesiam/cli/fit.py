@@ -17,7 +17,6 @@ from densesiam.training.run import (
 )
 from densesiam.training.scoring import describe_evaluation, score_table, set_evaluator
 
-SUMMARY = "Train on a folder of images."
 USAGE = "--config FILE [--data.train FOLDER] [--output FOLDER] [other settings]"
 
 

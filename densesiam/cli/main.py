@@ -13,12 +13,11 @@ import warnings
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
-from densesiam.cli.registry import COMMANDS, build_parsers
+from densesiam.cli.registry import COMMANDS, build_parsers, command_module
 from densesiam.training.console import UsageError
 
 _INTERRUPTED = 130  # what shells report after Ctrl-C: 128 + SIGINT
@@ -44,13 +43,19 @@ def run(args: Sequence[str] | None = None) -> None:
         UsageError: a mistake on the command line or in a config file.
         Interrupted: Ctrl-C.
     """
-    parser, parsers = build_parsers()
+    args = sys.argv[1:] if args is None else args
+    parser, parsers = build_parsers(_named(args))
     try:
         config = parser.parse_args(args)
     except ArgumentError as error:
         raise UsageError(_readable(str(error), parsers)) from error
     command = config.command
-    COMMANDS[command].run(parsers[command], config[command])
+    command_module(command).run(parsers[command], config[command])
+
+
+def _named(args: Sequence[str]) -> Sequence[str]:
+    """The subcommand that is named: its arguments alone, and what they load, are needed."""
+    return args[:1] if args and args[0] in COMMANDS else ()
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -64,7 +69,8 @@ def main(args: Sequence[str] | None = None) -> int:
         130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, 129 after SIGHUP. With
         DENSESIAM_DEBUG=1 in the environment, errors are raised instead, with their traceback.
     """
-    with _calm():
+    args = sys.argv[1:] if args is None else args
+    with _calm() if _named(args) else nullcontext():
         try:
             run(args)
         except KeyboardInterrupt as interrupt:
@@ -81,6 +87,8 @@ def main(args: Sequence[str] | None = None) -> int:
 @contextmanager
 def _calm() -> Iterator[None]:
     """Show what matters: our warnings in one line, and none of Lightning's hints."""
+    from lightning.pytorch.utilities.warnings import PossibleUserWarning  # takes seconds
+
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     show = warnings.formatwarning

@@ -8,7 +8,6 @@ from densesiam.data.modules.two_views import SegmentationData
 from densesiam.methods import PiCIE
 from densesiam.training.run import RESUME_HELP, add_config_arguments, method_run
 
-SUMMARY = "Train PiCIE, which DenseSiam is measured against."
 USAGE = "--config FILE [--data.train FOLDER] [--output FOLDER] [other settings]"
 
 

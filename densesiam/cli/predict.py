@@ -20,7 +20,6 @@ from densesiam.training.options import TrainerOptions, build_trainer
 from densesiam.training.report import ProgressBar, RunReport
 from densesiam.training.run import interruptible
 
-SUMMARY = "Segment photographs with a trained model."
 USAGE = "CHECKPOINT IMAGES [--output FOLDER] [--resize PIXELS] [--matching FILE]"
 
 

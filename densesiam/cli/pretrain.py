@@ -6,7 +6,6 @@ from densesiam.data.modules.two_views import PretrainingData
 from densesiam.methods import DenseSiamPretraining
 from densesiam.training.run import RESUME_HELP, add_config_arguments, method_run, training_run
 
-SUMMARY = "Pre-train a backbone on a folder of images."
 USAGE = "--config FILE [--data.train FOLDER] [--output FOLDER] [other settings]"
 
 

@@ -22,7 +22,6 @@ from densesiam.transfer.probes import (
     NearestNeighbourProbe,
 )
 
-SUMMARY = "Probe a frozen backbone: linear segmentation, nearest neighbours, linear classification."
 USAGE = "{segmentation,knn,classification} [--config FILE] [--model.weights FILE] [other settings]"
 
 TASKS = {

@@ -6,7 +6,6 @@ from densesiam.data.modules.supervised import DetectionData, LabelledData
 from densesiam.training.task import Task, add_tasks
 from densesiam.transfer import DetectionTransfer, SegmentationTransfer
 
-SUMMARY = "Fine-tune a pre-trained backbone: detection, instance or semantic segmentation."
 USAGE = "{detection,segmentation} --config FILE [--model.weights FILE] [other settings]"
 
 TASKS = {

@@ -24,7 +24,6 @@ from densesiam.training.report import ProgressBar, RunReport
 from densesiam.training.run import add_config_arguments, build, interruptible
 from densesiam.training.scoring import describe_evaluation, score_table, set_evaluator
 
-SUMMARY = "Score a model on labelled images."
 USAGE = "--config FILE [--ckpt_path CHECKPOINT] [--matching KIND|FILE] [other settings]"
 
 _EXAMPLES = 6  # images on the report, of the best and of the worst

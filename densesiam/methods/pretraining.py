@@ -156,6 +156,12 @@ class DenseSiamPretraining(Method):
         if self.weights["region"]:
             self.region_start.check_reachable(self.trainer)
 
+    def on_train_start(self) -> None:
+        """The same, where the start is a share of the steps, which are known only now."""
+        super().on_train_start()
+        if self.weights["region"]:
+            self.region_start.check_share(self._steps)
+
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Compute the weighted sum of all losses, and log them.
 

@@ -239,6 +239,12 @@ class DenseSiamSegmentation(Segmenter):
         if self.weights["region"]:
             self.region_start.check_reachable(self.trainer)
 
+    def on_train_start(self) -> None:
+        """The same, where the start is a share of the steps, which are known only now."""
+        super().on_train_start()
+        if self.weights["region"]:
+            self.region_start.check_share(self._steps)
+
 
 def _unstopped_cross_entropy(p: Tensor, z: Tensor, weight: Tensor) -> Tensor:
     """The soft cross-entropy toward z, which learns too: what `ops.pixel_similarity` rules out."""

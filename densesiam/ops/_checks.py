@@ -62,7 +62,8 @@ def checked(check: Callable[..., None]) -> Callable[[Callable[..., Any]], Callab
                 return _reject_call("RuntimeError", error, args, kwargs)
 
         # The compiler counts the graphs of each code, and all operations would share one.
-        call.__code__ = call.__code__.replace(co_name=function.__name__)
+        code: Any = call
+        code.__code__ = code.__code__.replace(co_name=function.__name__)
         return call
 
     return decorate

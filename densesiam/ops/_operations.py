@@ -205,7 +205,7 @@ def _differentiate(
         "backward": staticmethod(backward),
         "jvp": staticmethod(jvp),
     }
-    function = type(name, (torch.autograd.Function,), members)
+    function: Any = type(name, (torch.autograd.Function,), members)
 
     def call(*args: Any) -> Any:
         if forward_ad._current_level >= 0 or (

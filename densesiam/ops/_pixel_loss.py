@@ -18,7 +18,9 @@ from densesiam.ops._operations import Operation, run_kernel
 REDUCTIONS = ("mean", "none")
 
 
-def check(op: str, p: Tensor, z: Tensor, weight: Tensor | None, reduction: str) -> None:
+def check(
+    op: str, p: Tensor, z: Tensor, weight: Tensor | None = None, reduction: str = "mean"
+) -> None:
     """Require what every pixel loss does of its arguments."""
     _checks.check_float(op, "p", p)
     _checks.check_float(op, "z", z)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -130,5 +131,6 @@ def _apply(rows: Tensor, maps: Tensor, columns: Tensor) -> Tensor:
 
 
 def _product(rows: Tensor, maps: Tensor, columns: Tensor) -> Tensor:
-    with torch.autocast(maps.device.type, enabled=False):
+    device = maps.device.type  # there is no autocast for meta tensors
+    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
         return torch.einsum("rciw,rjw->rcij", torch.einsum("rih,rchw->rciw", rows, maps), columns)

@@ -23,6 +23,18 @@ class TrainedAlready(ValueError):  # noqa: N818 # nothing went wrong
     """A checkpoint of a training that is complete."""
 
 
+# Settings of where a run is and what it shows, not of what it computes.
+_OF_NO_MATTER = {
+    "output",
+    "ckpt_path",
+    "model.weights",
+    "data.num_workers",
+    "trainer.log_every_n_steps",
+    "trainer.monitor_every_n_steps",
+    "trainer.picture_every_n_epochs",
+    "trainer.validate_every_n_epochs",
+    "trainer.checkpoint_every_n_minutes",
+}
 _NAMES = ("last", "best")
 _WRITTEN_BY = {"segmentation": "`fit`", "pre-training": "`pretrain`"}
 
@@ -247,6 +259,39 @@ def whole_epochs(checkpoint: Mapping[str, Any]) -> int:
     if "epoch_progress" in loop:
         return int(loop["epoch_progress"]["current"]["processed"])
     return int(checkpoint["epoch"]) + 1
+
+
+def say_differences(path: Path, checkpoint: Mapping[str, Any], config: str) -> None:
+    """Tell which settings a checkpoint was trained with that are others now.
+
+    Args:
+        path: the checkpoint.
+        checkpoint: its content.
+        config: the settings as YAML.
+    """
+    before = _flat(yaml.safe_load(checkpoint.get(CheckpointConfig.KEY, "{}")))
+    now = _flat(yaml.safe_load(config))
+    # A setting that one of them lacks is from another version.
+    different = [
+        f"{name}: {before[name]} -> {now[name]}"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name] and name not in _OF_NO_MATTER
+    ]
+    if different:
+        say(f"settings that {path} was trained with, and what they are now:")
+        say("\n".join(f"  {line}" for line in different))
+        say("the losses will not be those of a run that was not stopped")
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings under names with dots; lists are values."""
+    if not isinstance(settings, dict):
+        return {prefix.rstrip("."): settings}
+    return {
+        name: value
+        for key, entry in settings.items()
+        for name, value in _flat(entry, f"{prefix}{key}.").items()
+    }
 
 
 class RandomState(Callback):

@@ -3,8 +3,6 @@
 import signal
 import sys
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
 
 class Interrupted(KeyboardInterrupt):  # Python's own is no error either
     """A signal, such as Ctrl-C, with what to tell about it.
@@ -33,6 +31,8 @@ def interactive() -> bool:
 
 def first_process() -> bool:
     """Whether this process, of those that work together, is the one that writes and speaks."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only  # takes seconds
+
     return getattr(rank_zero_only, "rank", 0) == 0
 
 

@@ -119,7 +119,15 @@ def build_trainer(
         callbacks: all of them; checkpoints and a progress bar are on if they are among these.
         logger: Lightning's; False for none.
         **more: other settings of the trainer.
+
+    Raises:
+        ValueError: a GPU is asked for, and there is none.
     """
+    if options.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError(
+            "trainer.accelerator is gpu, and torch finds none here: set it to auto or cpu "
+            "(python -m densesiam.collect_env says what is installed)"
+        )
     settings: dict[str, Any] = {
         **asdict(options),
         "num_sanity_val_steps": 0,

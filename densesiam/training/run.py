@@ -23,6 +23,7 @@ from densesiam.training.checkpoints import (
     keep_checkpoint,
     open_checkpoint,
     read_checkpoint,
+    say_differences,
 )
 from densesiam.training.console import Interrupted, first_process, interactive, say
 from densesiam.training.divergence import Finite
@@ -232,7 +233,9 @@ def prepared(
     with held(start.folder) as claim, signals.handled():
         built = build(parser, config, start.ckpt_path)
         if start.checkpoint is not None:
+            assert start.ckpt_path is not None
             check_fits(built.model, start.ckpt_path, start.checkpoint)
+            say_differences(start.ckpt_path, start.checkpoint, built.config)
         yield Run(command, built, start, claim, signals)
 
 

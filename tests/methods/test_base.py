@@ -164,7 +164,7 @@ def test_frozen_backbone_is_not_optimised():
     [
         (2, {"max_epochs": 4}, [False, False, True, True]),
         (0.5, {"max_epochs": 4}, [False, False, True, True]),
-        (0.7, {"max_epochs": 3}, [False, False, False]),
+        (0.6, {"max_epochs": 3}, [False, False, True]),
         (0.5, {"max_epochs": 1, "steps": 4}, [False, False, True, True]),
         (0.5, {"max_epochs": -1, "max_steps": 4}, [False, False, True, True]),
         (0.0, {"max_epochs": 1}, [True]),
@@ -186,6 +186,14 @@ def test_region_that_would_never_start():
     fit(tiny(region_start=3, region_weight=0.0), max_epochs=1)
     with pytest.raises(ValueError, match="share of the training, which has no end"):
         fit(tiny(region_start=0.5), max_epochs=-1)
+
+
+def test_region_whose_share_leaves_no_step():
+    # Two batches an epoch: of 4 steps, numbers 0 to 3, none is left after 0.8 of them.
+    with pytest.raises(ValueError, match=r"start after 0.8 of the training, .* only 4 steps"):
+        fit(tiny(region_start=0.8), max_epochs=2)
+    losses, _ = fit(tiny(region_start=0.75), max_epochs=2)
+    assert ["region" in step for step in losses] == [False, False, False, True]
 
 
 # Learning, repeating, resuming

@@ -110,4 +110,18 @@ Tensor pixel_loss_backward(const char* op, const Tensor& grad, const Tensor& p, 
   return out;
 }
 
+// The operators of a loss that is an operation of its own, `Loss<A>::kOp`.
+template <template <class> class Loss>
+struct PixelLossOperators {
+  static std::tuple<Tensor, Tensor> forward(const Tensor& p, const Tensor& z,
+                                            std::optional<Tensor> weight, std::string reduction) {
+    return pixel_loss<Loss>(Loss<float>::kOp, p, z, weight, reduction);
+  }
+  static Tensor backward(const Tensor& grad, const Tensor& p, const Tensor& z,
+                         std::optional<Tensor> weight, std::string reduction,
+                         const Tensor& statistics) {
+    return pixel_loss_backward<Loss>(Loss<float>::kOp, grad, p, z, weight, reduction, statistics);
+  }
+};
+
 }  // namespace densesiam

@@ -61,3 +61,19 @@ class RegionStart:
                 f"RegionSim would start at epoch {self.start}, but the training has only epochs 0 "
                 f"to {epochs - 1}: lower region_start, or set RegionSim's weight to 0"
             )
+
+    def check_share(self, steps: float) -> None:
+        """Refuse a training that has no step left at the start.
+
+        Args:
+            steps: of the whole training.
+
+        Raises:
+            ValueError: the start is a share of the training that leaves no step.
+        """
+        if isinstance(self.start, float) and steps - 1 < self.start * steps:
+            raise ValueError(
+                f"RegionSim would start after {self.start:g} of the training, but that has only "
+                f"{steps} steps and none is left then: lower region_start, train longer, or set "
+                "RegionSim's weight to 0"
+            )
