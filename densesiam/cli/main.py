@@ -115,6 +115,15 @@ def _message(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+def _settings(parser: ArgumentParser) -> Iterator[str]:
+    """Names of a command's settings, and of its subcommands'."""
+    for action in parser._actions:
+        yield action.dest
+        if isinstance(action.choices, dict):
+            for each in action.choices.values():
+                yield from _settings(each)
+
+
 def _readable(text: str, parsers: dict[str, ArgumentParser]) -> str:
     """Put a parser's complaint into plain words, and guess what a misspelt key was meant to be."""
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
@@ -123,7 +132,7 @@ def _readable(text: str, parsers: dict[str, ArgumentParser]) -> str:
     text = re.sub(r"\s*\n\s*", " ", text.strip())
     unknown = re.search(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", text)
     if unknown:
-        known = {action.dest for parser in parsers.values() for action in parser._actions}
+        known = {key for parser in parsers.values() for key in _settings(parser)}
         # A setting of another command is known, but no correction.
         close = difflib.get_close_matches(unknown[1], known - {unknown[1]}, n=1)
         hint = f"did you mean {close[0]}? " if close else ""

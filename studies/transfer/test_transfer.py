@@ -12,11 +12,12 @@ from studies.support import needs_weights
 from studies.transfer import study as transfer_study
 from studies.transfer.study import INITIALISATIONS, PRETRAININGS, SEGMENTATIONS, USES, Run
 
+SOON = ["--model.region_start", "0"]  # no share of so few steps is left for RegionSim
 SHORT = {
-    "pretrain": ["--trainer.max_epochs", "1", "--data.samples_per_epoch", "4"],
+    "pretrain": ["--trainer.max_epochs", "1", "--data.samples_per_epoch", "4", *SOON],
     "probe": ["--model.max_steps", "2"],
     "transfer": ["--model.max_steps", "2", "--model.warmup_steps", "1"],
-    "fit": ["--trainer.max_epochs", "1", "--trainer.validate_every_n_epochs", "1"],
+    "fit": ["--trainer.max_epochs", "1", "--trainer.validate_every_n_epochs", "1", *SOON],
     "picie": ["--trainer.max_epochs", "1", "--trainer.validate_every_n_epochs", "1"],
 }
 

@@ -19,6 +19,14 @@ from tests.training.kills import Kills
 from tests.transfer.support import error, same, save_labelled, tensors
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """What a shell starts in the background ignores SIGINT, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def steps(monkeypatch):
     """The loss of each step that is trained, and what to do before one."""

@@ -181,7 +181,7 @@ def test_confusion_matrix_names_values_out_of_range(name, value, compiled):
 def test_an_operator_itself_refuses_what_does_not_fit():
     # A public function's arguments are checked in Python. Here the type is torch's choice: what C++
     # calls an invalid argument is a ValueError before torch 2.15, and a RuntimeError since.
-    refusal = r"^region_pool: features must be .* got shapes \(1, 2, 3\) and \(1, 2, 4\)$"
+    refusal = r"^region_pool: logits must have shape \(1, 2, 3\), got shape \(1, 2, 4\)$"
     with pytest.raises((ValueError, RuntimeError), match=refusal):
         torch.ops.densesiam.region_pool(torch.ones(1, 2, 3), torch.ones(1, 2, 4))
 
