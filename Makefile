@@ -4,6 +4,7 @@
 #   make faults  what takes longest: the kernels under sanitizers and race detection, on every
 #                instruction set, and all that is compiled for GPUs held to its baseline
 #   make kills   a hundred real kills of real trainings, and what they lost (some minutes)
+#   make mutants a hundred small faults planted, and those that no test noticed (an hour of a core)
 #   make gpu-kit        one folder for a machine with a GPU (docs/gpu.md)
 #   make gpu-rehearsal  its whole visit here, with the emulator in the GPU's place
 #   make lint    formatters, linters, type checker, the layers
@@ -25,7 +26,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 # Names what the environment was made with: another choice has another name, and is made anew.
 CHOICE := $(VENV)/of-$(subst /,-,$(PYTHON))-torch-$(or $(TORCH),newest)
 
-.PHONY: demo test faults kills lint bench bench-full gpu-kit gpu-rehearsal three-uses everywhere clean
+.PHONY: demo test faults kills mutants lint bench bench-full gpu-kit gpu-rehearsal three-uses everywhere clean
 
 demo: $(VENV)/built
 	$(BIN)/densesiam demo
@@ -39,6 +40,10 @@ faults: $(VENV)/built
 
 kills: $(VENV)/built
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.training.kills 100
+
+mutants: $(VENV)/built
+	$(BIN)/python -m pip install --quiet "cosmic-ray>=8.4"
+	$(BIN)/python -m tools.mutants
 
 lint: $(VENV)/built
 	$(BIN)/ruff format --check .
