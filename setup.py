@@ -2,22 +2,26 @@
 
     pip install --no-build-isolation -e .      # or: python setup.py build_ext --inplace
 
-- a C++ compiler: the CPU kernels (``densesiam/_cpu.abi3.so``) and the build report (``_info``);
+- a C++ compiler: the CPU kernels (``densesiam/_cpu.abi3.so``) and the build report (``_info``, a
+  module, or data where there are no Python headers);
 - nvcc as well, of torch's CUDA major version: the CUDA kernels (``densesiam/_cuda.abi3.so``);
 - neither: no library. The package then runs on its PyTorch references.
 
 Environment: CUDA_HOME, TORCH_CUDA_ARCH_LIST, FORCE_CUDA=1 (fail without nvcc), FORCE_CPU=1 (no CUDA
-kernels), MAX_JOBS, CC and CXX, and DENSESIAM_SANITIZE (for example "address,undefined").
+kernels), MAX_JOBS, CC and CXX, DENSESIAM_SANITIZE (for example "address,undefined"), and
+DENSESIAM_WHEEL=1 (nothing of this Python's own: one wheel for every Python; `make wheel` sets it).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -32,6 +36,7 @@ except ImportError as refusal:  # torch is too old
     raise SystemExit(f"densesiam: {refusal}") from None
 # Compute capabilities without their dot, as in sm_86. The kernels multiply in tf32, new in Ampere.
 OLDEST = 80
+OLDEST_PYTHON = "cp311"  # pyproject.toml: the same
 DEFAULT = ("80", "86", "89", "90", "100", "120")  # each GPU family since; PTX for those to come
 
 
@@ -249,6 +254,18 @@ def emitted(flags: list[str]) -> str:
     return " ".join(sorted(codes, key=by_age))
 
 
+def has_python_headers() -> bool:
+    """Whether modules of this Python can be compiled; the kernels are none."""
+    return (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+
+
+def stable_abi() -> str:
+    """The oldest torch that the libraries load into, such as 2.10."""
+    header = (ROOT / "csrc" / "stable_abi.h").read_text()
+    version = re.search(r"TORCH_TARGET_VERSION 0x(\w{2})(\w{2})", header)
+    return f"{int(version[1], 16)}.{int(version[2], 16)}"
+
+
 def remove_stale_libraries(folder: Path, built: list[str]) -> None:
     """Remove what an earlier build left and this one does not make: it would still be loaded."""
     for library in sorted(folder.glob("*.so")):
@@ -267,7 +284,6 @@ def extensions() -> tuple[list, dict[str, Any]]:
         return [], {}
     cuda = choose_cuda()
 
-    from pybind11.setup_helpers import Pybind11Extension
     from torch.utils import cpp_extension
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
@@ -324,23 +340,32 @@ def extensions() -> tuple[list, dict[str, Any]]:
         )
     compiler_version = subprocess.run([compiler, "--version"], capture_output=True, text=True)
     report = {
-        "VERSION": VERSION,
-        "TORCH": torch.__version__,
-        "COMPILER": compiler_version.stdout.splitlines()[0],
-        "CXX_FLAGS": " ".join([*optimise, *sanitizer]),
-        "CUDA": cuda[1] if cuda else "",
-        "ARCHITECTURES": emitted(architectures),
-        "NVCC_FLAGS": " ".join(nvcc_flags) if cuda else "",
+        "version": VERSION,
+        "torch": torch.__version__,
+        "stable_abi": stable_abi(),
+        "compiler": compiler_version.stdout.splitlines()[0],
+        "cxx_flags": " ".join([*optimise, *sanitizer]),
+        "cuda": cuda[1] if cuda else "",
+        "architectures": emitted(architectures),
+        "nvcc_flags": " ".join(nvcc_flags) if cuda else "",
     }
-    modules.append(
-        Pybind11Extension(
-            "densesiam._info",
-            ["csrc/info.cpp"],
-            define_macros=[(f"DENSESIAM_{key}", f'"{value}"') for key, value in report.items()],
-            extra_link_args=link,
-            cxx_std=17,
+    as_module = not flag("DENSESIAM_WHEEL") and has_python_headers()
+    if as_module:
+        from pybind11.setup_helpers import Pybind11Extension
+
+        modules.append(
+            Pybind11Extension(
+                "densesiam._info",
+                ["csrc/info.cpp"],
+                define_macros=[
+                    (f"DENSESIAM_{key.upper()}", f'"{value}"') for key, value in report.items()
+                ],
+                extra_link_args=link,
+                cxx_std=17,
+            )
         )
-    )
+    elif not flag("DENSESIAM_WHEEL"):
+        say(f"Python {sys.version.split()[0]} has no headers here: the build report is data")
     say(f"building with {compiler}: {', '.join(m.name for m in modules)}")
 
     class Build(BuildExtension.with_options(use_ninja=True)):
@@ -348,6 +373,10 @@ def extensions() -> tuple[list, dict[str, Any]]:
             super().run()
             folder = Path(self.get_ext_fullpath("densesiam._info")).parent
             remove_stale_libraries(folder, [module.name for module in modules])
+            data = folder / "_info.json"
+            data.unlink(missing_ok=True)
+            if not as_module:
+                data.write_text(json.dumps(report, indent=1) + "\n")
 
     return modules, {"build_ext": Build}
 
@@ -372,6 +401,10 @@ def main() -> None:
         },
         ext_modules=ext_modules,
         cmdclass=commands,
+        # Nothing in it is of one Python: without the module, the tag can say so.
+        options={"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}}
+        if flag("DENSESIAM_WHEEL")
+        else {},
     )
 
 

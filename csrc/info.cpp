@@ -2,16 +2,11 @@
 // Apart from the op libraries, which need no Python ABI.
 #include <pybind11/pybind11.h>
 
-#include <string>
-
-#include "stable_abi.h"
-
 PYBIND11_MODULE(_info, module) {
   pybind11::dict build;
   build["version"] = DENSESIAM_VERSION;
   build["torch"] = DENSESIAM_TORCH;
-  build["stable_abi"] = std::to_string(TORCH_TARGET_VERSION >> 56) + "." +
-                        std::to_string(TORCH_TARGET_VERSION >> 48 & 0xff);
+  build["stable_abi"] = DENSESIAM_STABLE_ABI;
   build["compiler"] = DENSESIAM_COMPILER;
   build["cxx_flags"] = DENSESIAM_CXX_FLAGS;
   build["cuda"] = DENSESIAM_CUDA;

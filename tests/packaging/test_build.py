@@ -185,6 +185,34 @@ def test_torch_without_cuda_builds_cuda_only_when_forced(build, monkeypatch, tmp
     assert build.choose_cuda() == (toolkit, "13.0")
 
 
+@pytest.mark.parametrize(
+    ("headers", "variables", "built", "told"),
+    [
+        (True, {}, ["densesiam._cpu", "densesiam._info"], ""),
+        (False, {}, ["densesiam._cpu"], "no headers here: the build report is data"),
+        (True, {"DENSESIAM_WHEEL": "1"}, ["densesiam._cpu"], ""),
+    ],
+)
+def test_the_report_is_a_module_of_a_python_or_data(
+    build, monkeypatch, tmp_path, capsys, headers, variables, built, told
+):
+    include = tmp_path / "include"
+    include.mkdir()
+    if headers:
+        (include / "Python.h").touch()
+    monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(include))
+    monkeypatch.setenv("FORCE_CPU", "1")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    modules, _ = build.extensions()
+    assert [module.name for module in modules] == built
+    assert told in capsys.readouterr().err
+
+
+def test_the_oldest_torch_is_what_the_sources_are_compiled_for(build):
+    assert build.stable_abi() == "2.10"
+
+
 def test_without_a_compiler_nothing_is_built(build, monkeypatch, capsys):
     monkeypatch.setattr(build, "find_compiler", lambda: None)
     assert build.extensions() == ([], {})

@@ -1,16 +1,19 @@
 """The source archive holds all that a build reads, and the wheel made from it works anywhere."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from densesiam import _libraries
 from tests.packaging.support import make_environment
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +82,19 @@ def test_archive_is_complete(archive):
         assert (archive / name).is_file()
 
 
+def check_wheel_of_every_python(wheel: Path, libraries: set[str]) -> None:
+    """It is of no Python but the oldest, and its report reads as the module's does."""
+    assert "-cp311-abi3-linux_" in wheel.name
+    with zipfile.ZipFile(wheel) as packed:
+        names = packed.namelist()
+        report = json.loads(packed.read("densesiam/_info.json"))
+    assert {Path(name).name for name in names if ".so" in name} == {
+        f"{library}.abi3.so" for library in libraries
+    }
+    assert report["stable_abi"] == "2.10"
+    assert set(report) == set(_libraries.build_info())
+
+
 @pytest.mark.slow
 def test_wheel_runs_from_any_folder(archive, tmp_path):
     cuda = toolkit_of_torch()
@@ -95,6 +111,22 @@ def test_wheel_runs_from_any_folder(archive, tmp_path):
     pip += ["--no-build-isolation", "--no-deps", "."]
     done = subprocess.run(pip, cwd=source, env=kept | build, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-build-isolation",
+        "--no-deps",
+        ".",
+    ]
+    every = kept | build | {"DENSESIAM_WHEEL": "1"}
+    done = subprocess.run(pip, cwd=source, env=every, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_wheel_of_every_python(
+        next(source.glob("*.whl")), {"_cpu"} | ({"_cuda"} if cuda else set())
+    )
     shutil.rmtree(source)
 
     package = site_packages / "densesiam"

@@ -133,6 +133,8 @@ def take_libraries(folder: Path, target: Path) -> None:
         raise SystemExit(f"there is no library of CUDA kernels in {folder}: build it, with nvcc")
     for path in found:
         shutil.copy(path, target)
+    if (data := folder / "_info.json").exists():
+        shutil.copy(data, target)
     for path in folder.glob("_info*.so"):  # a module of this Python; others read the copy
         spec = importlib.util.spec_from_file_location("densesiam._info", path)
         module = importlib.util.module_from_spec(spec)
