@@ -4,13 +4,15 @@
     python -m tools.everywhere --jobs 2          two at a time
     python -m tools.everywhere '2.10-*' oldest   some of them, by name; --list names all
     python -m tools.everywhere 'make-*'          `make test` and `make demo`, oldest and newest
+    python -m tools.everywhere 'wheel-*'         what `make wheel` left in dist/, oldest and newest
 
 The oldest and the newest torch meet every Python, those between one each. The CPU library is built
 everywhere, CUDA's once for each torch (for one architecture, where there is an nvcc), and the op
 suite runs on the reference and on the CPU kernels, with its tests of torch.compile. Some also run
 the three uses (`tools.three_uses`), or the op suite with one setting of the machine at a time.
 "oldest" has the oldest version of everything that pyproject.toml allows; it trains, predicts and
-exports. What starts with "make-" runs only where it is named.
+exports. So do those that start with "wheel-", which install the wheel in a tree without sources and
+where there is no compiler. They, and what starts with "make-", run only where they are named.
 
 Results go to ``build/everywhere``: ``table.md``, ``table.json``, and a folder of logs for each.
 Steps that passed at this commit are not run again. A combination that passed leaves its logs, one
@@ -43,6 +45,7 @@ from tools.fresh import (
     cuda_required,
     find_nvcc,
     find_python,
+    find_uv,
     git,
     make_environment,
     newest,
@@ -53,6 +56,11 @@ SUITE = (
     *("tests/ops", "tests/csrc/cpu/test_kernels.py", "--ignore=tests/ops/test_backends.py"),
     *("-k", "not emulator and not triton"),
 )
+WITHOUT_COMPILER = (
+    *("tests/ops", "--ignore=tests/ops/test_backends.py"),
+    *("-k", "not emulator and not triton and not compile"),
+)
+TRITON = ("tests/ops/test_label_map.py", "tests/ops/test_pixel_similarity.py", "-k", "triton")
 SETTINGS = {
     "ATen default": {"ATEN_CPU_CAPABILITY": "default"},
     "ATen avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
@@ -73,7 +81,7 @@ class Combination:
         torch: such as 2.10; "newest"; "lowest", as of everything else.
         python: such as 3.12.
         parts: what is run beside the CPU build and the op suite: "uses", "settings", "cuda" (the
-            CUDA build too); or "make" alone.
+            CUDA build too); or "make", or "wheel", alone.
     """
 
     torch: str
@@ -85,7 +93,8 @@ class Combination:
         """As on the command line, and of its folder."""
         if self.torch == "lowest":
             return "oldest"
-        return f"{'make-' if 'make' in self.parts else ''}{self.torch}-{self.python}"
+        alone = "".join(f"{part}-" for part in ("make", "wheel") if part in self.parts)
+        return f"{alone}{self.torch}-{self.python}"
 
 
 TABLE = (
@@ -100,7 +109,11 @@ TABLE = (
     Combination("newest", "3.13", ("uses", "settings", "cuda")),
     Combination("lowest", "3.11"),
 )
-BY_HAND = (Combination("2.10", "3.11", ("make",)), Combination("newest", "3.13", ("make",)))
+BY_HAND = tuple(
+    Combination(torch, python, (part,))
+    for part in ("make", "wheel")
+    for torch, python in (("2.10", "3.11"), ("newest", "3.13"))
+)
 
 
 @dataclass
@@ -136,9 +149,11 @@ class Row:
         return row
 
 
-def suite(name: str, variables: Mapping[str, str], workers: int) -> Action:
+def suite(
+    name: str, variables: Mapping[str, str], workers: int, words: Sequence[str] = SUITE
+) -> Action:
     """The op suite with some variables set; the step says what pytest counted."""
-    command = ["-m", "pytest", "-q", "--numprocesses", str(workers), *SUITE]
+    command = ["-m", "pytest", "-q", "--numprocesses", str(workers), *words]
     return lambda place: counted(place.run(name, command, variables=variables))
 
 
@@ -163,6 +178,19 @@ torch.version.cuda = None
 sys.argv = ["setup.py", "build_ext", "--inplace"]
 runpy.run_path("setup.py", run_name="__main__")
 """
+
+
+def install_wheel(place: Place) -> Step:
+    """The wheel of `make wheel`, in the environment; the tree's own sources go."""
+    found = sorted((ROOT / "dist").glob("densesiam-*-abi3-manylinux*.whl"))
+    if len(found) != 1:
+        said = f"{ROOT / 'dist'} has {len(found)} wheels, not one: run `make wheel`"
+        return Step("build", False, said, 0, 0, "")
+    for folder in ("densesiam", "kernels", "csrc"):
+        shutil.rmtree(place.tree / folder, ignore_errors=True)
+    install = [find_uv(), "pip", "install", "--python", place.python, "--no-deps", found[0]]
+    step = place.run("build", install)
+    return replace(step, said=found[0].name) if step.ok else step
 
 
 def cuda_apart(place: Place) -> Step:
@@ -193,24 +221,27 @@ def actions(combination: Combination, interpreter: Path, workers: int) -> dict[s
         interpreter: its Python.
         workers: processes of pytest.
     """
-    lowest = combination.torch == "lowest"
+    lowest, wheel = combination.torch == "lowest", "wheel" in combination.parts
     asked = "torch" if combination.torch == "newest" else f"torch=={combination.torch}.*"
     torch = None if lowest else newest(asked, combination.python)
     if "make" in combination.parts:
         return {f"make {target}": make(target, str(torch)) for target in ("test", "demo")}
-    extras = ["bench", "test", *(["demo"] if lowest else [])]
+    whole = lowest or wheel  # a training, a prediction, an export
+    extras = ["bench", "test", *(["demo"] if whole else [])]
     steps: dict[str, Action] = {
         "environment": lambda place: make_environment(place, interpreter, torch, extras, lowest),
-        "build": three_uses.build,
-        "op suite": suite("op suite", {}, workers),
+        "build": install_wheel if wheel else three_uses.build,
+        "op suite": suite("op suite", {}, workers, WITHOUT_COMPILER if wheel else SUITE),
     }
+    if wheel:
+        steps["Triton"] = suite("Triton", {}, workers, TRITON)
     if "settings" in combination.parts:
         steps |= {name: suite(name, variables, workers) for name, variables in SETTINGS.items()}
     if "uses" in combination.parts:
         steps |= {name: use for name, use in three_uses.USES.items() if name != "build"}
     if "cuda" in combination.parts:
         steps["CUDA apart"] = cuda_apart
-    if lowest:
+    if whole:
         output, model = "outputs/oldest", "outputs/oldest/checkpoints/last.ckpt"
         short = ["--trainer.max_epochs", "1", "--data.samples_per_epoch", "32"]
         demo = ["--config", "configs/demo.yaml", "--output", output, *short]
@@ -245,6 +276,8 @@ def run(combination: Combination, folder: Path, commit: str, workers: int) -> Ro
     if not {"cuda", "make"} & set(combination.parts):
         variables["FORCE_CPU"] = "1"
     python = interpreter if "make" in combination.parts else own
+    if "wheel" in combination.parts:
+        variables |= {"CC": "false", "CXX": "false"}  # whatever asks for a compiler fails
     place = Place(folder / "tree", python, folder, variables)
     steps = actions(combination, interpreter, workers)
     if not (place.tree.exists() and row.steps):

@@ -68,6 +68,29 @@ def row(**changes):
     return {"op": "label_map", "shape": "2 x 5", "refused": {}, "wrong_peers": {}} | changes
 
 
+class TestWheel:
+    @pytest.fixture
+    def dist(self, monkeypatch, tmp_path) -> Path:
+        monkeypatch.setattr(everywhere, "ROOT", tmp_path)
+        monkeypatch.setattr(everywhere, "find_uv", lambda: "echo")
+        (tmp_path / "dist").mkdir()
+        return tmp_path / "dist"
+
+    def test_it_is_installed_and_the_sources_go(self, dist, place):
+        (place.tree / "densesiam").mkdir()
+        wheel = dist / "densesiam-0.1.0-cp311-abi3-manylinux_2_34_x86_64.whl"
+        wheel.touch()
+        step = everywhere.install_wheel(place)
+        assert (step.ok, step.said) == (True, wheel.name)
+        assert str(wheel) in Path(step.log).read_text()
+        assert not (place.tree / "densesiam").exists()
+
+    def test_without_one_the_row_says_how_to_make_it(self, dist, place):
+        step = everywhere.install_wheel(place)
+        assert not step.ok
+        assert "has 0 wheels, not one: run `make wheel`" in step.said
+
+
 class TestThreeUses:
     @pytest.mark.parametrize(
         ("libraries", "said", "ok", "concluded"),
