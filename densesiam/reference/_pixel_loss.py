@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from densesiam.reference._numerics import compute_dtype
+from densesiam.reference._numerics import compute_dtype, relative
 
 
 def pixel_loss(
@@ -37,9 +37,11 @@ def pixel_loss(
         return losses if reduction == "none" else losses.sum() / max(losses.numel(), 1)
 
     # Zeros in place of the images that do not count: 0 * NaN is NaN, forward and backward.
-    counts = (weight != 0).view(-1, *[1] * (p.ndim - 1))
+    counts = (weight.to(dtype) != 0).view(-1, *[1] * (p.ndim - 1))
     losses = loss(torch.where(counts, p, 0), torch.where(counts, z, 0))
-    weights = weight.detach().to(dtype).view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
+    weight = weight.detach().to(dtype)
+    weight = relative(weight) if reduction == "mean" else weight
+    weights = weight.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
     losses = weights * losses
     if reduction == "none":
         return losses
