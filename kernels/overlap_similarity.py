@@ -157,6 +157,7 @@ def _forward(
     statistics,
     START: tl.constexpr,
     ADD: tl.constexpr,
+    SCALES: tl.constexpr,
     FINISH: tl.constexpr,
     MEAN: tl.constexpr,
     COORDINATE: tl.constexpr,
@@ -175,6 +176,86 @@ def _forward(
     b = program // blocks
     cell = block_range(program % blocks, INDEX, BLOCK_P)
     w = image_weight(weight, b, ACCUMULATE)
+    p_scale, z_scale = None, None
+    sums = _sums(
+        p,
+        z,
+        boxes_p,
+        boxes_z,
+        p_scale,
+        z_scale,
+        w,
+        b,
+        cell,
+        shape_p,
+        shape_z,
+        START,
+        ADD,
+        COORDINATE,
+        Z_COORDINATE,
+        ACCUMULATE,
+        INDEX,
+        CHANNELS_LAST,
+        Z_CHANNELS_LAST,
+        BLOCK_C,
+        BLOCK_P,
+    )
+    if SCALES is not None:
+        p_scale, z_scale = SCALES(sums)
+        if tl.min(tl.minimum(p_scale, z_scale)) < 1:  # seldom
+            sums = _sums(
+                p,
+                z,
+                boxes_p,
+                boxes_z,
+                p_scale,
+                z_scale,
+                w,
+                b,
+                cell,
+                shape_p,
+                shape_z,
+                START,
+                ADD,
+                COORDINATE,
+                Z_COORDINATE,
+                ACCUMULATE,
+                INDEX,
+                CHANNELS_LAST,
+                Z_CHANNELS_LAST,
+                BLOCK_C,
+                BLOCK_P,
+            )
+    loss, first_statistic, second_statistic = FINISH(sums, p_scale, z_scale)
+    store_statistics(statistics, b, cell, cells, first_statistic, second_statistic)
+    store_loss(losses, tl.where(w != 0, loss * w, 0), b, cell, cells, MEAN)
+
+
+@triton.jit
+def _sums(
+    p,
+    z,
+    boxes_p,
+    boxes_z,
+    p_scale,
+    z_scale,
+    w,
+    b,
+    cell,
+    shape_p,
+    shape_z,
+    START: tl.constexpr,
+    ADD: tl.constexpr,
+    COORDINATE: tl.constexpr,
+    Z_COORDINATE: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    Z_CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Sums over all channels of a block of samples, of vectors times their scales."""
     sums = START(ACCUMULATE, BLOCK_P)
     for first in range(0, shape_p.channels, BLOCK_C):
         channel = tl.cast(first, INDEX) + tl.arange(0, BLOCK_C)
@@ -184,10 +265,11 @@ def _forward(
         z_tile = _samples(
             z, boxes_z, w, b, channel, cell, shape_z, Z_COORDINATE, ACCUMULATE, Z_CHANNELS_LAST
         )
+        if p_scale is not None:
+            p_tile *= p_scale[None, :]
+            z_tile *= z_scale[None, :]
         sums = ADD(sums, p_tile, z_tile, (channel < shape_p.channels)[:, None])
-    loss, first_statistic, second_statistic = FINISH(sums)
-    store_statistics(statistics, b, cell, cells, first_statistic, second_statistic)
-    store_loss(losses, tl.where(w != 0, loss * w, 0), b, cell, cells, MEAN)
+    return sums
 
 
 @triton.jit

@@ -1,5 +1,6 @@
 """What all losses between the channels of two maps share: weights, and the mean."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -52,5 +53,10 @@ def pixel_loss(
 
 def normalized(vectors: Tensor) -> Tensor:
     """Vectors (B, C, *) divided by their norms over channels, clamped below at 1e-8."""
+    # Squares overflow from half the exponents on, so vectors above 3/8 of them are scaled first.
+    exponents = math.log2(torch.finfo(vectors.dtype).max)
+    large = vectors.detach().abs().amax(dim=1, keepdim=True) > 2 ** (exponents * 3 / 8)
+    vectors = torch.where(large, vectors * 2 ** (-exponents * 5 / 8), vectors)
     # Clamped before the root: a zero vector then has finite derivatives of every order.
-    return vectors / vectors.square().sum(dim=1, keepdim=True).clamp(min=1e-16).sqrt()
+    least = torch.where(large, 0, vectors.new_full((), 1e-16))
+    return vectors / vectors.square().sum(dim=1, keepdim=True).clamp(min=least).sqrt()
