@@ -13,6 +13,15 @@ from torch import Tensor
 from densesiam import _layout
 
 from .addressing import block_count, block_range, image_start, tile_of_program, tile_offsets
+from .args import (
+    check_boxes,
+    check_grad,
+    check_map,
+    check_size,
+    check_tensor,
+    check_weighted,
+    check_word,
+)
 from .bilinear import bilinear
 from .geometry import MapAndCells, box_is_finite, load_box
 from .launch import (
@@ -42,6 +51,7 @@ def overlap_similarity(
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     """Loss and statistics, of the dispatcher's schema."""
+    _check("overlap_similarity", p, z, boxes_p, boxes_z, size, kind, weight, reduction)
     batch, channels = p.shape[:2]
     cells = size[0] * size[1]
     dtype = _layout.accumulate_dtype(p)
@@ -84,6 +94,11 @@ def overlap_similarity_backward(
     statistics: Tensor,
 ) -> Tensor:
     """Gradient to p, in p's layout."""
+    op = "overlap_similarity_backward"
+    _check(op, p, z, boxes_p, boxes_z, size, kind, weight, reduction)
+    check_grad(op, grad, reduction, (p.shape[0], *size), p)
+    kept = (p.shape[0], 2, size[0] * size[1])
+    check_tensor(op, "statistics", statistics, _layout.accumulate_dtype(p), kept, p)
     batch, channels = p.shape[:2]
     if p.numel() == 0:
         return _layout.empty_like(p)
@@ -107,6 +122,29 @@ def overlap_similarity_backward(
         BLOCK_P=block_p,
     )
     return overlap_sample_backward(samples, boxes_p, list(p.shape[2:]), channels_last)
+
+
+def _check(
+    op: str,
+    p: Tensor,
+    z: Tensor,
+    boxes_p: Tensor | None,
+    boxes_z: Tensor | None,
+    size: list[int],
+    kind: str,
+    weight: Tensor | None,
+    reduction: str,
+) -> None:
+    check_map(op, "p", p)
+    check_map(op, "z", z)
+    if p.shape[1] == 0:
+        raise ValueError(f"{op}: p must have at least one channel, got shape {tuple(p.shape)}")
+    check_tensor(op, "z", z, p.dtype, (*p.shape[:2], *z.shape[2:]), p)
+    check_boxes(op, "boxes_p", boxes_p, p)
+    check_boxes(op, "boxes_z", boxes_z, p)
+    check_size(op, size)
+    check_word(op, "kind", kind, tuple(KINDS))
+    check_weighted(op, weight, reduction, p)
 
 
 class _Views:

@@ -13,6 +13,7 @@ from torch import Tensor
 from densesiam import _layout
 
 from .addressing import block_count, block_range, image_start, tile_of_program, tile_offsets
+from .args import check_grad, check_pair, check_tensor, check_weighted
 from .launch import (
     accumulate_type,
     in_layout,
@@ -27,6 +28,7 @@ from .reduction import image_weight, loss_gradient, mean_of_sums, store_loss
 
 
 def pixel_loss(
+    op: str,
     loss_function: PixelLoss,
     p: Tensor,
     z: Tensor,
@@ -36,6 +38,7 @@ def pixel_loss(
     """Loss and statistics.
 
     Args:
+        op: the operator, for messages.
         loss_function: which loss.
         p: (B, C, P) predictions.
         z: (B, C, P) targets of p's type.
@@ -45,6 +48,8 @@ def pixel_loss(
     Returns:
         The mean, (), or each pixel's loss, (B, P); and (B, 2, P) statistics.
     """
+    check_pair(op, p, z)
+    check_weighted(op, weight, reduction, p)
     batch, channels, pixels = p.shape
     dtype = _layout.accumulate_dtype(p)
     mean = reduction == "mean"
@@ -84,6 +89,7 @@ def pixel_loss(
 
 
 def pixel_loss_backward(
+    op: str,
     loss_function: PixelLoss,
     grad: Tensor,
     p: Tensor,
@@ -93,7 +99,12 @@ def pixel_loss_backward(
     statistics: Tensor,
 ) -> Tensor:
     """Gradient (B, C, P) to p, in p's layout; ``grad`` is (), or (B, P), that of the loss."""
+    check_pair(op, p, z)
+    check_weighted(op, weight, reduction, p)
     batch, channels, pixels = p.shape
+    check_grad(op, grad, reduction, (batch, pixels), p)
+    kept = _layout.accumulate_dtype(p)
+    check_tensor(op, "statistics", statistics, kept, (batch, 2, pixels), p)
     out = _layout.empty_like(p)
     if out.numel() == 0:
         return out
