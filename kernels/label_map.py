@@ -11,6 +11,7 @@ from densesiam import _layout
 
 from .addressing import block_count, block_range, image_start
 from .argmax import add_candidates, start_greatest
+from .args import check_map, check_size
 from .bilinear import bilinear
 from .geometry import MapAndCells, load_box
 from .launch import accumulate_type, in_layout, index_type, launch, pixel_tile
@@ -18,6 +19,10 @@ from .launch import accumulate_type, in_layout, index_type, launch, pixel_tile
 
 def label_map(logits: Tensor, size: list[int]) -> Tensor:
     """Labels, of the dispatcher's schema."""
+    check_map("label_map", "logits", logits)
+    check_size("label_map", size)
+    if logits.shape[1] == 0:
+        raise ValueError(f"label_map: logits have no classes, got shape {tuple(logits.shape)}")
     batch, classes, height, width = logits.shape
     labels = logits.new_empty([batch, *size], dtype=torch.int64)
     if labels.numel() == 0:

@@ -17,6 +17,7 @@ from torch import Tensor
 from densesiam import _layout
 
 from .addressing import image_start, tile_of_program, tile_offsets
+from .args import check_boxes, check_map, check_size
 from .bilinear import bilinear
 from .geometry import (
     MapAndCells,
@@ -38,6 +39,9 @@ from .numerics import to_storage
 
 def overlap_sample(features: Tensor, boxes: Tensor, size: list[int]) -> Tensor:
     """Forward, of the dispatcher's schema."""
+    check_map("overlap_sample", "features", features)
+    check_boxes("overlap_sample", "boxes", boxes, features)
+    check_size("overlap_sample", size)
     batch, channels, height, width = features.shape
     channels_last = _layout.is_channels_last(features)
     out = _layout.empty(features, [batch, channels, *size], channels_last, features.dtype)
@@ -68,6 +72,9 @@ def overlap_sample_backward(
     grad: Tensor, boxes: Tensor | None, size: list[int], channels_last: bool
 ) -> Tensor:
     """Gradient to a map of that size, in the layout asked for; no boxes: of the whole map."""
+    check_map("overlap_sample_backward", "grad", grad)
+    check_boxes("overlap_sample_backward", "boxes", boxes, grad)
+    check_size("overlap_sample_backward", size)
     batch, channels, rows, columns = grad.shape
     out = _layout.empty(grad, [batch, channels, *size], channels_last, grad.dtype)
     if out.numel() == 0:

@@ -13,6 +13,15 @@ from torch import Tensor
 from densesiam import _layout
 
 from .addressing import block_count, block_range, image_start, tile_of_program, tile_offsets
+from .args import (
+    check_boxes,
+    check_grad,
+    check_map,
+    check_size,
+    check_tensor,
+    check_weighted,
+    check_word,
+)
 from .bilinear import bilinear
 from .geometry import MapAndCells, box_is_finite, load_box
 from .launch import (
@@ -42,6 +51,7 @@ def overlap_similarity(
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     """Loss and statistics, of the dispatcher's schema."""
+    _check("overlap_similarity", p, z, boxes_p, boxes_z, size, kind, weight, reduction)
     batch, channels = p.shape[:2]
     cells = size[0] * size[1]
     dtype = _layout.accumulate_dtype(p)
@@ -84,6 +94,11 @@ def overlap_similarity_backward(
     statistics: Tensor,
 ) -> Tensor:
     """Gradient to p, in p's layout."""
+    op = "overlap_similarity_backward"
+    _check(op, p, z, boxes_p, boxes_z, size, kind, weight, reduction)
+    check_grad(op, grad, reduction, (p.shape[0], *size), p)
+    kept = (p.shape[0], 2, size[0] * size[1])
+    check_tensor(op, "statistics", statistics, _layout.accumulate_dtype(p), kept, p)
     batch, channels = p.shape[:2]
     if p.numel() == 0:
         return _layout.empty_like(p)
@@ -107,6 +122,29 @@ def overlap_similarity_backward(
         BLOCK_P=block_p,
     )
     return overlap_sample_backward(samples, boxes_p, list(p.shape[2:]), channels_last)
+
+
+def _check(
+    op: str,
+    p: Tensor,
+    z: Tensor,
+    boxes_p: Tensor | None,
+    boxes_z: Tensor | None,
+    size: list[int],
+    kind: str,
+    weight: Tensor | None,
+    reduction: str,
+) -> None:
+    check_map(op, "p", p)
+    check_map(op, "z", z)
+    if p.shape[1] == 0:
+        raise ValueError(f"{op}: p must have at least one channel, got shape {tuple(p.shape)}")
+    check_tensor(op, "z", z, p.dtype, (*p.shape[:2], *z.shape[2:]), p)
+    check_boxes(op, "boxes_p", boxes_p, p)
+    check_boxes(op, "boxes_z", boxes_z, p)
+    check_size(op, size)
+    check_word(op, "kind", kind, tuple(KINDS))
+    check_weighted(op, weight, reduction, p)
 
 
 class _Views:
@@ -157,6 +195,7 @@ def _forward(
     statistics,
     START: tl.constexpr,
     ADD: tl.constexpr,
+    SCALES: tl.constexpr,
     FINISH: tl.constexpr,
     MEAN: tl.constexpr,
     COORDINATE: tl.constexpr,
@@ -175,6 +214,86 @@ def _forward(
     b = program // blocks
     cell = block_range(program % blocks, INDEX, BLOCK_P)
     w = image_weight(weight, b, ACCUMULATE)
+    p_scale, z_scale = None, None
+    sums = _sums(
+        p,
+        z,
+        boxes_p,
+        boxes_z,
+        p_scale,
+        z_scale,
+        w,
+        b,
+        cell,
+        shape_p,
+        shape_z,
+        START,
+        ADD,
+        COORDINATE,
+        Z_COORDINATE,
+        ACCUMULATE,
+        INDEX,
+        CHANNELS_LAST,
+        Z_CHANNELS_LAST,
+        BLOCK_C,
+        BLOCK_P,
+    )
+    if SCALES is not None:
+        p_scale, z_scale = SCALES(sums)
+        if tl.min(tl.minimum(p_scale, z_scale)) < 1:  # seldom
+            sums = _sums(
+                p,
+                z,
+                boxes_p,
+                boxes_z,
+                p_scale,
+                z_scale,
+                w,
+                b,
+                cell,
+                shape_p,
+                shape_z,
+                START,
+                ADD,
+                COORDINATE,
+                Z_COORDINATE,
+                ACCUMULATE,
+                INDEX,
+                CHANNELS_LAST,
+                Z_CHANNELS_LAST,
+                BLOCK_C,
+                BLOCK_P,
+            )
+    loss, first_statistic, second_statistic = FINISH(sums, p_scale, z_scale)
+    store_statistics(statistics, b, cell, cells, first_statistic, second_statistic)
+    store_loss(losses, tl.where(w != 0, loss * w, 0), b, cell, cells, MEAN)
+
+
+@triton.jit
+def _sums(
+    p,
+    z,
+    boxes_p,
+    boxes_z,
+    p_scale,
+    z_scale,
+    w,
+    b,
+    cell,
+    shape_p,
+    shape_z,
+    START: tl.constexpr,
+    ADD: tl.constexpr,
+    COORDINATE: tl.constexpr,
+    Z_COORDINATE: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    Z_CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Sums over all channels of a block of samples, of vectors times their scales."""
     sums = START(ACCUMULATE, BLOCK_P)
     for first in range(0, shape_p.channels, BLOCK_C):
         channel = tl.cast(first, INDEX) + tl.arange(0, BLOCK_C)
@@ -184,10 +303,11 @@ def _forward(
         z_tile = _samples(
             z, boxes_z, w, b, channel, cell, shape_z, Z_COORDINATE, ACCUMULATE, Z_CHANNELS_LAST
         )
+        if p_scale is not None:
+            p_tile *= p_scale[None, :]
+            z_tile *= z_scale[None, :]
         sums = ADD(sums, p_tile, z_tile, (channel < shape_p.channels)[:, None])
-    loss, first_statistic, second_statistic = FINISH(sums)
-    store_statistics(statistics, b, cell, cells, first_statistic, second_statistic)
-    store_loss(losses, tl.where(w != 0, loss * w, 0), b, cell, cells, MEAN)
+    return sums
 
 
 @triton.jit

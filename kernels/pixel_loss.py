@@ -13,6 +13,7 @@ from torch import Tensor
 from densesiam import _layout
 
 from .addressing import block_count, block_range, image_start, tile_of_program, tile_offsets
+from .args import check_grad, check_pair, check_tensor, check_weighted
 from .launch import (
     accumulate_type,
     in_layout,
@@ -27,6 +28,7 @@ from .reduction import image_weight, loss_gradient, mean_of_sums, store_loss
 
 
 def pixel_loss(
+    op: str,
     loss_function: PixelLoss,
     p: Tensor,
     z: Tensor,
@@ -36,6 +38,7 @@ def pixel_loss(
     """Loss and statistics.
 
     Args:
+        op: the operator, for messages.
         loss_function: which loss.
         p: (B, C, P) predictions.
         z: (B, C, P) targets of p's type.
@@ -45,6 +48,8 @@ def pixel_loss(
     Returns:
         The mean, (), or each pixel's loss, (B, P); and (B, 2, P) statistics.
     """
+    check_pair(op, p, z)
+    check_weighted(op, weight, reduction, p)
     batch, channels, pixels = p.shape
     dtype = _layout.accumulate_dtype(p)
     mean = reduction == "mean"
@@ -84,6 +89,7 @@ def pixel_loss(
 
 
 def pixel_loss_backward(
+    op: str,
     loss_function: PixelLoss,
     grad: Tensor,
     p: Tensor,
@@ -93,7 +99,12 @@ def pixel_loss_backward(
     statistics: Tensor,
 ) -> Tensor:
     """Gradient (B, C, P) to p, in p's layout; ``grad`` is (), or (B, P), that of the loss."""
+    check_pair(op, p, z)
+    check_weighted(op, weight, reduction, p)
     batch, channels, pixels = p.shape
+    check_grad(op, grad, reduction, (batch, pixels), p)
+    kept = _layout.accumulate_dtype(p)
+    check_tensor(op, "statistics", statistics, kept, (batch, 2, pixels), p)
     out = _layout.empty_like(p)
     if out.numel() == 0:
         return out
@@ -137,6 +148,7 @@ def _forward(
     pixels,
     START: tl.constexpr,
     ADD: tl.constexpr,
+    SCALES: tl.constexpr,
     FINISH: tl.constexpr,
     MEAN: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -156,6 +168,77 @@ def _forward(
     start = image_start(b, channels, pixels)
     # An image of weight 0 is read as one of zeros: even NaN in it counts nowhere.
     readable = tl.where(w != 0, channels, 0)
+    p_scale, z_scale = None, None
+    sums = _sums(
+        p,
+        z,
+        p_scale,
+        z_scale,
+        start,
+        pixel,
+        in_map,
+        channels,
+        pixels,
+        readable,
+        START,
+        ADD,
+        ACCUMULATE,
+        INDEX,
+        CHANNELS_LAST,
+        Z_CHANNELS_LAST,
+        BLOCK_C,
+        BLOCK_P,
+    )
+    if SCALES is not None:
+        p_scale, z_scale = SCALES(sums)
+        if tl.min(tl.minimum(p_scale, z_scale)) < 1:  # seldom
+            sums = _sums(
+                p,
+                z,
+                p_scale,
+                z_scale,
+                start,
+                pixel,
+                in_map,
+                channels,
+                pixels,
+                readable,
+                START,
+                ADD,
+                ACCUMULATE,
+                INDEX,
+                CHANNELS_LAST,
+                Z_CHANNELS_LAST,
+                BLOCK_C,
+                BLOCK_P,
+            )
+    loss, first_statistic, second_statistic = FINISH(sums, p_scale, z_scale)
+    store_statistics(statistics, b, pixel, pixels, first_statistic, second_statistic)
+    store_loss(losses, loss * w, b, pixel, pixels, MEAN)
+
+
+@triton.jit
+def _sums(
+    p,  # [B, C, P]
+    z,  # [B, C, P]
+    p_scale,  # [BLOCK_P] or None
+    z_scale,  # [BLOCK_P] or None
+    start,
+    pixel,  # [BLOCK_P]
+    in_map,  # [BLOCK_P]
+    channels,
+    pixels,
+    readable,
+    START: tl.constexpr,
+    ADD: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    INDEX: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    Z_CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Sums over all channels of a block of pixels, of vectors times their scales."""
     sums = START(ACCUMULATE, BLOCK_P)
     for first in range(0, channels, BLOCK_C):
         channel = tl.cast(first, INDEX) + tl.arange(0, BLOCK_C)
@@ -164,10 +247,11 @@ def _forward(
         p_tile = tl.load(p + offsets, read, other=0).to(ACCUMULATE)
         offsets = start + tile_offsets(channel, pixel, channels, pixels, Z_CHANNELS_LAST)
         z_tile = tl.load(z + offsets, read, other=0).to(ACCUMULATE)
+        if p_scale is not None:
+            p_tile *= p_scale[None, :]
+            z_tile *= z_scale[None, :]
         sums = ADD(sums, p_tile, z_tile, (channel < channels)[:, None])
-    loss, first_statistic, second_statistic = FINISH(sums)
-    store_statistics(statistics, b, pixel, pixels, first_statistic, second_statistic)
-    store_loss(losses, loss * w, b, pixel, pixels, MEAN)
+    return sums
 
 
 @triton.jit

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .args import check_word
 from .losses import KINDS
 from .pixel_loss import pixel_loss, pixel_loss_backward
 
@@ -15,7 +16,9 @@ def pixel_similarity(
     p: Tensor, z: Tensor, kind: str, weight: Tensor | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
     """Loss and statistics, of the dispatcher's schema."""
-    return pixel_loss(KINDS[kind], p, z, weight, reduction)
+    op = "pixel_similarity"
+    check_word(op, "kind", kind, tuple(KINDS))
+    return pixel_loss(op, KINDS[kind], p, z, weight, reduction)
 
 
 def pixel_similarity_backward(
@@ -28,4 +31,6 @@ def pixel_similarity_backward(
     statistics: Tensor,
 ) -> Tensor:
     """Gradient to p, in p's layout."""
-    return pixel_loss_backward(KINDS[kind], grad, p, z, weight, reduction, statistics)
+    op = "pixel_similarity_backward"
+    check_word(op, "kind", kind, tuple(KINDS))
+    return pixel_loss_backward(op, KINDS[kind], grad, p, z, weight, reduction, statistics)

@@ -18,6 +18,7 @@ from densesiam import _layout
 
 from .addressing import block_count, block_range, image_start, tile_of_program, tile_offsets
 from .argmax import add_candidates, start_greatest
+from .args import check_grad, check_pixels, check_tensor, check_weighted, check_word
 from .launch import (
     accumulate_type,
     in_layout,
@@ -42,8 +43,14 @@ def pseudo_label_loss(
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, log_sum, labels and class weights, of the dispatcher's schema."""
+    op = "pseudo_label_loss"
+    check_pixels(op, "logits", logits)
+    check_tensor(op, "targets", targets, logits.dtype, logits.shape, logits)
+    check_word(op, "rebalance", rebalance, ("none", "frequency", "inverse"))
     batch, classes, pixels = logits.shape
     dtype = _layout.accumulate_dtype(logits)
+    check_tensor(op, "counts", counts, dtype, (classes,), logits)
+    check_weighted(op, weight, reduction, logits)
     mean = reduction == "mean"
     loss = logits.new_empty([] if mean else [batch, pixels], dtype=dtype)
     log_sum = logits.new_empty([batch, pixels], dtype=dtype)
@@ -111,7 +118,15 @@ def pseudo_label_loss_backward(
     class_weights: Tensor,
 ) -> Tensor:
     """Gradient to the logits, in their layout."""
+    op = "pseudo_label_loss_backward"
+    check_pixels(op, "logits", logits)
+    check_weighted(op, weight, reduction, logits)
     batch, classes, pixels = logits.shape
+    dtype = _layout.accumulate_dtype(logits)
+    check_grad(op, grad, reduction, (batch, pixels), logits)
+    check_tensor(op, "log_sum", log_sum, dtype, (batch, pixels), logits)
+    check_tensor(op, "labels", labels, torch.int32, (batch, pixels), logits)
+    check_tensor(op, "class_weights", class_weights, dtype, (classes,), logits)
     out = _layout.empty_like(logits)
     if out.numel() == 0:
         return out

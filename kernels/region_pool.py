@@ -26,6 +26,7 @@ from torch import Tensor
 from densesiam import _layout
 
 from .addressing import block_count, block_range, image_start, tile_offsets
+from .args import check_pixels, check_tensor
 from .launch import LARGEST_BLOCK, accumulate_type, in_layout, index_type, launch
 from .numerics import INTERPRETED, to_storage
 from .reduction import BLOCK
@@ -37,6 +38,7 @@ WANTED_PROGRAMS = 512
 
 def region_pool(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Regions, their masses and the logits' logsumexp, of the dispatcher's schema."""
+    _check("region_pool", features, logits)
     batch, channels, pixels = features.shape
     regions = logits.shape[1]
     dtype = _layout.accumulate_dtype(features)
@@ -108,8 +110,14 @@ def region_pool_backward(
     need_logits: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to features and logits, each in its input's layout; empty where not needed."""
+    op = "region_pool_backward"
+    _check(op, features, logits)
     batch, channels, pixels = features.shape
     regions = logits.shape[1]
+    sums = _layout.accumulate_dtype(features)
+    check_tensor(op, "grad", grad, sums, (batch, regions, channels), features)
+    check_tensor(op, "grad_mass", grad_mass, sums, (batch, regions), features)
+    check_tensor(op, "log_sum", log_sum, sums, (batch, pixels), features)
     grad_features = _layout.empty_like(features) if need_features else features.new_empty([0])
     grad_logits = _layout.empty_like(logits) if need_logits else logits.new_empty([0])
     if batch * pixels == 0:
@@ -158,6 +166,13 @@ def region_pool_backward(
             **_options(features),
         )
     return grad_features, grad_logits
+
+
+def _check(op: str, features: Tensor, logits: Tensor) -> None:
+    check_pixels(op, "features", features, channels=0)
+    check_pixels(op, "logits", logits)
+    shape = features.shape[0], logits.shape[1], features.shape[2]
+    check_tensor(op, "logits", logits, features.dtype, shape, features)
 
 
 def _as_read(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, dict[str, object]]:

@@ -27,10 +27,36 @@ struct TileLosses {
 // of the number of terms in a sum.
 constexpr std::int64_t kSummed = 64;
 
-// |p|^2, |z|^2 and p.z of each pixel, in the places of loss, first and second statistic.
+// What the vectors of each pixel are multiplied by before they are squared.
 template <class A>
+struct TileScales {
+  A p[kTile], z[kTile];
+};
+
+// Squares overflow from half the exponents on. Vectors whose square is above 3/4 of them are scaled
+// down by 5/8 of them: what then vanishes is nothing beside the rest, and none of the three sums
+// overflows.
+template <class A>
+constexpr A kLargeSquare = sizeof(A) == 8 ? A(0x1p768) : A(0x1p96f);
+template <class A>
+constexpr A kScaleOfLarge = sizeof(A) == 8 ? A(0x1p-640) : A(0x1p-80f);
+
+// The scales of vectors of these squares; whether any is not 1. NaN is large too.
+template <class A>
+DENSESIAM_HD bool scales_of(const A* pp, const A* zz, int count, TileScales<A>& scales) {
+  bool large = false;
+  for (int i = 0; i < count; ++i) {
+    scales.p[i] = pp[i] < kLargeSquare<A> ? A(1) : kScaleOfLarge<A>;
+    scales.z[i] = zz[i] < kLargeSquare<A> ? A(1) : kScaleOfLarge<A>;
+    large |= scales.p[i] != A(1) || scales.z[i] != A(1);
+  }
+  return large;
+}
+
+// |p|^2, |z|^2 and p.z of each pixel, in the places of loss, first and second statistic.
+template <bool Scaled, class A>
 DENSESIAM_HD void sum_products(Tile<const A> p, Tile<const A> z, std::int64_t channels, int count,
-                               TileLosses<A>& out) {
+                               const TileScales<A>& scales, TileLosses<A>& out) {
   A *pp = out.loss, *zz = out.first, *pz = out.second;
   out.clear(count);
   for (std::int64_t start = 0; start < channels; start += kSummed) {
@@ -41,9 +67,10 @@ DENSESIAM_HD void sum_products(Tile<const A> p, Tile<const A> z, std::int64_t ch
       const A* __restrict b = z.row(c);
 #pragma omp simd
       for (int i = 0; i < count; ++i) {
-        pp_part[i] += a[i] * a[i];
-        zz_part[i] += b[i] * b[i];
-        pz_part[i] += a[i] * b[i];
+        const A u = Scaled ? a[i] * scales.p[i] : a[i], v = Scaled ? b[i] * scales.z[i] : b[i];
+        pp_part[i] += u * u;
+        zz_part[i] += v * v;
+        pz_part[i] += u * v;
       }
     }
 #pragma omp simd
@@ -55,17 +82,22 @@ DENSESIAM_HD void sum_products(Tile<const A> p, Tile<const A> z, std::int64_t ch
   }
 }
 
-// A loss of those three numbers: Loss::finish(pp, zz, pz, loss, a, b), and dp = -g (a z - b p).
+// A loss of those three numbers: Loss::finish(pp, zz, pz, p_scale, z_scale, loss, a, b), and
+// dp = -g (a z - b p).
 template <class Loss>
 struct LossOfProducts {
   template <class A>
   static DENSESIAM_HD void tile(Tile<const A> p, Tile<const A> z, std::int64_t channels, int count,
                                 TileLosses<A>& out) {
-    sum_products(p, z, channels, count, out);
+    TileScales<A> scales;
+    sum_products<false>(p, z, channels, count, scales, out);
+    if (scales_of(out.loss, out.first, count, scales)) {
+      sum_products<true>(p, z, channels, count, scales, out);
+    }
 #pragma omp simd
     for (int i = 0; i < count; ++i) {
-      Loss::finish(out.loss[i], out.first[i], out.second[i], out.loss[i], out.first[i],
-                   out.second[i]);
+      Loss::finish(out.loss[i], out.first[i], out.second[i], scales.p[i], scales.z[i], out.loss[i],
+                   out.first[i], out.second[i]);
     }
   }
   template <class A>
@@ -75,14 +107,16 @@ struct LossOfProducts {
 };
 
 // Minus the cosine of p and z. Statistics a = 1 / (|p| |z|) with both norms clamped, and
-// b = cos / |p|^2, or 0 where |p| is below the clamp.
+// b = cos / |p|^2, or 0 where |p| is below the clamp. The sums are of scaled vectors.
 struct Cosine : LossOfProducts<Cosine> {
   template <class A>
-  static DENSESIAM_HD void finish(A pp, A zz, A pz, A& loss, A& a, A& b) {
-    const A least = A(1e-16);  // the square of the least norm; NaN passes every comparison
-    a = A(1) / (std::sqrt(pp < least ? least : pp) * std::sqrt(zz < least ? least : zz));
+  static DENSESIAM_HD void finish(A pp, A zz, A pz, A p_scale, A z_scale, A& loss, A& a, A& b) {
+    // The square of the least norm, 0 of a scaled one; NaN passes every comparison.
+    const A p_least = A(1e-16) * p_scale * p_scale, z_least = A(1e-16) * z_scale * z_scale;
+    a = A(1) / (std::sqrt(pp < p_least ? p_least : pp) * std::sqrt(zz < z_least ? z_least : zz));
     const A cosine = pz * a;
-    b = pp < least ? A(0) : cosine / pp;
+    a = a * p_scale * z_scale;
+    b = pp < p_least ? A(0) : cosine / pp * p_scale * p_scale;
     loss = -cosine;
   }
 };

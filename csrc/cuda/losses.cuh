@@ -12,6 +12,8 @@
 //   channels map(f)                                     each of its numbers through f (a shuffle)
 //   finish()                                   the loss and the two statistics, of all channels
 //   gradient(p, z, first, second, grad)        dp of one element
+// One of products has besides:
+//   finish(p_scale, z_scale)                   the same of vectors that were scaled
 //
 // Operations an element: 6 (cosine), or two exponentials (cross_entropy).
 #pragma once
@@ -27,10 +29,20 @@ struct PixelLoss {
   A loss, first, second;
 };
 
+// Squares overflow from half the exponents on. Vectors whose square is above 3/4 of them are scaled
+// down by 5/8 of them: what then vanishes is nothing beside the rest, and none of the three sums
+// overflows. NaN is large too.
+template <class A>
+DENSESIAM_HD A scale_of(A square) {
+  constexpr bool wide = sizeof(A) == 8;
+  return square < (wide ? A(0x1p768) : A(0x1p96f)) ? A(1) : wide ? A(0x1p-640) : A(0x1p-80f);
+}
+
 // p.p, z.z and p.z: what a loss of these three, its own Loss<A>, is made from.
 template <template <class> class Loss, class A_>
 struct LossOfProducts {
   using A = A_;
+  static constexpr bool kOfProducts = true;
   A pp, zz, pz;
 
   static DENSESIAM_HD Loss<A> identity() { return {{A(0), A(0), A(0)}}; }
@@ -57,19 +69,21 @@ struct LossOfProducts {
 
 template <class A>
 struct Cosine : LossOfProducts<Cosine, A> {
-  DENSESIAM_HD PixelLoss<A> finish() const {
+  DENSESIAM_HD PixelLoss<A> finish(A p_scale, A z_scale) const {
     const A pp = this->pp, zz = this->zz;
-    const A least = A(1e-16);  // the square of the least norm; NaN passes both comparisons
-    const A p_inverse = inverse_root(pp < least ? least : pp);
-    const A a = p_inverse * inverse_root(zz < least ? least : zz);
-    const A cosine = this->pz * a;
-    return {-cosine, a, pp < least ? A(0) : cosine * p_inverse * p_inverse};
+    // The square of the least norm, 0 of a scaled one; NaN passes every comparison.
+    const A p_least = A(1e-16) * p_scale * p_scale, z_least = A(1e-16) * z_scale * z_scale;
+    const A p_inverse = inverse_root(pp < p_least ? p_least : pp);
+    const A a = p_inverse * inverse_root(zz < z_least ? z_least : zz);
+    const A cosine = this->pz * a, p_norm = p_inverse * p_scale;
+    return {-cosine, a * p_scale * z_scale, pp < p_least ? A(0) : cosine * p_norm * p_norm};
   }
 };
 
 template <class A_>
 struct CrossEntropy {
   using A = A_;
+  static constexpr bool kOfProducts = false;
   LogSumExp<A> p_sum, z_sum;
   A product;  // sum of exp(z - max z) (p - max p)
 
@@ -79,7 +93,8 @@ struct CrossEntropy {
   DENSESIAM_HD void raise(A p_max, A z_max) {
     const A before = p_sum.max;
     p_sum.raise(p_max);
-    product += z_sum.sum * (before - p_sum.max);
+    // Of no channels, whose maximum is the lowest number, the difference may be infinite.
+    product += z_sum.sum == A(0) ? A(0) : z_sum.sum * (before - p_sum.max);
     product *= z_sum.raise(z_max);
   }
   template <int N>

@@ -24,6 +24,31 @@ DENSESIAM_HD A image_weight(const A* weight, unsigned b) {
   return weight != nullptr ? load(weight + b) : A(1);
 }
 
+// The scales that vectors of these sums need to be squared; whether any is not 1.
+template <class Loss, int R, class A>
+DENSESIAM_HD bool scales_of(const Loss (&sums)[R], A (&p_scale)[R], A (&z_scale)[R]) {
+  bool large = false;
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    p_scale[r] = z_scale[r] = A(1);
+    if constexpr (Loss::kOfProducts) {
+      p_scale[r] = scale_of(sums[r].pp);
+      z_scale[r] = scale_of(sums[r].zz);
+    }
+    large |= p_scale[r] != A(1) || z_scale[r] != A(1);
+  }
+  return large;
+}
+
+template <class Loss, class A>
+DENSESIAM_HD PixelLoss<A> finished(const Loss& sums, A p_scale, A z_scale) {
+  if constexpr (Loss::kOfProducts) {
+    return sums.finish(p_scale, z_scale);
+  } else {
+    return sums.finish();
+  }
+}
+
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
     pixel_loss_planar(P p, Z z, const typename P::A* __restrict__ weight, PixelShape shape,
@@ -59,10 +84,24 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
 
   A total = A(0);
   if (part.inside && part.slice == 0) {
-    A loss[N], first[N], second[N];
+    A loss[N], first[N], second[N], p_scale[N], z_scale[N];
+    if (scales_of(sums, p_scale, z_scale)) {  // seldom: this thread alone reads all channels again
+#pragma unroll
+      for (int n = 0; n < N; ++n) sums[n] = Loss::identity();
+      for (unsigned c = 0; c < shape.channels; ++c) {
+        A p_values[N], z_values[N];
+        p.at(shape, part.b, part.pixel).read(c, p_values);
+        z.at(shape, part.b, part.pixel).read(c, z_values);
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          sums[n].add({p_values[n] * p_scale[n]}, {z_values[n] * z_scale[n]});
+        }
+      }
+    }
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      const PixelLoss<A> result = w != A(0) ? sums[n].finish() : PixelLoss<A>{A(0), A(0), A(0)};
+      const PixelLoss<A> result =
+          w != A(0) ? finished(sums[n], p_scale[n], z_scale[n]) : PixelLoss<A>{A(0), A(0), A(0)};
       loss[n] = w * result.loss;
       first[n] = result.first;
       second[n] = result.second;
@@ -109,11 +148,27 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
   }
   merge_lanes(sums, lanes);
 
-  A total = A(0);
+  A total = A(0), p_scale[R], z_scale[R];
+  const bool large = scales_of(sums, p_scale, z_scale);
 #pragma unroll
   for (int r = 0; r < R; ++r) {
     if (part.lane != 0 || part.pixel[r] >= shape.pixels) continue;
-    const PixelLoss<A> result = w != A(0) ? sums[r].finish() : PixelLoss<A>{A(0), A(0), A(0)};
+    if (large) {  // seldom: this thread alone reads all channels again
+      sums[r] = Loss::identity();
+      for (unsigned c = 0; c < shape.channels; c += N) {
+        A p_values[N], z_values[N];
+        p.at(shape, part.b, part.pixel[r]).read(c, p_values);
+        z.at(shape, part.b, part.pixel[r]).read(c, z_values);
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          p_values[n] *= p_scale[r];
+          z_values[n] *= z_scale[r];
+        }
+        sums[r].add(p_values, z_values);
+      }
+    }
+    const PixelLoss<A> result =
+        w != A(0) ? finished(sums[r], p_scale[r], z_scale[r]) : PixelLoss<A>{A(0), A(0), A(0)};
     const A loss = w * result.loss;
     A* statistics = out.statistics + std::int64_t(part.b) * 2 * shape.pixels + part.pixel[r];
     store(statistics, result.first);

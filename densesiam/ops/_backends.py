@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from densesiam import _devices, _libraries
-from densesiam.ops._operations import NAMESPACE, OPERATIONS
+from densesiam.ops._operations import NAMESPACE, OPERATIONS, interface
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 """Every backend, in the order in which ``auto`` prefers them."""
@@ -66,8 +66,8 @@ def load_backends() -> None:
     No device is looked for here, which would start CUDA: each is judged at its first call.
     """
     _MISSING["reference"] = None
-    _MISSING["cpu"] = _libraries.load("_cpu")
-    _MISSING["cuda"] = _libraries.load("_cuda")
+    _MISSING["cpu"] = _libraries.load("_cpu", interface())
+    _MISSING["cuda"] = _libraries.load("_cuda", interface())
     _KERNELS["reference"] = frozenset(OPERATIONS)
     _KERNELS["cpu"] = _registered("CPU")
     _KERNELS["cuda"] = _registered("CUDA")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densesiam.reference._numerics import values_are_known
+from densesiam import _layout
+from densesiam.reference._numerics import relative, values_are_known
 
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MOST = 2**31 - 1
@@ -209,6 +210,14 @@ def check_weight(op: str, weight: Tensor | None, name: str, tensor: Tensor) -> N
             f"{op}: weight must have shape (B,) = ({tensor.shape[0]},), got {tuple(weight.shape)}"
         )
     check_device(op, "weight", weight, name, tensor)
+
+
+def kernel_weight(weight: Tensor | None, features: Tensor, reduction: str) -> Tensor | None:
+    """Weights as kernels take them: in the type of sums, a mean's in units of the largest."""
+    if weight is None:
+        return None
+    converted = weight.detach().to(_layout.accumulate_dtype(features))
+    return relative(converted) if reduction == "mean" and weight.dtype != torch.bool else converted
 
 
 def size_pair(size: int | tuple[int, int]) -> list[int]:

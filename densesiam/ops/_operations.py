@@ -14,6 +14,7 @@ wanted of it, in this order.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -104,6 +105,20 @@ def register_operation(operation: Operation) -> None:
     OPERATIONS[operation.name] = operation
     for namespace in _namespaces:
         _define(operation, namespace)
+
+
+def interface() -> str:
+    """Fingerprint of all schemas.
+
+    A library that was compiled for others would misread its arguments: `csrc/interface.h` has the
+    one that the sources are for, and no other library is loaded.
+    """
+    schemas = sorted(
+        f"{name}{schema}"
+        for operation in OPERATIONS.values()
+        for name, schema in operation.operators.items()
+    )
+    return hashlib.sha256("\n".join(schemas).encode()).hexdigest()[:16]
 
 
 def register_namespace(namespace: str) -> None:

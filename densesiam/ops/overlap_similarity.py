@@ -90,7 +90,7 @@ def overlap_similarity(
     if backend == "reference":
         grid = (pair[0], pair[1])
         return reference.overlap_similarity(p, z, boxes_p, boxes_z, grid, kind, weight, reduction)
-    weight = None if weight is None else weight.detach().to(_layout.accumulate_dtype(p))
+    weight = _checks.kernel_weight(weight, p, reduction)
     loss, _ = run_kernel(
         NAMESPACES[backend],
         "overlap_similarity",

@@ -9,6 +9,18 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def relative(weight: Tensor) -> Tensor:
+    """Weights (B,) in units of the largest: all that a mean knows of them.
+
+    Products with the weights themselves, and their sum, may be too large or too small for the type.
+    What is not 0 stays so: an image of weight 0 counts nowhere, and any other does.
+    """
+    type_ = torch.finfo(weight.dtype)
+    least = weight.new_full((1,), type_.tiny * type_.eps)  # there may be no weights, or none but 0
+    scaled = weight / torch.cat([weight.abs(), least]).amax()
+    return torch.where((scaled == 0) & (weight != 0), least, scaled)
+
+
 def first_argmax(logits: Tensor) -> Tensor:
     """Index of the greatest entry along dimension 1; the lowest such index on a tie.
 

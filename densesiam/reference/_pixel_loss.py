@@ -1,11 +1,12 @@
 """What all losses between the channels of two maps share: weights, and the mean."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from densesiam.reference._numerics import compute_dtype
+from densesiam.reference._numerics import compute_dtype, relative
 
 
 def pixel_loss(
@@ -37,9 +38,11 @@ def pixel_loss(
         return losses if reduction == "none" else losses.sum() / max(losses.numel(), 1)
 
     # Zeros in place of the images that do not count: 0 * NaN is NaN, forward and backward.
-    counts = (weight != 0).view(-1, *[1] * (p.ndim - 1))
+    counts = (weight.to(dtype) != 0).view(-1, *[1] * (p.ndim - 1))
     losses = loss(torch.where(counts, p, 0), torch.where(counts, z, 0))
-    weights = weight.detach().to(dtype).view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
+    weight = weight.detach().to(dtype)
+    weight = relative(weight) if reduction == "mean" else weight
+    weights = weight.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
     losses = weights * losses
     if reduction == "none":
         return losses
@@ -50,5 +53,10 @@ def pixel_loss(
 
 def normalized(vectors: Tensor) -> Tensor:
     """Vectors (B, C, *) divided by their norms over channels, clamped below at 1e-8."""
+    # Squares overflow from half the exponents on, so vectors above 3/8 of them are scaled first.
+    exponents = math.log2(torch.finfo(vectors.dtype).max)
+    large = vectors.detach().abs().amax(dim=1, keepdim=True) > 2 ** (exponents * 3 / 8)
+    vectors = torch.where(large, vectors * 2 ** (-exponents * 5 / 8), vectors)
     # Clamped before the root: a zero vector then has finite derivatives of every order.
-    return vectors / vectors.square().sum(dim=1, keepdim=True).clamp(min=1e-16).sqrt()
+    least = torch.where(large, 0, vectors.new_full((), 1e-16))
+    return vectors / vectors.square().sum(dim=1, keepdim=True).clamp(min=least).sqrt()

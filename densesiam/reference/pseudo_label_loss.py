@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from densesiam.reference._numerics import compute_dtype, count, first_argmax
+from densesiam.reference._numerics import compute_dtype, count, first_argmax, relative
 
 
 def pseudo_label_loss(
@@ -48,7 +48,9 @@ def pseudo_label_loss(
     dtype = compute_dtype(logits)
     images = None
     if weight is not None:
-        images = weight.detach().to(dtype).view(-1, *[1] * (logits.ndim - 1))
+        weight = weight.detach().to(dtype)
+        weight = relative(weight) if reduction == "mean" else weight
+        images = weight.view(-1, *[1] * (logits.ndim - 1))
         # Zeros in place of the images that do not count: 0 * NaN is NaN, forward and backward.
         logits = torch.where(images != 0, logits, 0)
     labels = first_argmax((logits if targets is None else targets).detach())

@@ -126,7 +126,7 @@ def region_pool(op: Any, maps: Maps) -> list[Tensor]:
 
 def pseudo_label_loss(op: Any, maps: Maps) -> list[Tensor]:
     logits, targets = maps().flatten(2), maps().flatten(2)
-    counts = torch.arange(1, logits.shape[1] + 1)  # this call's own are those of all programs
+    counts = torch.arange(1.0, logits.shape[1] + 1)  # this call's own are those of all programs
     loss, *kept = op.pseudo_label_loss(logits, targets, "inverse", counts, "none", None)
     grad = op.pseudo_label_loss_backward(loss, logits, "none", None, *kept)
     return [loss, *kept[:2], grad]

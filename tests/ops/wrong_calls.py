@@ -1,6 +1,6 @@
 """Calls operators of the dispatcher with one argument wrong at a time, as a program of its own.
 
-    python -m tests.ops.wrong_calls cpu
+    python -m tests.ops.wrong_calls cpu    (or emulator; or triton, under TRITON_INTERPRET=1)
 
 Each call is written out before it is made: should one end the process, the last line names it. An
 exported program comes to operators like that, without the public function's checks.
@@ -21,8 +21,9 @@ from tests.emulator import emulated
 from tests.ops.suite import Maker
 
 
-def operator_calls() -> dict[str, tuple[Any, ...]]:
+def operator_calls(backend: str) -> dict[str, tuple[Any, ...]]:
     """Arguments with which the exemplary calls reach each operator, backward included."""
+    operations = [_operations.OPERATIONS[name] for name in _backends.kernels(backend)]
     calls: dict[str, tuple[Any, ...]] = {}
 
     class Recording(torch.utils._python_dispatch.TorchDispatchMode):
@@ -34,9 +35,10 @@ def operator_calls() -> dict[str, tuple[Any, ...]]:
                 calls[name] = args
             return func(*args, **(kwargs or {}))
 
-    operators = {name for op in _operations.OPERATIONS.values() for name in op.operators}
-    for operation in _operations.OPERATIONS.values():
-        args = operation.example(Maker(torch.float32, "contiguous", "cpu"), 2, 5, 4, 7)
+    operators = {name for op in operations for name in op.operators}
+    device = _backends._SERVES[backend]
+    for operation in operations:
+        args = operation.example(Maker(torch.float32, "contiguous", device), 2, 5, 4, 7)
         for i in range(operation.differentiable):
             args[i] = args[i].requires_grad_()
         with Recording():
@@ -97,7 +99,7 @@ def main(backend: str) -> None:
         return getattr(getattr(torch.ops, _backends.NAMESPACES[backend]), name)(*args)
 
     number, accepted = 0, []
-    for name, args in operator_calls().items():
+    for name, args in operator_calls(backend).items():
         schema = getattr(torch.ops.densesiam, name).default._schema
         call(name, args)
         for i, value in enumerate(args):

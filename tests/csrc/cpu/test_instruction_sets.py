@@ -7,6 +7,7 @@ import pytest
 
 from densesiam import _libraries
 from densesiam.ops import _backends
+from densesiam.ops._operations import interface
 from tests.csrc.cpu.build import COMPILER, build_cpu
 from tests.csrc.cpu.suite import run_suite
 
@@ -39,7 +40,7 @@ def test_a_wrong_name_is_an_error(monkeypatch):
     monkeypatch.setenv("DENSESIAM_CPU_CAPABILITY", "avx10")
     message = "DENSESIAM_CPU_CAPABILITY must be one of baseline, avx2, avx512, got 'avx10'"
     with pytest.raises(ValueError, match=message):
-        _libraries.load("_cpu")
+        _libraries.load("_cpu", interface())
 
 
 @needs_kernels
