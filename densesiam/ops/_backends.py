@@ -171,6 +171,14 @@ def select(op: str, *tensors: Tensor, elements: int = 0) -> str:
     raise RuntimeError(f"{op}: backend '{wanted}' was asked for, but {reason}")
 
 
+def refuses_values(backend: str) -> bool:
+    """Whether a backend's kernels look at values themselves, and refuse those that are wrong.
+
+    The CPU's do. In tests the CUDA kernels, which cannot, may stand in their place.
+    """
+    return backend == "cpu" and NAMESPACES["cpu"] == NAMESPACE
+
+
 def explain(op: str | Callable[..., Tensor], *tensors: Tensor) -> Explanation:
     """Tell which backend would run a call now, and why each of the others would not.
 

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from densesiam.reference._numerics import values_are_known
+
 NAMESPACE = "densesiam"
 
 
@@ -65,6 +67,8 @@ class Operation:
         integers: whether it takes integers, which have neither type nor layout to choose.
         triton: whether there are Triton kernels.
         pixel_loss: whether it is one of the losses that `densesiam.ops._pixel_loss` makes.
+        check_values: raises where values are wrong, given the operator's arguments. It is asked
+            when the CPU's kernel has refused them: the message is that of every backend.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Operation:
     integers: bool = False
     triton: bool = True
     pixel_loss: bool = False
+    check_values: Callable[..., None] | None = None
 
     @property
     def operators(self) -> dict[str, str]:
@@ -122,6 +127,7 @@ def run_kernel(namespace: str, name: str, *args: Any) -> Any:
     """Run one operator of the dispatcher.
 
     Raises:
+        ValueError: values that the kernel refuses.
         torch.OutOfMemoryError, or what ``torch.empty`` raises on that device, where there is no
             memory for the result. Kernels allocate through torch's stable ABI, which says no more
             than that something failed.
@@ -131,14 +137,22 @@ def run_kernel(namespace: str, name: str, *args: Any) -> Any:
         return entry(*args)
     try:
         return entry(*args)
-    except RuntimeError as error:
-        if "API call failed" not in str(error):
-            raise
-        operation = OPERATIONS[name.removesuffix("_backward")]
-        fake = operation.fake if name in OPERATIONS else operation.fake_backward
+    except (RuntimeError, ValueError) as error:  # which of them depends on the torch
+        refusal = error
+    _say_better(refusal, name, args)
+    raise refusal
+
+
+def _say_better(refusal: Exception, name: str, args: tuple[Any, ...]) -> None:
+    """Raise the error that users are to see, if a kernel's own is not that."""
+    operation = OPERATIONS[name.removesuffix("_backward")]
+    forward = name in OPERATIONS
+    if "API call failed" in str(refusal):
+        fake = operation.fake if forward else operation.fake_backward
         assert fake is not None
         fake(*args)  # allocates as much, with torch's own error
-        raise
+    elif forward and operation.check_values and args[0].is_cpu and values_are_known(args[0]):
+        operation.check_values(*args)
 
 
 def _define(operation: Operation, namespace: str) -> None:
