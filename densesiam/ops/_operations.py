@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from densesiam.reference._numerics import values_are_known
+from densesiam.reference._numerics import ORDINARY_TENSORS, nobody_watches, values_are_known
 
 NAMESPACE = "densesiam"
 
@@ -118,13 +118,18 @@ def register_namespace(namespace: str) -> None:
         _define(operation, namespace)
 
 
-def kernel(namespace: str, name: str) -> Callable[..., Any]:
+def kernel(namespace: str, name: str) -> Any:
     """The dispatcher's entry point of one operator."""
     return getattr(getattr(torch.ops, namespace), name)
 
 
 def run_kernel(namespace: str, name: str, *args: Any) -> Any:
-    """Run one operator of the dispatcher.
+    """Run one operator, through the dispatcher or by the short way.
+
+    The short way calls what is registered under the Autograd key, formula and all, from here. The
+    dispatcher would turn each argument into C++ and back first, which takes longer than small
+    kernels do. Where a compiler, a transform, a mode or a subclass of Tensor has to see the call,
+    it goes through the dispatcher.
 
     Raises:
         ValueError: values that the kernel refuses.
@@ -132,27 +137,45 @@ def run_kernel(namespace: str, name: str, *args: Any) -> Any:
             memory for the result. Kernels allocate through torch's stable ABI, which says no more
             than that something failed.
     """
-    entry = kernel(namespace, name)
     if torch.compiler.is_compiling():
-        return entry(*args)
+        return kernel(namespace, name)(*args)
+    entry = _under_autograd.get((namespace, name))
+    if entry is None or not _goes_straight(args):
+        entry = kernel(namespace, name)
     try:
         return entry(*args)
     except (RuntimeError, ValueError) as error:  # which of them depends on the torch
-        refusal = error
-    _say_better(refusal, name, args)
-    raise refusal
+        _say_better(error, name, args)
+        raise
 
 
 def _say_better(refusal: Exception, name: str, args: tuple[Any, ...]) -> None:
     """Raise the error that users are to see, if a kernel's own is not that."""
     operation = OPERATIONS[name.removesuffix("_backward")]
     forward = name in OPERATIONS
-    if "API call failed" in str(refusal):
-        fake = operation.fake if forward else operation.fake_backward
-        assert fake is not None
-        fake(*args)  # allocates as much, with torch's own error
-    elif forward and operation.check_values and args[0].is_cpu and values_are_known(args[0]):
-        operation.check_values(*args)
+    try:
+        if "API call failed" in str(refusal):
+            fake = operation.fake if forward else operation.fake_backward
+            assert fake is not None
+            fake(*args)  # allocates as much, with torch's own error
+        elif forward and operation.check_values and args[0].is_cpu and values_are_known(args[0]):
+            operation.check_values(*args)
+    except (RuntimeError, ValueError) as error:
+        raise error from None
+
+
+_under_autograd: dict[tuple[str, str], Callable[..., Any]] = {}
+"""What is registered under the Autograd key, by namespace and operator."""
+
+
+def _goes_straight(args: tuple[Any, ...]) -> bool:
+    """Whether a call of the dispatcher would go to its Autograd key with nobody in between."""
+    if not nobody_watches() or torch._C._is_torch_function_mode_enabled():
+        return False
+    for each in args:
+        if isinstance(each, Tensor) and type(each) not in ORDINARY_TENSORS:
+            return False
+    return True
 
 
 def _define(operation: Operation, namespace: str) -> None:
@@ -202,7 +225,7 @@ def _differentiate(
     `torch.library.register_autograd` would do it, but for forward mode, where its operators are
     constants: a tangent of zero without a word.
     """
-    entry = kernel(namespace, name)
+    entry = kernel(namespace, name).default
 
     def below(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -231,3 +254,4 @@ def _differentiate(
         return below(*args)
 
     torch.library.impl(f"{namespace}::{name}", "Autograd", call)
+    _under_autograd[namespace, name] = call
