@@ -158,9 +158,11 @@ def select(op: str, *tensors: Tensor, elements: int = 0) -> str:
     """
     wanted = _forced.name or _ENVIRONMENT
     if wanted == "auto":
+        device = tensors[0].device.type
         for name in BACKENDS:
-            reason = _why_not(name, op, tensors, elements)
-            if reason is None and not _interpreted(name, tensors):
+            if _SERVES.get(name, device) != device:
+                continue  # without making the reason
+            if _why_not(name, op, tensors, elements) is None and not _interpreted(name, tensors):
                 return name
     reason = f"there is no such backend; it must be one of {', '.join(BACKENDS)} or auto"
     if wanted in BACKENDS:

@@ -143,7 +143,7 @@ def check_boxes(op: str, name: str, boxes: Tensor, features_name: str, features:
     if boxes.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{op}: {name} must be float32 or float64, got {boxes.dtype}")
     expected = (features.shape[0], 4)
-    if boxes.dim() != 2 or boxes.shape[0] != expected[0] or boxes.shape[1] != 4:
+    if boxes.shape != expected:
         raise ValueError(
             f"{op}: {name} must have shape (B, 4) = {expected} for {features_name} of shape "
             f"{tuple(features.shape)}, got {tuple(boxes.shape)}"
@@ -161,12 +161,12 @@ def finite_boxes(op: str, name: str, boxes: Tensor, backend: str) -> Tensor:
     That is on the CPU, and on a GPU under ``DENSESIAM_CHECK=1``. Kernels that look themselves do it
     in no time.
     """
-    if boxes.device.type not in _CHECKED:
+    known = values_are_known(boxes)
+    if (known and refuses_values(backend)) or boxes.device.type not in _CHECKED:
         return boxes
-    if not values_are_known(boxes):
+    if not known:
         return torch.ops.densesiam.finite_boxes(boxes.detach(), op, name)
-    if not refuses_values(backend):
-        require_finite(op, name, boxes)
+    require_finite(op, name, boxes)
     return boxes
 
 

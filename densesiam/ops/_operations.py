@@ -170,12 +170,15 @@ _under_autograd: dict[tuple[str, str], Callable[..., Any]] = {}
 
 def _goes_straight(args: tuple[Any, ...]) -> bool:
     """Whether a call of the dispatcher would go to its Autograd key with nobody in between."""
-    if not nobody_watches() or torch._C._is_torch_function_mode_enabled():
-        return False
-    for each in args:
-        if isinstance(each, Tensor) and type(each) not in ORDINARY_TENSORS:
-            return False
-    return True
+    return (
+        nobody_watches()
+        and not torch._C._is_torch_function_mode_enabled()
+        and _ORDINARY.issuperset(map(type, args))
+    )
+
+
+_ORDINARY = {*ORDINARY_TENSORS, list, tuple, str, bool, int, float, type(None)}
+"""Types of arguments that are PyTorch's own."""
 
 
 def _define(operation: Operation, namespace: str) -> None:

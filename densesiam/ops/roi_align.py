@@ -133,12 +133,12 @@ def roi_align(
 
 def _checked_values(boxes: Tensor, images: int, backend: str) -> Tensor:
     """The boxes, their values checked as `densesiam.ops._checks.finite_boxes` does."""
-    if boxes.device.type not in _checks._CHECKED:
+    known = values_are_known(boxes)
+    if (known and refuses_values(backend)) or boxes.device.type not in _checks._CHECKED:
         return boxes
-    if not values_are_known(boxes):
+    if not known:
         return torch.ops.densesiam.roi_boxes(boxes.detach(), images)
-    if not refuses_values(backend):
-        _require_values(boxes, images)
+    _require_values(boxes, images)
     return boxes
 
 
