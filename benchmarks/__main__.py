@@ -7,6 +7,7 @@
     python -m benchmarks report RESULT    tables and a page from a result
     python -m benchmarks predict          what GPUs cannot be faster than
     python -m benchmarks ceilings         what this device reaches: copies and matrix products
+    python -m benchmarks host             what a call takes beside its kernel
 
 docs/benchmarks.md explains what is measured, and how to read it.
 """
@@ -23,18 +24,30 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ceilings, compare, device, ops, predict, report, suite, training_step
+from benchmarks import (
+    ceilings,
+    compare,
+    device,
+    host,
+    ops,
+    predict,
+    report,
+    suite,
+    training_step,
+)
 from benchmarks.machine import describe_machine
 from benchmarks.results import Results, Row
 from benchmarks.run import BACKENDS, Case, measure
 from benchmarks.terminal import header, render
 
 FEWER = 5  # rounds
+HOST_ROUNDS = 4  # times as many as of anything else: they are short
 COMMANDS = {
     "compare": compare.main,
     "report": report.main,
     "predict": predict.main,
     "ceilings": ceilings.main,
+    "host": host.main,
 }
 
 
@@ -76,6 +89,11 @@ def run(arguments: Sequence[str]) -> int:
             results.rows.append(row)
             print(render(row), flush=True)
             _save(results, options)  # after each row: a long run that is cut short loses nothing
+        called = [name for name in options.ops if name in ops.MODULES]
+        if group == "own" and called and time.monotonic() <= deadline:
+            results.host.update(host.measure(called, HOST_ROUNDS * rounds))
+            print(f"\n{host.render(results.host)}", flush=True)
+            _save(results, options)
         if group == "own" and options.full and time.monotonic() <= deadline:
             results.steps.update(training_step.measure(min(rounds, FEWER)))
             print(training_step.render(results.steps), flush=True)

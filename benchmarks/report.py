@@ -27,6 +27,7 @@ TITLES = {
     "goals": "Goals",
     "composites": "Everything after the encoder",
     "steps": "A whole training step",
+    "host": "Host time of a call",
     "compile": "Compile time of torch.compile",
     "shapes": "Other shapes",
     "types": "Number types",
@@ -41,6 +42,8 @@ TEXTS = {
     "composites": "Heads, losses, and backward to features and parameters. The matrix products "
     "alone bound every arrangement from below.",
     "steps": "Forward and backward through encoder, heads and losses.",
+    "host": "Tiny maps, one thread: what is left is Python, checks and the dispatcher. The "
+    "yardstick is torchvision's roi_align.",
     "compile": "The first call, forward and backward, every cache off; not in the times above.",
 }
 PREDICTED = ("A100 80GB SXM", "H100 SXM", "RTX 4090")
@@ -86,7 +89,7 @@ def write_report(results: Results, path: Path) -> None:
             picture = plots.scaling(rows, GROUPS[name])
             plot = [page.figure(page.picture(picture, TITLES[name]))]
         content = _html(table)
-        if name not in ("own", "goals", "composites", "steps"):
+        if name not in ("own", "goals", "composites", "steps", "host"):
             content = page.details(f"{len(table.rows)} rows", content)
         text = [page.paragraph(TEXTS[name])] if name in TEXTS else []
         parts.append(page.section(TITLES[name], *text, *plot, content))

@@ -113,12 +113,14 @@ class Results:
         command: the arguments.
         rows: what was measured.
         steps: whole training steps: by name of the network, then of the backend.
+        host: microseconds of a call of each operation on tiny maps (`benchmarks.host`).
     """
 
     machine: dict[str, Any]
     command: str
     rows: list[Row]
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    host: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write everything as JSON; the file is whole at every moment."""
@@ -134,7 +136,8 @@ class Results:
         try:
             values = json.loads(path.read_text())
             rows = [_row(row) for row in values["rows"]]
-            return cls(values["machine"], values["command"], rows, values.get("steps", {}))
+            further = {name: values.get(name, {}) for name in ("steps", "host")}
+            return cls(values["machine"], values["command"], rows, **further)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} holds no results of `python -m benchmarks` of this version: {error!r}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks import host
 from benchmarks.goals import COMPOSITES, goal, unmet
 from benchmarks.results import CEILING, PEER_NAMES, Results, Row
 from benchmarks.suite import GROUPS
@@ -140,6 +141,12 @@ def steps(results: Results) -> Table:
     return Table(columns, [""] * 4, lines)
 
 
+def host_times(results: Results) -> Table:
+    """What a call takes beside its kernel."""
+    cells = host.lines(results.host) if results.host else []
+    return Table(list(host.COLUMNS), list(host.COLUMNS.values()), cells)
+
+
 def every(results: Results) -> dict[str, Table]:
     """All tables of a result by name; those without rows are left out."""
     own = [row for row in results.rows if row.group == "own"]
@@ -150,6 +157,7 @@ def every(results: Results) -> dict[str, Table]:
         "goals": goals(own),
         "composites": composites([row for row in results.rows if row.op in COMPOSITES]),
         "steps": steps(results),
+        "host": host_times(results),
         "compile": compile_times(own),
     }
     for group in GROUPS:

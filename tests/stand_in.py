@@ -177,7 +177,7 @@ def small(shape: Any) -> Any:
 
 def shrink() -> None:
     """Sizes of which the emulator and Triton's interpreter take seconds, in place of a GPU's."""
-    from benchmarks import ceilings, composites, ops, training_step
+    from benchmarks import ceilings, composites, host, ops, training_step
 
     for module in ops.MODULES.values():
         module.SHAPES = tuple(small(shape) for shape in module.SHAPES)
@@ -188,6 +188,7 @@ def shrink() -> None:
         replace(shape, channels=512, classes=64) for shape in composites.pretraining.SHAPES
     )
     ceilings.COPIED, ceilings.SIDE = 1 << 20, 64
+    host.CALLS = 1
     training_step.STEPS = {"tiny": (training_step.demo_model, 2, 64, 64)}
 
 

@@ -45,7 +45,7 @@ Tensor overlap_sample(const Tensor& features, const Tensor& boxes, std::vector<s
   check_size("overlap_sample", size);
   const Layout layout = layout_of(features);
   const Tensor source = in_layout(features, layout);
-  const std::optional<Tensor> box = in_layout(boxes, Layout::planar);
+  const std::optional<Tensor> box = checked_boxes("overlap_sample", "boxes", boxes);
   Tensor out = empty_in_layout({features.size(0), features.size(1), size[0], size[1]}, layout,
                                features.scalar_type(), features);
   if (out.numel() == 0) return out;
@@ -65,7 +65,7 @@ Tensor overlap_sample_backward(const Tensor& grad, const Tensor& boxes,
   check_size(op, size);
   const Layout layout = channels_last ? Layout::pixels : Layout::planar;
   const Tensor source = in_layout(grad, layout);
-  const std::optional<Tensor> box = in_layout(boxes, Layout::planar);
+  const std::optional<Tensor> box = checked_boxes(op, "boxes", boxes);
   Tensor out = empty_in_layout({grad.size(0), grad.size(1), size[0], size[1]}, layout,
                                grad.scalar_type(), grad);
   if (out.numel() == 0) return out;

@@ -172,11 +172,12 @@ void sample_gradients(const Accumulate<T>* grad, bool mean, const Side& p, const
   });
 }
 
-Side side_of(const Tensor& tensor, const std::optional<Tensor>& boxes) {
+Side side_of(const char* op, const Tensor& tensor, const char* name,
+             const std::optional<Tensor>& boxes) {
   const Layout layout = layout_of(tensor);
   return {in_layout(tensor, layout),
           {int(tensor.size(2)), int(tensor.size(3)), layout},
-          boxes ? std::optional(in_layout(*boxes, Layout::planar)) : std::nullopt};
+          checked_boxes(op, name, boxes)};
 }
 
 SampleTiles tiles_of(const char* op, const Tensor& p, const Tensor& z,
@@ -194,7 +195,8 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
   const char* op = "overlap_similarity";
   const SampleTiles tiles = tiles_of(op, p, z, boxes_p, boxes_z, size);
   const bool mean = is_mean(op, reduction);
-  const Side p_side = side_of(p, boxes_p), z_side = side_of(z, boxes_z);
+  const Side p_side = side_of(op, p, "boxes_p", boxes_p);
+  const Side z_side = side_of(op, z, "boxes_z", boxes_z);
   const ScalarType dtype = accumulate_type(p.scalar_type());
   const std::optional<Tensor> weights = checked_weight(op, weight, p);
   Tensor loss = torch::stable::new_empty(
@@ -224,7 +226,8 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
   const char* op = "overlap_similarity_backward";
   const SampleTiles tiles = tiles_of(op, p, z, boxes_p, boxes_z, size);
   const bool mean = is_mean(op, reduction);
-  const Side p_side = side_of(p, boxes_p), z_side = side_of(z, boxes_z);
+  const Side p_side = side_of(op, p, "boxes_p", boxes_p);
+  const Side z_side = side_of(op, z, "boxes_z", boxes_z);
   const std::optional<Tensor> weights = checked_weight(op, weight, p);
   const Tensor upstream = checked_grad(op, grad, mean, {tiles.batch, tiles.rows, tiles.columns}, p);
   const Tensor kept = checked_kept(op, "statistics", statistics, accumulate_type(p.scalar_type()),

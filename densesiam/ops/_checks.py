@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from densesiam import _layout
+from densesiam.ops._backends import refuses_values
 from densesiam.reference._numerics import relative, values_are_known
 
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -95,10 +97,13 @@ def check_strided(op: str, name: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_nested:
         kind = "nested" if tensor.is_nested else str(tensor.layout)
         raise TypeError(f"{op}: {name} must be a dense tensor, got a {kind} one")
-    if not torch.compiler.is_compiling() and any(side > MOST for side in tensor.shape):
-        raise ValueError(
-            f"{op}: {name} must have sides of at most {MOST}, got shape {tuple(tensor.shape)}"
-        )
+    if torch.compiler.is_compiling():
+        return
+    for side in tensor.shape:
+        if side > MOST:
+            raise ValueError(
+                f"{op}: {name} must have sides of at most {MOST}, got shape {tuple(tensor.shape)}"
+            )
 
 
 def check_dims(op: str, name: str, tensor: Tensor, dims: int, shape: str) -> None:
@@ -139,7 +144,7 @@ def check_boxes(op: str, name: str, boxes: Tensor, features_name: str, features:
     if boxes.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{op}: {name} must be float32 or float64, got {boxes.dtype}")
     expected = (features.shape[0], 4)
-    if boxes.dim() != 2 or boxes.shape[0] != expected[0] or boxes.shape[1] != 4:
+    if boxes.shape != expected:
         raise ValueError(
             f"{op}: {name} must have shape (B, 4) = {expected} for {features_name} of shape "
             f"{tuple(features.shape)}, got {tuple(boxes.shape)}"
@@ -151,20 +156,26 @@ def check_boxes(op: str, name: str, boxes: Tensor, features_name: str, features:
         )
 
 
-def finite_boxes(op: str, name: str, boxes: Tensor) -> Tensor:
+def finite_boxes(op: str, name: str, boxes: Tensor, backend: str) -> Tensor:
     """The boxes, their values checked where that costs no synchronisation with a device.
 
-    That is on the CPU, and on a GPU under ``DENSESIAM_CHECK=1``.
+    That is on the CPU, and on a GPU under ``DENSESIAM_CHECK=1``. Kernels that look themselves do it
+    in no time.
     """
-    if boxes.device.type not in _CHECKED:
+    known = values_are_known(boxes)
+    if (known and refuses_values(backend)) or boxes.device.type not in _CHECKED:
         return boxes
-    if not values_are_known(boxes):
+    if not known:
         return torch.ops.densesiam.finite_boxes(boxes.detach(), op, name)
-    _require_finite(boxes, op, name)
+    require_finite(op, name, boxes)
     return boxes
 
 
-def _require_finite(boxes: Tensor, op: str, name: str) -> None:
+def require_finite(op: str, name: str, boxes: Tensor) -> None:
+    """Require finite values."""
+    # A sum is one call, and finite of nothing else; of finite boxes it may overflow.
+    if math.isfinite(boxes.sum()):
+        return
     finite = torch.isfinite(boxes).all(dim=1)
     if not finite.all():
         bad = int((~finite).nonzero()[0])
@@ -176,7 +187,7 @@ torch.library.define("densesiam::finite_boxes", "(Tensor boxes, str op, str name
 
 @torch.library.impl("densesiam::finite_boxes", "CompositeExplicitAutograd")
 def _finite_boxes(boxes: Tensor, op: str, name: str) -> Tensor:
-    _require_finite(boxes, op, name)
+    require_finite(op, name, boxes)
     return boxes.clone()
 
 
@@ -225,10 +236,12 @@ def size_pair(size: int | tuple[int, int]) -> list[int]:
     return list(size) if isinstance(size, tuple | list) else [size, size]
 
 
-def promoted(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in their widest type: the autocast rule for mixed features (boxes stay away).
+def promoted(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both tensors in the wider type: the autocast rule for mixed features (boxes stay away).
 
     No precision is lost, and nothing is converted where the types agree already.
     """
-    dtype = functools.reduce(torch.promote_types, [t.dtype for t in tensors])
-    return tuple(t.to(dtype) for t in tensors)
+    if a.dtype == b.dtype:
+        return a, b
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype), b.to(dtype)

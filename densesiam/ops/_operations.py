@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from densesiam.reference._numerics import ORDINARY_TENSORS, nobody_watches, values_are_known
+
 NAMESPACE = "densesiam"
 
 
@@ -66,6 +68,8 @@ class Operation:
         integers: whether it takes integers, which have neither type nor layout to choose.
         triton: whether there are Triton kernels.
         pixel_loss: whether it is one of the losses that `densesiam.ops._pixel_loss` makes.
+        check_values: raises where values are wrong, given the operator's arguments. It is asked
+            when the CPU's kernel has refused them: the message is that of every backend.
     """
 
     name: str
@@ -84,6 +88,7 @@ class Operation:
     integers: bool = False
     triton: bool = True
     pixel_loss: bool = False
+    check_values: Callable[..., None] | None = None
 
     @property
     def operators(self) -> dict[str, str]:
@@ -128,32 +133,67 @@ def register_namespace(namespace: str) -> None:
         _define(operation, namespace)
 
 
-def kernel(namespace: str, name: str) -> Callable[..., Any]:
+def kernel(namespace: str, name: str) -> Any:
     """The dispatcher's entry point of one operator."""
     return getattr(getattr(torch.ops, namespace), name)
 
 
 def run_kernel(namespace: str, name: str, *args: Any) -> Any:
-    """Run one operator of the dispatcher.
+    """Run one operator, through the dispatcher or by the short way.
+
+    The short way calls what is registered under the Autograd key, formula and all, from here. The
+    dispatcher would turn each argument into C++ and back first, which takes longer than small
+    kernels do. Where a compiler, a transform, a mode or a subclass of Tensor has to see the call,
+    it goes through the dispatcher.
 
     Raises:
+        ValueError: values that the kernel refuses.
         torch.OutOfMemoryError, or what ``torch.empty`` raises on that device, where there is no
             memory for the result. Kernels allocate through torch's stable ABI, which says no more
             than that something failed.
     """
-    entry = kernel(namespace, name)
     if torch.compiler.is_compiling():
-        return entry(*args)
+        return kernel(namespace, name)(*args)
+    entry = _under_autograd.get((namespace, name))
+    if entry is None or not _goes_straight(args):
+        entry = kernel(namespace, name)
     try:
         return entry(*args)
-    except RuntimeError as error:
-        if "API call failed" not in str(error):
-            raise
-        operation = OPERATIONS[name.removesuffix("_backward")]
-        fake = operation.fake if name in OPERATIONS else operation.fake_backward
-        assert fake is not None
-        fake(*args)  # allocates as much, with torch's own error
+    except (RuntimeError, ValueError) as error:  # which of them depends on the torch
+        _say_better(error, name, args)
         raise
+
+
+def _say_better(refusal: Exception, name: str, args: tuple[Any, ...]) -> None:
+    """Raise the error that users are to see, if a kernel's own is not that."""
+    operation = OPERATIONS[name.removesuffix("_backward")]
+    forward = name in OPERATIONS
+    try:
+        if "API call failed" in str(refusal):
+            fake = operation.fake if forward else operation.fake_backward
+            assert fake is not None
+            fake(*args)  # allocates as much, with torch's own error
+        elif forward and operation.check_values and args[0].is_cpu and values_are_known(args[0]):
+            operation.check_values(*args)
+    except (RuntimeError, ValueError) as error:
+        raise error from None
+
+
+_under_autograd: dict[tuple[str, str], Callable[..., Any]] = {}
+"""What is registered under the Autograd key, by namespace and operator."""
+
+
+def _goes_straight(args: tuple[Any, ...]) -> bool:
+    """Whether a call of the dispatcher would go to its Autograd key with nobody in between."""
+    return (
+        nobody_watches()
+        and not torch._C._is_torch_function_mode_enabled()
+        and _ORDINARY.issuperset(map(type, args))
+    )
+
+
+_ORDINARY = {*ORDINARY_TENSORS, list, tuple, str, bool, int, float, type(None)}
+"""Types of arguments that are PyTorch's own."""
 
 
 def _define(operation: Operation, namespace: str) -> None:
@@ -203,7 +243,7 @@ def _differentiate(
     `torch.library.register_autograd` would do it, but for forward mode, where its operators are
     constants: a tangent of zero without a word.
     """
-    entry = kernel(namespace, name)
+    entry = kernel(namespace, name).default
 
     def below(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -232,3 +272,4 @@ def _differentiate(
         return below(*args)
 
     torch.library.impl(f"{namespace}::{name}", "Autograd", call)
+    _under_autograd[namespace, name] = call

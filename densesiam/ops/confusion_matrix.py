@@ -88,7 +88,7 @@ def confusion_matrix(
 def _require_valid(matrix: Tensor, prediction: Tensor, label: Tensor, *numbers: int) -> None:
     # Where a value is out of range the CPU's kernel gives counts of -1 all over; the reference
     # finds the culprits and raises.
-    if matrix[0, 0] < 0:
+    if matrix[0, 0].item() < 0:
         reference.confusion_matrix(prediction, label, *numbers)
 
 

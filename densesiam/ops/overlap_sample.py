@@ -50,11 +50,15 @@ def overlap_sample(features: Tensor, boxes: Tensor, size: int | tuple[int, int])
             zero gradient.
     """
     pair = _checks.size_pair(size)
-    boxes = _checks.finite_boxes("overlap_sample", "boxes", boxes)
     backend = select("overlap_sample", features, elements=features.shape[1] * pair[0] * pair[1])
+    boxes = _checks.finite_boxes("overlap_sample", "boxes", boxes, backend)
     if backend == "reference":
         return reference.overlap_sample(features, boxes, (pair[0], pair[1]))
     return run_kernel(NAMESPACES[backend], "overlap_sample", features, boxes, pair)
+
+
+def _check_values(features: Tensor, boxes: Tensor, size: list[int]) -> None:
+    _checks.require_finite("overlap_sample", "boxes", boxes)
 
 
 def _fake(features: Tensor, boxes: Tensor, size: list[int]) -> Tensor:
@@ -95,5 +99,6 @@ register_operation(
         backward=_backward,
         fake_backward=_fake_backward,
         keeps_type=True,
+        check_values=_check_values,
     )
 )

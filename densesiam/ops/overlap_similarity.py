@@ -81,12 +81,12 @@ def overlap_similarity(
             ``DENSESIAM_CHECK=1``) boxes that are not finite.
     """
     p, z = _checks.promoted(p, z.detach())
-    if boxes_p is not None:
-        boxes_p = _checks.finite_boxes("overlap_similarity", "boxes_p", boxes_p)
-    if boxes_z is not None:
-        boxes_z = _checks.finite_boxes("overlap_similarity", "boxes_z", boxes_z)
     pair = _checks.size_pair(size)
     backend = select("overlap_similarity", p, z, elements=max(2, p.shape[1]) * pair[0] * pair[1])
+    if boxes_p is not None:
+        boxes_p = _checks.finite_boxes("overlap_similarity", "boxes_p", boxes_p, backend)
+    if boxes_z is not None:
+        boxes_z = _checks.finite_boxes("overlap_similarity", "boxes_z", boxes_z, backend)
     if backend == "reference":
         grid = (pair[0], pair[1])
         return reference.overlap_similarity(p, z, boxes_p, boxes_z, grid, kind, weight, reduction)
@@ -104,6 +104,14 @@ def overlap_similarity(
         reduction,
     )
     return loss
+
+
+def _check_values(
+    p: Tensor, z: Tensor, boxes_p: Tensor | None, boxes_z: Tensor | None, *_: Any
+) -> None:
+    for name, boxes in (("boxes_p", boxes_p), ("boxes_z", boxes_z)):
+        if boxes is not None:
+            _checks.require_finite("overlap_similarity", name, boxes)
 
 
 def _fake(
@@ -169,5 +177,6 @@ register_operation(
         setup_context=_setup_context,
         backward=_backward,
         fake_backward=_fake_backward,
+        check_values=_check_values,
     )
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from densesiam import _layout, reference
 from densesiam.ops import _checks
-from densesiam.ops._backends import NAMESPACES, select
+from densesiam.ops._backends import NAMESPACES, refuses_values, select
 from densesiam.ops._operations import Make, Operation, register_operation, run_kernel
 from densesiam.reference._numerics import values_are_known
 from densesiam.reference.roi_align import rows_of_boxes
@@ -118,8 +118,9 @@ def roi_align(
             Unchecked, it gives NaN and zero gradient.
     """
     pair = _checks.size_pair(size)
-    rows = _checked_values(rows_of_boxes(boxes), features.shape[0])
+    rows = rows_of_boxes(boxes)
     backend = select("roi_align", features, rows, elements=features.shape[1] * pair[0] * pair[1])
+    rows = _checked_values(rows, features.shape[0], backend)
     scale = float(spatial_scale)
     if backend == "reference":
         return reference.roi_align(
@@ -130,14 +131,19 @@ def roi_align(
     )
 
 
-def _checked_values(boxes: Tensor, images: int) -> Tensor:
-    """The boxes, their values checked where that costs no synchronisation with a device."""
-    if boxes.device.type not in _checks._CHECKED:
+def _checked_values(boxes: Tensor, images: int, backend: str) -> Tensor:
+    """The boxes, their values checked as `densesiam.ops._checks.finite_boxes` does."""
+    known = values_are_known(boxes)
+    if (known and refuses_values(backend)) or boxes.device.type not in _checks._CHECKED:
         return boxes
-    if not values_are_known(boxes):
+    if not known:
         return torch.ops.densesiam.roi_boxes(boxes.detach(), images)
     _require_values(boxes, images)
     return boxes
+
+
+def _check_values(features: Tensor, boxes: Tensor, *_: Any) -> None:
+    _require_values(boxes, features.shape[0])
 
 
 def _require_values(boxes: Tensor, images: int) -> None:
@@ -237,6 +243,7 @@ register_operation(
         backward=_backward,
         fake_backward=_fake_backward,
         keeps_type=True,
+        check_values=_check_values,
         triton=False,
     )
 )

@@ -49,9 +49,25 @@ def values_are_known(tensor: Tensor) -> bool:
     They cannot in a graph that is being made, by the compiler or by make_fx, of fake tensors, and
     under the transforms of torch.func; there a check of them is an operator.
     """
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or type(tensor) not in (Tensor, torch.nn.Parameter)
+    return (
+        not torch.compiler.is_compiling() and nobody_watches() and type(tensor) in ORDINARY_TENSORS
     )
+
+
+ORDINARY_TENSORS = (Tensor, torch.nn.Parameter)
+"""No others are of PyTorch alone."""
+
+_BACKEND_SELECT = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
+_USUAL_KEYS = {  # in inference mode, and outside
+    _BACKEND_SELECT.raw_repr(),
+    _BACKEND_SELECT.add(torch._C.DispatchKey.ADInplaceOrView).raw_repr(),
+}
+
+
+def nobody_watches() -> bool:
+    """Whether the dispatcher hands calls to their kernels with nobody in between.
+
+    Tracers, modes of torch_dispatch and transforms of torch.func add keys of theirs to those that
+    every thread has.
+    """
+    return torch._C._dispatch_tls_local_include_set().raw_repr() in _USUAL_KEYS

@@ -19,6 +19,11 @@ STEP = {
     }
 }
 
+HOST = {
+    "torchvision roi_align": {"forward": {"median": 13.0, "low": 12.0, "high": 14.0}},
+    "label_map": {"forward": {"median": 26.0, "low": 24.0, "high": 28.0}},
+}
+
 
 @pytest.fixture
 def result():
@@ -33,7 +38,7 @@ def result():
         row(rng, group="types", dtype="float16", wrong_peers={"compile": "cannot: <half>"}),
         row(rng, group="shapes", name="odd"),
     ]
-    return results(rows, steps=STEP)
+    return results(rows, steps=STEP, host=HOST)
 
 
 def test_results_survive_their_file(result, tmp_path):
@@ -103,7 +108,8 @@ def test_report_command(result, tmp_path, capsys):
     result.write(tmp_path / "result.json")
     assert main(["report", str(tmp_path / "result.json"), "--markdown"]) == 0
     out = capsys.readouterr().out
-    for name in ("own", "goals", "composites", "steps", "types", "batch"):
+    assert "| label_map | 26 (24-28) | 2.00x | - | - | - | 2.00x, asked 1.5x |\n" in out
+    for name in ("own", "goals", "composites", "steps", "host", "types", "batch"):
         assert f"## {report.TITLES[name]}\n" in out
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path / "result.json")])

@@ -4,15 +4,19 @@ Forward mode and torch.func, fake tensors and tracing, meta tensors, wrong calls
 """
 
 import re
+import weakref
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from densesiam import ops
-from densesiam.ops import _operations
+from densesiam.ops import _backends, _operations
 from tests.tolerance import assert_close
 
 F = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
@@ -119,6 +123,129 @@ def test_vmap(name, backend):
         assert_close(result, CALLS[name](*(t[i] for t in stacked)), terms=84, rms=2)
 
 
+@pytest.fixture
+def short_calls(monkeypatch):
+    """Names of the operators that were called without the dispatcher's Autograd key."""
+    names = []
+
+    def recording(name, call):
+        return lambda *args: names.append(name) or call(*args)
+
+    for (namespace, name), call in _operations._under_autograd.items():
+        monkeypatch.setitem(_operations._under_autograd, (namespace, name), recording(name, call))
+    return names
+
+
+def has_short_way(name, backend):
+    return name in DIFFERENTIABLE and backend != "reference" and _backends.kernels("cpu")
+
+
+class Passing(TorchFunctionMode):
+    """Sees every call of a function, and passes it on."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class PassingOn(TorchDispatchMode):
+    """Sees every call of an operator, and passes it on."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def result_and_gradients(name):
+    leaf = F.detach().requires_grad_()
+    result = CALLS[name](leaf, BOXES, LABELS)
+    if name not in DIFFERENTIABLE:
+        return [result]
+    return [result, *torch.autograd.grad(result, leaf, cotangent(result))]
+
+
+def cotangent(result):
+    return torch.linspace(-1, 2, result.numel()).view(result.shape)
+
+
+@every_call
+def test_the_short_way_and_the_dispatchers_give_the_same_bits(
+    name, backend, short_calls, monkeypatch
+):
+    short = result_and_gradients(name)
+    expected = list(_operations.OPERATIONS[name].operators) if has_short_way(name, backend) else []
+    assert short_calls == expected
+    monkeypatch.setattr(_operations, "_under_autograd", {})
+    registered = result_and_gradients(name)
+    assert short_calls == expected
+    assert all(torch.equal(a, b) for a, b in zip(short, registered, strict=True))
+
+
+@every_derivative
+@pytest.mark.parametrize(
+    "context", [torch.no_grad, torch.inference_mode, torch.enable_grad], ids=lambda c: c.__name__
+)
+def test_plain_calls_take_the_short_way(name, context, backend, short_calls):
+    with context():
+        for features in (F, torch.nn.Parameter(F)):
+            CALLS[name](features, BOXES, LABELS)
+    assert short_calls == ([name] * 2 if has_short_way(name, backend) else [])
+
+
+@every_derivative
+def test_hooks_of_saved_tensors_and_checkpoints_work_on_the_short_way(name, backend, short_calls):
+    expected = result_and_gradients(name)
+    packed, unpacked = [], []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: packed.append(t) or len(packed) - 1, lambda i: unpacked.append(i) or packed[i]
+    ):
+        hooked = result_and_gradients(name)
+    assert 0 < len(unpacked) <= len(packed)
+    assert all(torch.equal(a, b) for a, b in zip(hooked, expected, strict=True))
+    short_calls.clear()
+    for reentrant in (False, True):
+        leaf = F.detach().requires_grad_()
+        result = checkpoint(CALLS[name], leaf, BOXES, LABELS, use_reentrant=reentrant)
+        result.backward(cotangent(result))
+        assert torch.equal(leaf.grad, expected[1])
+    if has_short_way(name, backend):
+        assert short_calls == [name, name, f"{name}_backward"] * 2
+
+
+def traced(call):
+    make_fx(call, pre_dispatch=True)(F)
+
+
+def scripted(call):
+    torch.jit.trace(call, (F,), check_trace=False)
+
+
+def under_function_mode(call):
+    with Passing():
+        call(F)
+
+
+def under_dispatch_mode(call):
+    with PassingOn():
+        call(F)
+
+
+def of_a_subclass(call):
+    call(F.as_subclass(Subclass))
+
+
+@every_derivative
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*")
+@pytest.mark.parametrize(
+    "see", [traced, scripted, under_function_mode, under_dispatch_mode, of_a_subclass]
+)
+def test_whoever_looks_finds_the_call_in_the_dispatcher(name, see, short_calls):
+    see(lambda x: CALLS[name](x, BOXES, LABELS))
+    assert not short_calls
+
+
 HUGE = torch.empty(1, dtype=torch.float16).expand(1, 2, 2**31 + 8, 1)
 WRONG = {
     "a side of 2^31": (
@@ -185,3 +312,13 @@ def test_a_failed_allocation_is_torchs_own_error():
     with pytest.raises(type(theirs.value)) as ours:
         ops.overlap_sample(F[:1].repeat(1, 64, 1, 1)[:, :64], BOXES[:1], 2**20)
     assert "you tried to allocate 281474976710656 bytes" in str(ours.value)
+
+
+def test_a_failed_call_holds_no_tensors():
+    features, boxes = F.clone(), BOXES * torch.nan
+    alive = weakref.ref(features)
+    with pytest.raises(ValueError, match="overlap_sample: boxes must be finite, got") as raised:
+        ops.overlap_sample(features, boxes, 3)
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+    del features, raised
+    assert alive() is None

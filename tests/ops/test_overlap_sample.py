@@ -96,7 +96,9 @@ class TestOverlapSample(OpSuite):
 
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
     def test_an_unchecked_box_gives_nan_and_no_gradient(self, backend, device, bad, monkeypatch):
-        monkeypatch.setattr("densesiam.ops._checks.finite_boxes", lambda op, name, boxes: boxes)
+        if backend == "cpu":
+            pytest.skip("its kernel looks at every box")
+        monkeypatch.setattr("densesiam.ops._checks._CHECKED", set())
         for layout in ("contiguous", "channels_last"):
             m = Maker(torch.float32, layout, device)
             features = m.features(2, 4, 5, 6).requires_grad_()

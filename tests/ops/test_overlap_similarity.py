@@ -1,5 +1,7 @@
 import math
 
+import torch
+
 from densesiam import reference
 from densesiam.reference.overlap_sample import whole_map_boxes
 from tests.ops.suite import Case, Error, Maker, OpSuite
@@ -58,7 +60,18 @@ class TestOverlapSimilarity(OpSuite):
                 3,
             ],
             ValueError,
-            "boxes_p must be finite",
+            "boxes_p must be finite, got [nan, nan, nan, nan] for sample 0",
+        ),
+        "an infinite box of z": Error(
+            lambda m: [
+                m.features(2, 3, 4, 4),
+                m.features(2, 3, 4, 4),
+                m.boxes(2),
+                torch.tensor([[0, 0, 1, 1], [0, 0, 1, math.inf]], device=m.device),
+                3,
+            ],
+            ValueError,
+            "boxes_z must be finite, got [0.0, 0.0, 1.0, inf] for sample 1",
         ),
         "kind": Error(
             lambda m: [m.features(2, 3, 4, 4), m.features(2, 3, 4, 4), None, None, 3, "dot"],

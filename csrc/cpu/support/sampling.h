@@ -11,7 +11,6 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 #include <vector>
 
@@ -23,6 +22,20 @@ namespace densesiam {
 
 // Channels of a planar map that one piece of work covers: the widest vector of float.
 constexpr int kGroup = 16;
+
+// The boxes (B, 4) in one piece, or none. Requires finite ones: their values are read anyway.
+inline std::optional<Tensor> checked_boxes(const char* op, const char* name,
+                                           const std::optional<Tensor>& boxes) {
+  if (!boxes) return boxes;
+  const Tensor whole = in_layout(*boxes, Layout::planar);
+  const bool wide = whole.scalar_type() == ScalarType::Double;
+  for (std::int64_t i = 0; i < whole.size(0); ++i) {
+    check(wide ? is_finite(read_box<double>(data<double>(whole), i))
+               : is_finite(read_box<float>(data<float>(whole), i)),
+          op, ": ", name, " must be finite, and that of sample ", i, " is not");
+  }
+  return whole;
+}
 
 // Forward taps of one axis, as arrays.
 template <class A>
@@ -84,7 +97,6 @@ struct Touching {
 template <template <class> class Axis, class A>
 struct Grid {
   Axis<A> x, y;
-  bool finite = true;
   std::int64_t image = -1;
 
   // `boxes` (B, 4) hold float or double; none is the whole map. Coordinates are double where the
@@ -105,7 +117,6 @@ struct Grid {
  private:
   template <class C>
   void build_box(const Box4<C>& box, int columns, int width, int rows, int height) {
-    finite = is_finite(box);
     x.build(box.x1, box.x2, columns, width);
     y.build(box.y1, box.y2, rows, height);
   }
@@ -180,7 +191,7 @@ DENSESIAM_HD void sample_planes(const T* in, int planes, int height, int width,
   for (int i = cells.first_row; i < cells.last_row; ++i) {
     const T* low = in + std::int64_t(y.low[i]) * width;
     const T* high = in + std::int64_t(y.high[i]) * width;
-    const A weight = grid.finite ? y.weight[i] : std::numeric_limits<A>::quiet_NaN();
+    const A weight = y.weight[i];
     Out* target = out + std::int64_t(i - cells.first_row) * cells.columns();
     if (sparse) {
       for (int l = 0; l < planes; ++l) {
@@ -223,7 +234,7 @@ DENSESIAM_HD void sample_pixels(const T* in, std::int64_t channels, int width,
   for (int i = cells.first_row; i < cells.last_row; ++i) {
     const T* low = in + std::int64_t(y.low[i]) * width * channels;
     const T* high = in + std::int64_t(y.high[i]) * width * channels;
-    const A vertical = grid.finite ? y.weight[i] : std::numeric_limits<A>::quiet_NaN();
+    const A vertical = y.weight[i];
     for (int j = cells.first_column; j < cells.last_column; ++j) {
       const T* __restrict a = low + x.low[j] * channels;
       const T* __restrict b = low + x.high[j] * channels;
@@ -254,7 +265,7 @@ DENSESIAM_HD void gather_planes(const T* grad, int planes, int rows, int columns
   for (int r = first_row; r < last_row; ++r) {
     Out* target = out + std::int64_t(r) * width;
     const int begin = y.start[r], end = y.start[r + 1];
-    if (begin == end || !grid.finite) {
+    if (begin == end) {
       for (int l = 0; l < planes; ++l) {
         std::fill_n(target + l * out_plane, width, from_float<Out>(A(0)));
       }
@@ -293,7 +304,7 @@ DENSESIAM_HD void gather_pixels(const T* grad, std::int64_t channels, int column
                                 A* __restrict row, A* __restrict sums) {
   const Touching<A>&x = grid.x, &y = grid.y;
   const int begin = y.start[pixel_row], end = y.start[pixel_row + 1];
-  if (begin == end || !grid.finite) {
+  if (begin == end) {
     std::fill_n(out, width * channels, from_float<Out>(A(0)));
     return;
   }
