@@ -29,6 +29,7 @@ _OF_NO_MATTER = {
     "ckpt_path",
     "model.weights",
     "data.num_workers",
+    "data.max_unreadable",
     "trainer.log_every_n_steps",
     "trainer.monitor_every_n_steps",
     "trainer.picture_every_n_epochs",

@@ -32,6 +32,7 @@ from densesiam.training.interrupts import Signals, StopAndSave
 from densesiam.training.monitor import CollapseMonitor, Kind
 from densesiam.training.options import TrainerOptions, build_trainer
 from densesiam.training.report import ProgressBar, RunReport
+from densesiam.training.unreadable import UnreadableImages
 
 RESUME_HELP = (
     'Checkpoint to go on from: "auto" goes on with the run in the --output folder, or begins it; '
@@ -314,7 +315,8 @@ def training_run(
         OSError: images that are not there.
     """
     built, folder = run.built, run.folder
-    report = RunReport(folder / "summary.json")
+    unreadable = UnreadableImages(built.data)
+    report = RunReport(folder / "summary.json", unreadable)
     last = keep_checkpoint(folder)
     path = folder / "checkpoints" / "last.ckpt"
 
@@ -326,6 +328,7 @@ def training_run(
 
     together: list[Callback] = [
         Finite(),
+        unreadable,
         report,
         *([_monitor(built)] if isinstance(built.model, Method) else []),
         *callbacks,

@@ -6,6 +6,7 @@ import lightning as L
 import torch
 
 from densesiam.data.order.sampler import TrainingSampler
+from densesiam.data.sets.substitutes import Errors
 
 
 class LoadingModule(L.LightningDataModule):
@@ -13,11 +14,28 @@ class LoadingModule(L.LightningDataModule):
 
     Attributes:
         num_workers: processes that load data, for each loader; 0 loads in the main process.
+        errors: what to do about training images that cannot be read; see `ImageFiles`.
+        max_unreadable: greatest share of an epoch's images that others may take the place of.
     """
 
     batch_size: int
     num_workers: int
     seed: int
+    errors: Errors
+    max_unreadable: float
+
+    def _check(self) -> None:
+        """Refuse settings that every data module has.
+
+        Raises:
+            ValueError: one is out of its range.
+        """
+        if min(self.num_workers, self.seed) < 0:
+            raise ValueError(
+                f"num_workers and seed must not be negative, got {self.num_workers}, {self.seed}"
+            )
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"max_unreadable must be from 0 to 1, got {self.max_unreadable}")
 
     def _place(self) -> tuple[int, int]:
         """Number of processes, and which one this is."""

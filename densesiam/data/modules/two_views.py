@@ -1,7 +1,7 @@
 """Lightning's data modules of unlabelled images: two views to train on, and prediction."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch.utils.data import DataLoader, default_collate
 
@@ -17,6 +17,7 @@ from densesiam.data.sets.images import (
     sample_paths,
 )
 from densesiam.data.sets.labelled import LabelledFiles
+from densesiam.data.sets.substitutes import Errors
 from densesiam.data.sets.unlabelled import ImageList
 from densesiam.data.views.paired import SegmentationViews, TwoCrops, Views
 
@@ -36,6 +37,8 @@ class TwoViewData(LoadingModule):
         num_workers: processes that load data, for each loader; 0 loads in the main process.
         seed: all draws and orders follow from it.
         errors: what to do about images that cannot be read; see `ImageFiles`.
+        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
+            ends.
 
     Raises:
         ValueError: a size below 1, a negative number of workers or seed.
@@ -49,17 +52,14 @@ class TwoViewData(LoadingModule):
         samples_per_epoch: int | None,
         num_workers: int,
         seed: int,
-        errors: Literal["skip", "raise"],
+        errors: Errors,
+        max_unreadable: float,
     ) -> None:
         super().__init__()
         if min(batch_size, 1 if samples_per_epoch is None else samples_per_epoch) < 1:
             raise ValueError(
                 "batch_size and samples_per_epoch must be at least 1, got "
                 f"{batch_size}, {samples_per_epoch}"
-            )
-        if min(num_workers, seed) < 0:
-            raise ValueError(
-                f"num_workers and seed must not be negative, got {num_workers}, {seed}"
             )
         self.train = train
         self.views = views
@@ -68,6 +68,8 @@ class TwoViewData(LoadingModule):
         self.num_workers = num_workers
         self.seed = seed
         self.errors = errors
+        self.max_unreadable = max_unreadable
+        self._check()
 
     def train_dataloader(self) -> DataLoader:
         """Loader of the views.
@@ -120,6 +122,8 @@ class SegmentationData(TwoViewData):
         num_workers: processes that load data, for each loader; 0 loads in the main process.
         seed: all draws and orders follow from it.
         errors: what to do about training images that cannot be read; see `ImageFiles`.
+        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
+            ends.
 
     Raises:
         ValueError: a size below 1, a negative number of workers or seed.
@@ -137,10 +141,13 @@ class SegmentationData(TwoViewData):
         samples_per_epoch: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
-        errors: Literal["skip", "raise"] = "skip",
+        errors: Errors = "skip",
+        max_unreadable: float = 0.1,
     ) -> None:
         views = SegmentationViews() if views is None else views
-        super().__init__(train, views, batch_size, samples_per_epoch, num_workers, seed, errors)
+        super().__init__(
+            train, views, batch_size, samples_per_epoch, num_workers, seed, errors, max_unreadable
+        )
         if val_batch_size < 1:
             raise ValueError(f"val_batch_size must be at least 1, got {val_batch_size}")
         self.val = val
@@ -200,6 +207,8 @@ class PretrainingData(TwoViewData):
         num_workers: processes that load data; 0 loads in the main process.
         seed: all draws and orders follow from it.
         errors: what to do about images that cannot be read; see `ImageFiles`.
+        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
+            ends.
 
     Raises:
         ValueError: a size below 1, a negative number of workers or seed.
@@ -213,7 +222,10 @@ class PretrainingData(TwoViewData):
         samples_per_epoch: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
-        errors: Literal["skip", "raise"] = "skip",
+        errors: Errors = "skip",
+        max_unreadable: float = 0.1,
     ) -> None:
         views = TwoCrops() if views is None else views
-        super().__init__(train, views, batch_size, samples_per_epoch, num_workers, seed, errors)
+        super().__init__(
+            train, views, batch_size, samples_per_epoch, num_workers, seed, errors, max_unreadable
+        )
