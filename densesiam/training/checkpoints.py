@@ -30,6 +30,7 @@ _OF_NO_MATTER = {
     "model.weights",
     "data.num_workers",
     "data.max_unreadable",
+    "data.worker_timeout",
     "trainer.log_every_n_steps",
     "trainer.monitor_every_n_steps",
     "trainer.picture_every_n_epochs",

@@ -33,6 +33,7 @@ from densesiam.training.monitor import CollapseMonitor, Kind
 from densesiam.training.options import TrainerOptions, build_trainer
 from densesiam.training.report import ProgressBar, RunReport
 from densesiam.training.unreadable import UnreadableImages
+from densesiam.training.workers import explained
 
 RESUME_HELP = (
     'Checkpoint to go on from: "auto" goes on with the run in the --output folder, or begins it; '
@@ -380,6 +381,8 @@ def interruptible(
 ) -> Iterator[None]:
     """Turn Lightning's own answer to a signal, an exit with code 1, into `Interrupted`.
 
+    What happens to processes that load data is told too.
+
     Args:
         trainer: whose work the block is.
         signals: that may end it.
@@ -388,7 +391,8 @@ def interruptible(
     signals = signals or Signals()
     with signals.handled():
         try:
-            yield
+            with explained():
+                yield
         except SystemExit:
             if not trainer.interrupted:
                 raise

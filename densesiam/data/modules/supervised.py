@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from densesiam.data.modules.loading import LoadingModule
+from densesiam.data.modules.loading import LoadingModule, WatchedLoader
 from densesiam.data.order.sampler import EvaluationSampler
 from densesiam.data.sets.classified import ClassifiedImages
 from densesiam.data.sets.crops import LabelledCrops
@@ -29,6 +29,7 @@ class SupervisedData(LoadingModule):
         errors: what to do about training images that cannot be read; see `ImageFiles`.
         max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
             ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
 
     Raises:
         ValueError: a size below 1, a negative number of workers or seed.
@@ -42,6 +43,7 @@ class SupervisedData(LoadingModule):
         seed: int = 0,
         errors: Errors = "skip",
         max_unreadable: float = 0.1,
+        worker_timeout: float = 600.0,
     ) -> None:
         super().__init__()
         if min(batch_size, val_batch_size) < 1:
@@ -55,6 +57,7 @@ class SupervisedData(LoadingModule):
         self.seed = seed
         self.errors = errors
         self.max_unreadable = max_unreadable
+        self.worker_timeout = worker_timeout
         self._check()
 
     def training_set(self) -> Dataset:
@@ -87,7 +90,7 @@ class SupervisedData(LoadingModule):
                 f"fewer images than the batch: {len(dataset)} on {replicas} process(es) do not "
                 f"fill one batch of {self.batch_size}; lower data.batch_size"
             )
-        return DataLoader(
+        return WatchedLoader(
             dataset,
             self.batch_size,
             sampler=self._training_order(len(dataset), None),
@@ -103,7 +106,7 @@ class SupervisedData(LoadingModule):
             return []
         assert isinstance(dataset, Sized)
         sampler = EvaluationSampler(len(dataset), *self._place())
-        return DataLoader(
+        return WatchedLoader(
             dataset,
             self.val_batch_size,
             sampler=sampler,
@@ -209,6 +212,7 @@ class ClassifiedData(SupervisedData):
         errors: what to do about training images that cannot be read; see `ImageFiles`.
         max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
             ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
     """
 
     def __init__(
@@ -223,8 +227,17 @@ class ClassifiedData(SupervisedData):
         seed: int = 0,
         errors: Errors = "skip",
         max_unreadable: float = 0.1,
+        worker_timeout: float = 600.0,
     ) -> None:
-        super().__init__(batch_size, val_batch_size, num_workers, seed, errors, max_unreadable)
+        super().__init__(
+            batch_size,
+            val_batch_size,
+            num_workers,
+            seed,
+            errors,
+            max_unreadable,
+            worker_timeout,
+        )
         self.train = train
         self.val = val
         self.size = size
@@ -272,6 +285,7 @@ class DetectionData(SupervisedData):
         errors: what to do about training images that cannot be read; see `ImageFiles`.
         max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
             ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
     """
 
     def __init__(
@@ -284,8 +298,17 @@ class DetectionData(SupervisedData):
         seed: int = 0,
         errors: Errors = "skip",
         max_unreadable: float = 0.1,
+        worker_timeout: float = 600.0,
     ) -> None:
-        super().__init__(batch_size, val_batch_size, num_workers, seed, errors, max_unreadable)
+        super().__init__(
+            batch_size,
+            val_batch_size,
+            num_workers,
+            seed,
+            errors,
+            max_unreadable,
+            worker_timeout,
+        )
         self.train = train
         self.val = val
 

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from densesiam.data.image.files import find_images
 from densesiam.data.image.transform import NATIVE, Evaluation
-from densesiam.data.modules.loading import LoadingModule
+from densesiam.data.modules.loading import LoadingModule, WatchedLoader
 from densesiam.data.order.sampler import EvaluationSampler
 from densesiam.data.sets.images import (
     ImageFiles,
@@ -39,6 +39,7 @@ class TwoViewData(LoadingModule):
         errors: what to do about images that cannot be read; see `ImageFiles`.
         max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
             ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
 
     Raises:
         ValueError: a size below 1, a negative number of workers or seed.
@@ -54,6 +55,7 @@ class TwoViewData(LoadingModule):
         seed: int,
         errors: Errors,
         max_unreadable: float,
+        worker_timeout: float,
     ) -> None:
         super().__init__()
         if min(batch_size, 1 if samples_per_epoch is None else samples_per_epoch) < 1:
@@ -69,6 +71,7 @@ class TwoViewData(LoadingModule):
         self.seed = seed
         self.errors = errors
         self.max_unreadable = max_unreadable
+        self.worker_timeout = worker_timeout
         self._check()
 
     def train_dataloader(self) -> DataLoader:
@@ -95,7 +98,7 @@ class TwoViewData(LoadingModule):
                 "raise `samples_per_epoch` so that images repeat with fresh draws"
             )
         sampler = self._training_order(len(dataset), samples)
-        return DataLoader(
+        return WatchedLoader(
             dataset, self.batch_size, sampler=sampler, drop_last=True, **self._loading()
         )
 
@@ -124,6 +127,7 @@ class SegmentationData(TwoViewData):
         errors: what to do about training images that cannot be read; see `ImageFiles`.
         max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
             ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
 
     Raises:
         ValueError: a size below 1, a negative number of workers or seed.
@@ -143,10 +147,19 @@ class SegmentationData(TwoViewData):
         seed: int = 0,
         errors: Errors = "skip",
         max_unreadable: float = 0.1,
+        worker_timeout: float = 600.0,
     ) -> None:
         views = SegmentationViews() if views is None else views
         super().__init__(
-            train, views, batch_size, samples_per_epoch, num_workers, seed, errors, max_unreadable
+            train,
+            views,
+            batch_size,
+            samples_per_epoch,
+            num_workers,
+            seed,
+            errors,
+            max_unreadable,
+            worker_timeout,
         )
         if val_batch_size < 1:
             raise ValueError(f"val_batch_size must be at least 1, got {val_batch_size}")
@@ -160,7 +173,7 @@ class SegmentationData(TwoViewData):
         if self.val is None:
             return []
         sampler = EvaluationSampler(len(self.val), *self._place())
-        return DataLoader(
+        return WatchedLoader(
             self.val, self.val_batch_size, sampler=sampler, collate_fn=_collate, **self._loading()
         )
 
@@ -179,7 +192,7 @@ class SegmentationData(TwoViewData):
         else:
             paths = find_images(self.predict)
         dataset = PredictionImages(paths, self.predict_transform)
-        return DataLoader(dataset, batch_size=1, **self._loading())
+        return WatchedLoader(dataset, batch_size=1, **self._loading())
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -209,6 +222,7 @@ class PretrainingData(TwoViewData):
         errors: what to do about images that cannot be read; see `ImageFiles`.
         max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
             ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
 
     Raises:
         ValueError: a size below 1, a negative number of workers or seed.
@@ -224,8 +238,17 @@ class PretrainingData(TwoViewData):
         seed: int = 0,
         errors: Errors = "skip",
         max_unreadable: float = 0.1,
+        worker_timeout: float = 600.0,
     ) -> None:
         views = TwoCrops() if views is None else views
         super().__init__(
-            train, views, batch_size, samples_per_epoch, num_workers, seed, errors, max_unreadable
+            train,
+            views,
+            batch_size,
+            samples_per_epoch,
+            num_workers,
+            seed,
+            errors,
+            max_unreadable,
+            worker_timeout,
         )
