@@ -29,8 +29,9 @@ from densesiam.training.console import Interrupted, first_process, interactive, 
 from densesiam.training.divergence import Finite
 from densesiam.training.folders import Claim, choose_folder, held, holds_no_run
 from densesiam.training.interrupts import Signals, StopAndSave
+from densesiam.training.launch import join
 from densesiam.training.monitor import CollapseMonitor, Kind
-from densesiam.training.options import TrainerOptions, build_trainer
+from densesiam.training.options import TrainerOptions, build_trainer, probe
 from densesiam.training.report import ProgressBar, RunReport
 from densesiam.training.unreadable import UnreadableImages
 from densesiam.training.workers import explained
@@ -274,6 +275,7 @@ def method_run(
     Yields:
         The run; None where it is complete already.
     """
+    join(probe(TrainerOptions(**vars(config.trainer))))
     start = find_start(
         config,
         default_folder(config, command),
