@@ -16,7 +16,8 @@ from densesiam.reports.validation import read_matching
 from densesiam.training.checkpoints import CheckpointConfig, read_checkpoint
 from densesiam.training.console import interactive, say
 from densesiam.training.folders import claim_folder
-from densesiam.training.options import TrainerOptions, build_trainer
+from densesiam.training.launch import join
+from densesiam.training.options import TrainerOptions, build_trainer, probe
 from densesiam.training.report import ProgressBar, RunReport
 from densesiam.training.run import interruptible
 
@@ -53,6 +54,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(parser: ArgumentParser, config: Namespace) -> None:
     """Run the command."""
+    join(probe(TrainerOptions(accelerator=config.accelerator, devices=1)), devices=None)
     folder = claim_folder(config.output, "outputs/predictions")
     predict(
         Path(config.checkpoint),

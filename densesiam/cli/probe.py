@@ -14,6 +14,8 @@ from densesiam.evaluation.scores import SegmentationScores
 from densesiam.models import Encoder
 from densesiam.training.console import say
 from densesiam.training.folders import claim_folder
+from densesiam.training.launch import join
+from densesiam.training.options import TrainerOptions, probe
 from densesiam.training.task import Task, add_tasks
 from densesiam.transfer.base import score_table
 from densesiam.transfer.probes import (
@@ -101,6 +103,7 @@ def _ignore_index(data: LabelledFiles) -> int:
 def _run_knn(config: Namespace) -> None:
     """Remember the training images, segment the others; write ``results.json``."""
     parser = _knn_parser()
+    join(probe(TrainerOptions(accelerator=config.accelerator, devices=1)), devices=None)
     L.seed_everything(config.seed, verbose=False)  # a backbone without weights is random
     text = parser.dump(config.clone(), skip_unset=False)
     built = parser.instantiate(config)
@@ -112,14 +115,14 @@ def _run_knn(config: Namespace) -> None:
         config.accelerator == "auto" and torch.cuda.is_available()
     )
     device = torch.device("cuda" if on_gpu else "cpu")
-    probe = built.knn.to(device)
-    scores = SegmentationScores(probe.num_classes, probe.ignore_index).to(device)
+    knn = built.knn.to(device)
+    scores = SegmentationScores(knn.num_classes, knn.ignore_index).to(device)
     # One image at a time, since their sizes may differ.
     loaders = (DataLoader(data, 1, num_workers=built.data.num_workers) for data in (train, val))
     for batch in next(loaders):
-        probe.remember(batch["image"].to(device), batch["label"].to(device))
+        knn.remember(batch["image"].to(device), batch["label"].to(device))
     for batch in next(loaders):
-        scores.update(probe(batch["image"].to(device)), batch["label"].to(device))
+        scores.update(knn(batch["image"].to(device)), batch["label"].to(device))
     found = scores.by_name(val.classes.names)
     say(score_table(found))
     write_text(folder / "config.yaml", text)

@@ -19,7 +19,8 @@ from densesiam.reports.validation import Example, ValidationReport, read_matchin
 from densesiam.training.checkpoints import open_checkpoint, read_checkpoint
 from densesiam.training.console import first_process, interactive, say
 from densesiam.training.folders import claim_folder
-from densesiam.training.options import TrainerOptions, build_trainer
+from densesiam.training.launch import join
+from densesiam.training.options import TrainerOptions, build_trainer, probe
 from densesiam.training.report import ProgressBar, RunReport
 from densesiam.training.run import add_config_arguments, build, interruptible
 from densesiam.training.scoring import describe_evaluation, score_table, set_evaluator
@@ -70,6 +71,7 @@ def add_scoring_arguments(parser: ArgumentParser) -> None:
 
 def run(parser: ArgumentParser, config: Namespace) -> None:
     """Run the command."""
+    join(probe(TrainerOptions(**vars(config.trainer))))
     ckpt_path = None
     if config.ckpt_path is not None:
         # A wrong file should be named before anything is built.

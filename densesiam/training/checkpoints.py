@@ -29,6 +29,8 @@ _OF_NO_MATTER = {
     "ckpt_path",
     "model.weights",
     "data.num_workers",
+    "data.max_unreadable",
+    "data.worker_timeout",
     "trainer.log_every_n_steps",
     "trainer.monitor_every_n_steps",
     "trainer.picture_every_n_epochs",

@@ -29,11 +29,27 @@ def interactive() -> bool:
     return sys.stdout.isatty()
 
 
-def first_process() -> bool:
-    """Whether this process, of those that work together, is the one that writes and speaks."""
+_rank = 0  # among the processes that work together
+
+
+def set_rank(rank: int) -> None:
+    """Say which process this is, for our own messages and files and for Lightning's.
+
+    Lightning itself takes a launcher's variables for it, whether or not processes work together.
+
+    Args:
+        rank: its number, among those that work together.
+    """
     from lightning.pytorch.utilities.rank_zero import rank_zero_only  # takes seconds
 
-    return getattr(rank_zero_only, "rank", 0) == 0
+    global _rank
+    _rank = rank
+    rank_zero_only.rank = rank  # type: ignore[attr-defined] # where Lightning keeps it
+
+
+def first_process() -> bool:
+    """Whether this process, of those that work together, is the one that writes and speaks."""
+    return _rank == 0
 
 
 def say(text: str) -> None:

@@ -8,11 +8,15 @@ from densesiam.training.console import first_process
 from densesiam.training.lock import LOCK, Lock
 
 # What a run leaves, and may begin anew upon where it left no checkpoint.
-_OF_A_RUN = {LOCK, "config.yaml", "summary.json", "logs", "pictures", "checkpoints"}
+_OF_A_RUN = {"config.yaml", "summary.json", "logs", "pictures", "checkpoints"}
+
+_PROBE = ".writable"
 
 
 def choose_folder(output: str | None, default: str) -> Path:
     """Find an empty or missing folder to write to.
+
+    Each process of several does, and finds the same: none writes before all have begun to train.
 
     Args:
         output: the folder; it must not exist, or be empty.
@@ -22,8 +26,6 @@ def choose_folder(output: str | None, default: str) -> Path:
         FileExistsError: the folder holds something.
     """
     folder = Path(output or default)
-    if not first_process():
-        return folder  # the first process makes it, and alone writes to it
     number = 2
     while output is None and not _is_empty(folder):
         folder = Path(f"{default}-{number}")
@@ -56,8 +58,14 @@ def claim_folder(output: str | None, default: str) -> Path:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether there is nothing; a lock is nothing, and for `Lock` to judge."""
-    return not folder.exists() or {path.name for path in folder.iterdir()} <= {LOCK}
+    """Whether there is nothing."""
+    return not folder.exists() or not _content(folder)
+
+
+def _content(folder: Path) -> set[str]:
+    """Names in a folder, but for a lock, which is for `Lock` to judge, and what is about to go."""
+    names = {path.name for path in folder.iterdir()}
+    return {name for name in names if name != _PROBE and not name.startswith(LOCK)}
 
 
 def check_writable(folder: Path) -> None:
@@ -66,7 +74,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         OSError: they cannot.
     """
-    probe = folder / ".writable"
+    probe = folder / _PROBE
     probe.touch()
     probe.unlink()
 
@@ -79,8 +87,7 @@ def holds_no_run(folder: Path) -> bool:
     """
     if not folder.exists():
         return True
-    names = {path.name for path in folder.iterdir()}
-    return names <= _OF_A_RUN and not any(folder.glob("checkpoints/[!.]*.ckpt"))
+    return _content(folder) <= _OF_A_RUN and not any(folder.glob("checkpoints/[!.]*.ckpt"))
 
 
 class Claim:

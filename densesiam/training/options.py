@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
 
@@ -106,6 +106,44 @@ class TimmSyncBatchNorm(TorchSyncBatchNorm):
         return alone.train(there.training)
 
 
+def probe(options: TrainerOptions) -> L.Trainer:
+    """A trainer that knows devices and processes, and is not to be used.
+
+    Raises:
+        ValueError: a GPU is asked for, and there is none.
+        RuntimeError: a queue's settings that Lightning cannot do with.
+    """
+    settings: dict[str, Any] = {
+        "accelerator": _accelerator(options),
+        "devices": options.devices,
+        "num_nodes": options.num_nodes,
+        "strategy": options.strategy,
+        "default_root_dir": _NO_FOLDER,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    alone = L.Trainer(**settings, plugins=[LightningEnvironment()])
+    return L.Trainer(**settings) if isinstance(alone.strategy, ParallelStrategy) else alone
+
+
+def _accelerator(options: TrainerOptions) -> str:
+    """Lightning's name of what to train on; its own "auto" would take other kinds of devices too.
+
+    Raises:
+        ValueError: a GPU is asked for, and there is none.
+    """
+    if options.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError(
+            "trainer.accelerator is gpu, and torch finds none here: set it to auto or cpu "
+            "(python -m densesiam.collect_env says what is installed)"
+        )
+    if options.accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return options.accelerator
+
+
 def build_trainer(
     options: TrainerOptions, callbacks: list[Callback], logger: Any, **more: Any
 ) -> L.Trainer:
@@ -123,11 +161,6 @@ def build_trainer(
     Raises:
         ValueError: a GPU is asked for, and there is none.
     """
-    if options.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ValueError(
-            "trainer.accelerator is gpu, and torch finds none here: set it to auto or cpu "
-            "(python -m densesiam.collect_env says what is installed)"
-        )
     settings: dict[str, Any] = {
         **asdict(options),
         "num_sanity_val_steps": 0,
@@ -145,13 +178,13 @@ def build_trainer(
     settings["plugins"] = [WholeCheckpoints()]
     if options.sync_batchnorm:
         settings["plugins"].append(TimmSyncBatchNorm())
-    if options.accelerator == "auto":  # Lightning's own would take other kinds of devices too
-        settings["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
-    if options.strategy == "auto":
-        probe = L.Trainer(**settings, logger=False, enable_checkpointing=False)
-        if isinstance(probe.strategy, DDPStrategy):
-            # RegionSim's heads learn nothing until it starts.
-            settings["strategy"] = "ddp_find_unused_parameters_true"
+    settings["accelerator"] = _accelerator(options)
+    strategy = probe(options).strategy
+    if not isinstance(strategy, ParallelStrategy):
+        settings["plugins"].append(LightningEnvironment())  # whatever a queue's variables say
+    if options.strategy == "auto" and isinstance(strategy, DDPStrategy):
+        # RegionSim's heads learn nothing until it starts.
+        settings["strategy"] = "ddp_find_unused_parameters_true"
     trainer = L.Trainer(
         **settings,
         callbacks=callbacks,

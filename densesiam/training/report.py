@@ -9,22 +9,26 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from densesiam._writing import write_json
+from densesiam.training.unreadable import UnreadableImages
 
 
 class RunReport(Callback):
     """Tell each epoch in one line, and keep all of them in ``summary.json``.
 
     The file is written anew after every epoch, so that a run that was cut short has one too. It
-    holds ``state`` (running, finished, interrupted or failed), ``seconds`` of training, and
-    ``epochs``: for each its number, means of all ``train/`` scalars, the latest ``val/`` scalars,
-    seconds and images per second. A resumed run goes on where its checkpoint stood.
+    holds ``state`` (running, finished, interrupted or failed), ``seconds`` of training,
+    ``unreadable`` (see `UnreadableImages`), and ``epochs``: for each its number, means of all
+    ``train/`` scalars, the latest ``val/`` scalars, seconds and images per second. A resumed run
+    goes on where its checkpoint stood.
 
     Args:
         path: the file.
+        unreadable: knows which images could not be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, unreadable: UnreadableImages | None = None) -> None:
         self.path = path
+        self.unreadable = unreadable
         self.epochs: list[dict[str, float]] = []
         self._images = 0
         self._start = self._end = 0.0
@@ -109,6 +113,7 @@ class RunReport(Callback):
             {
                 "state": state,
                 "seconds": sum(epoch["seconds"] for epoch in self.epochs),
+                **({"unreadable": self.unreadable.summary()} if self.unreadable else {}),
                 "epochs": self.epochs,
             },
         )

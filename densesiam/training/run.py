@@ -29,9 +29,12 @@ from densesiam.training.console import Interrupted, first_process, interactive, 
 from densesiam.training.divergence import Finite
 from densesiam.training.folders import Claim, choose_folder, held, holds_no_run
 from densesiam.training.interrupts import Signals, StopAndSave
+from densesiam.training.launch import join
 from densesiam.training.monitor import CollapseMonitor, Kind
-from densesiam.training.options import TrainerOptions, build_trainer
+from densesiam.training.options import TrainerOptions, build_trainer, probe
 from densesiam.training.report import ProgressBar, RunReport
+from densesiam.training.unreadable import UnreadableImages
+from densesiam.training.workers import explained
 
 RESUME_HELP = (
     'Checkpoint to go on from: "auto" goes on with the run in the --output folder, or begins it; '
@@ -272,6 +275,7 @@ def method_run(
     Yields:
         The run; None where it is complete already.
     """
+    join(probe(TrainerOptions(**vars(config.trainer))))
     start = find_start(
         config,
         default_folder(config, command),
@@ -314,7 +318,8 @@ def training_run(
         OSError: images that are not there.
     """
     built, folder = run.built, run.folder
-    report = RunReport(folder / "summary.json")
+    unreadable = UnreadableImages(built.data)
+    report = RunReport(folder / "summary.json", unreadable)
     last = keep_checkpoint(folder)
     path = folder / "checkpoints" / "last.ckpt"
 
@@ -326,6 +331,7 @@ def training_run(
 
     together: list[Callback] = [
         Finite(),
+        unreadable,
         report,
         *([_monitor(built)] if isinstance(built.model, Method) else []),
         *callbacks,
@@ -377,6 +383,8 @@ def interruptible(
 ) -> Iterator[None]:
     """Turn Lightning's own answer to a signal, an exit with code 1, into `Interrupted`.
 
+    What happens to processes that load data is told too.
+
     Args:
         trainer: whose work the block is.
         signals: that may end it.
@@ -385,7 +393,8 @@ def interruptible(
     signals = signals or Signals()
     with signals.handled():
         try:
-            yield
+            with explained():
+                yield
         except SystemExit:
             if not trainer.interrupted:
                 raise

@@ -14,7 +14,8 @@ from densesiam._writing import write_json, write_text
 from densesiam.training.checkpoints import TrainedAlready, open_checkpoint, read_file
 from densesiam.training.console import first_process, interactive, say
 from densesiam.training.folders import claim_folder
-from densesiam.training.options import TrainerOptions, build_trainer
+from densesiam.training.launch import join
+from densesiam.training.options import TrainerOptions, build_trainer, probe
 from densesiam.training.report import ProgressBar, RunReport
 from densesiam.training.run import (
     RESUME_HELP,
@@ -98,6 +99,7 @@ class Task:
             ValueError: settings, data or a checkpoint that do not go together.
             OSError: data or a checkpoint that are not there.
         """
+        join(probe(TrainerOptions(**vars(config.trainer))))
         default = default_folder(config, self.command)
         if config.evaluate:
             self._evaluate(config, default)

@@ -1,7 +1,6 @@
 """Runs that are stopped, killed, refused or moved: they go on as if nothing had happened."""
 
 import json
-import os
 import shutil
 import signal
 from types import SimpleNamespace
@@ -12,63 +11,11 @@ import torch
 from densesiam import cli
 from densesiam.evaluation import ClusterMetrics
 from densesiam.training.checkpoints import read_file, whole_epochs
-from densesiam.training.divergence import Finite
 from densesiam.training.interrupts import StopAndSave
 from tests.training.earlier.commands import prepare
 from tests.training.kills import Kills
+from tests.training.support import LONGER, command, send, state
 from tests.transfer.support import error, same, save_labelled, tensors
-
-
-@pytest.fixture(autouse=True)
-def interruptible():
-    """What a shell starts in the background ignores SIGINT, and so do its children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """The loss of each step that is trained, and what to do before one."""
-
-    class Steps(list):
-        before = {}
-
-    seen = Steps()
-    start, end = StopAndSave.on_train_batch_start, Finite.on_train_batch_end
-
-    def batch_start(self, trainer, model, batch, batch_idx):
-        start(self, trainer, model, batch, batch_idx)
-        if act := seen.before.pop(trainer.global_step, None):
-            act()
-
-    def batch_end(self, trainer, model, outputs, *args):
-        seen.append(outputs["loss"].item())
-        end(self, trainer, model, outputs, *args)
-
-    monkeypatch.setattr(StopAndSave, "on_train_batch_start", batch_start)
-    monkeypatch.setattr(Finite, "on_train_batch_end", batch_end)
-    return seen
-
-
-def send(number):
-    return lambda: os.kill(os.getpid(), number)
-
-
-LONGER = {
-    "fit": ["--data.batch_size", "2", "--trainer.max_epochs", "2"],
-    "picie": ["--data.batch_size", "2", "--trainer.max_epochs", "2"],
-    "pretrain": ["--data.batch_size", "2", "--trainer.max_epochs", "2"],
-    "transfer segmentation": ["--data.batch_size", "1", "--model.max_steps", "7"],
-}
-
-
-def command(name, folder):
-    return [*prepare(name, folder), *LONGER[name], "--ckpt_path", "auto"]
-
-
-def state(run):
-    return json.loads((run / "summary.json").read_text())["state"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

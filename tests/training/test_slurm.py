@@ -75,8 +75,11 @@ def test_scores_are_of_the_checkpoint_that_was_named(job, tmp_path):
     assert found == json.dumps(results(tmp_path / "elsewhere"))
 
 
-def test_lightning_requeues_nothing(job):
-    trainer = build_trainer(TrainerOptions(accelerator="cpu"), [], logger=False)
+def test_lightning_requeues_nothing(job, monkeypatch):
+    for name in ("NTASKS", "NTASKS_PER_NODE"):
+        monkeypatch.setenv(f"SLURM_{name}", "2")
+    options = TrainerOptions(accelerator="cpu", devices=2)
+    trainer = build_trainer(options, [], logger=False)
     environment = trainer._accelerator_connector.cluster_environment
     assert type(environment).__name__ == "SLURMEnvironment"
     assert environment.auto_requeue is False

@@ -1,7 +1,10 @@
 """Image files: finding them in a folder, and reading every kind of them to 8-bit RGB or labels."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -9,6 +12,14 @@ from PIL import Image, ImageOps
 EXTENSIONS = frozenset(
     [".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )
+
+
+# A network's file system may be away for a moment. Where waiting has been in vain, files are gone,
+# and the next ones are not waited for.
+_WAITS = (0.1, 0.4, 1.5)  # seconds
+_IN_VAIN = 60.0  # seconds
+
+_Content = TypeVar("_Content")
 
 
 class ImageReadError(OSError):
@@ -53,19 +64,57 @@ def read_image(path: str | Path) -> Image.Image:
 
     The EXIF orientation is applied. Transparent pixels are laid over white, since the colours
     stored beneath them were never meant to be seen. 16-bit grey keeps its eight high bits. Of an
-    animation, the first frame is read.
+    animation, the first frame is read. A file that the system cannot give is tried again, for two
+    seconds in all; where that was in vain, others are tried once for a minute.
 
     Raises:
         ImageReadError: the file cannot be decoded, or its values have no known range (32-bit
             integers beyond 16 bits, floating point).
     """
-    try:
-        with Image.open(path) as file:
-            return _to_rgb(ImageOps.exif_transpose(file))
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders meet damaged files with exceptions of every kind
-        raise ImageReadError(f"cannot read image {path}: {error}") from error
+    return _Patience.read(path, "image", _decode_image)
+
+
+def _decode_image(path: str | Path) -> Image.Image:
+    with Image.open(path) as file:
+        return _to_rgb(ImageOps.exif_transpose(file))
+
+
+class _Patience:
+    """Read files, with a second and a third try where the system fails."""
+
+    lost = -_IN_VAIN
+    """When waiting was in vain, by `time.monotonic`."""
+
+    @classmethod
+    def read(
+        cls, path: str | Path, kind: str, decode: Callable[[str | Path], _Content]
+    ) -> _Content:
+        """Decode a file.
+
+        Args:
+            path: the file.
+            kind: of what, for the message.
+            decode: opens and decodes it.
+
+        Raises:
+            ImageReadError: it cannot be read.
+        """
+        patient = time.monotonic() - cls.lost >= _IN_VAIN
+        waits = iter(_WAITS if patient else ())
+        while True:
+            try:
+                return decode(path)
+            except MemoryError:
+                raise
+            except Exception as error:  # decoders meet damaged files with exceptions of every kind
+                # The system's errors have a number, a decoder's have none.
+                of_system = isinstance(error, OSError) and error.errno is not None
+                wait = next(waits, None) if of_system else None
+                if wait is None:
+                    if of_system and patient:
+                        cls.lost = time.monotonic()
+                    raise ImageReadError(f"cannot read {kind} {path}: {error}") from error
+            time.sleep(wait)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -89,19 +138,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def read_label(path: str | Path) -> np.ndarray:
     """Read a label image as it is: (H, W) of integers, palette indices where it has a palette.
 
+    A file that the system cannot give is tried again, as by `read_image`.
+
     Raises:
         ImageReadError: the file cannot be decoded, or has several channels.
     """
-    try:
-        with Image.open(path) as file:
-            values = np.array(file)
-    except MemoryError:
-        raise
-    except Exception as error:  # as for images
-        raise ImageReadError(f"cannot read label {path}: {error}") from error
+    return _Patience.read(path, "label", _decode_label)
+
+
+def _decode_label(path: str | Path) -> np.ndarray:
+    with Image.open(path) as file:
+        values = np.array(file)
     if values.ndim != 2 or values.dtype.kind not in "uib":
-        raise ImageReadError(
-            f"cannot read label {path}: expected one channel of integers (grey or palette), "
-            f"got mode {file.mode}"
+        raise ValueError(
+            f"expected one channel of integers (grey or palette), got mode {file.mode}"
         )
     return values.astype(np.int64)

@@ -5,13 +5,14 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from densesiam.data.modules.loading import LoadingModule
+from densesiam.data.modules.loading import LoadingModule, WatchedLoader
 from densesiam.data.order.sampler import EvaluationSampler
 from densesiam.data.sets.classified import ClassifiedImages
 from densesiam.data.sets.crops import LabelledCrops
 from densesiam.data.sets.labelled import LabelledFiles
 from densesiam.data.sets.layout import listing
 from densesiam.data.sets.objects import DetectionSamples, ObjectImages
+from densesiam.data.sets.substitutes import Errors
 
 
 class SupervisedData(LoadingModule):
@@ -25,24 +26,39 @@ class SupervisedData(LoadingModule):
         val_batch_size: samples in a validation batch, on each process.
         num_workers: processes that load data, for each loader; 0 loads in the main process.
         seed: all draws and orders follow from it.
+        errors: what to do about training images that cannot be read; see `ImageFiles`.
+        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
+            ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
 
     Raises:
         ValueError: a size below 1, a negative number of workers or seed.
     """
 
     def __init__(
-        self, batch_size: int = 16, val_batch_size: int = 1, num_workers: int = 0, seed: int = 0
+        self,
+        batch_size: int = 16,
+        val_batch_size: int = 1,
+        num_workers: int = 0,
+        seed: int = 0,
+        errors: Errors = "skip",
+        max_unreadable: float = 0.1,
+        worker_timeout: float = 600.0,
     ) -> None:
         super().__init__()
-        if min(batch_size, val_batch_size) < 1 or min(num_workers, seed) < 0:
+        if min(batch_size, val_batch_size) < 1:
             raise ValueError(
-                "batch_size and val_batch_size must be at least 1, num_workers and seed not "
-                f"negative; got {batch_size}, {val_batch_size}, {num_workers}, {seed}"
+                "batch_size and val_batch_size must be at least 1, got "
+                f"{batch_size}, {val_batch_size}"
             )
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.errors = errors
+        self.max_unreadable = max_unreadable
+        self.worker_timeout = worker_timeout
+        self._check()
 
     def training_set(self) -> Dataset:
         """What to train on.
@@ -74,7 +90,7 @@ class SupervisedData(LoadingModule):
                 f"fewer images than the batch: {len(dataset)} on {replicas} process(es) do not "
                 f"fill one batch of {self.batch_size}; lower data.batch_size"
             )
-        return DataLoader(
+        return WatchedLoader(
             dataset,
             self.batch_size,
             sampler=self._training_order(len(dataset), None),
@@ -90,7 +106,7 @@ class SupervisedData(LoadingModule):
             return []
         assert isinstance(dataset, Sized)
         sampler = EvaluationSampler(len(dataset), *self._place())
-        return DataLoader(
+        return WatchedLoader(
             dataset,
             self.val_batch_size,
             sampler=sampler,
@@ -160,7 +176,7 @@ class LabelledData(SupervisedData):
         """The crops."""
         if self.train is None:
             raise ValueError("no labelled images to train on: give data.train")
-        return LabelledCrops(self.train, self.size, self.scale, self.p_flip, self.seed)
+        return LabelledCrops(self.train, self.size, self.scale, self.p_flip, self.seed, self.errors)
 
     def validation_set(self) -> LabelledFiles | None:
         """The whole images."""
@@ -193,6 +209,10 @@ class ClassifiedData(SupervisedData):
         val_batch_size: images in a validation batch, on each process.
         num_workers: processes that load data, for each loader; 0 loads in the main process.
         seed: all draws and orders follow from it.
+        errors: what to do about training images that cannot be read; see `ImageFiles`.
+        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
+            ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
     """
 
     def __init__(
@@ -205,8 +225,19 @@ class ClassifiedData(SupervisedData):
         val_batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
+        errors: Errors = "skip",
+        max_unreadable: float = 0.1,
+        worker_timeout: float = 600.0,
     ) -> None:
-        super().__init__(batch_size, val_batch_size, num_workers, seed)
+        super().__init__(
+            batch_size,
+            val_batch_size,
+            num_workers,
+            seed,
+            errors,
+            max_unreadable,
+            worker_timeout,
+        )
         self.train = train
         self.val = val
         self.size = size
@@ -234,7 +265,7 @@ class ClassifiedData(SupervisedData):
         """Random crops."""
         if self.train is None:
             raise ValueError("no images to train on: give data.train, a folder of classes")
-        return ClassifiedImages(self.train, self.size, None, self.seed)
+        return ClassifiedImages(self.train, self.size, None, self.seed, self.errors)
 
     def validation_set(self) -> ClassifiedImages | None:
         """Centre crops."""
@@ -251,6 +282,10 @@ class DetectionData(SupervisedData):
         val_batch_size: images in a validation batch, on each process.
         num_workers: processes that load data, for each loader; 0 loads in the main process.
         seed: all draws and orders follow from it.
+        errors: what to do about training images that cannot be read; see `ImageFiles`.
+        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
+            ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
     """
 
     def __init__(
@@ -261,8 +296,19 @@ class DetectionData(SupervisedData):
         val_batch_size: int = 1,
         num_workers: int = 0,
         seed: int = 0,
+        errors: Errors = "skip",
+        max_unreadable: float = 0.1,
+        worker_timeout: float = 600.0,
     ) -> None:
-        super().__init__(batch_size, val_batch_size, num_workers, seed)
+        super().__init__(
+            batch_size,
+            val_batch_size,
+            num_workers,
+            seed,
+            errors,
+            max_unreadable,
+            worker_timeout,
+        )
         self.train = train
         self.val = val
 
@@ -287,7 +333,7 @@ class DetectionData(SupervisedData):
         """The images with something to learn, mirrored at random."""
         if self.train is None:
             raise ValueError("no annotated images to train on: give data.train")
-        return DetectionSamples(self.train, training=True, seed=self.seed)
+        return DetectionSamples(self.train, True, self.seed, self.errors)
 
     def validation_set(self) -> DetectionSamples | None:
         """All images, as they are."""
@@ -300,4 +346,5 @@ class DetectionData(SupervisedData):
             "targets": [sample["target"] for sample in samples],
             "counts": default_collate([sample["counts"] for sample in samples]),
             "index": default_collate([sample["index"] for sample in samples]),
+            "skipped": default_collate([sample["skipped"] for sample in samples]),
         }

@@ -1,13 +1,13 @@
 """Lightning's data modules of unlabelled images: two views to train on, and prediction."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch.utils.data import DataLoader, default_collate
 
 from densesiam.data.image.files import find_images
 from densesiam.data.image.transform import NATIVE, Evaluation
-from densesiam.data.modules.loading import LoadingModule
+from densesiam.data.modules.loading import LoadingModule, WatchedLoader
 from densesiam.data.order.sampler import EvaluationSampler
 from densesiam.data.sets.images import (
     ImageFiles,
@@ -17,6 +17,7 @@ from densesiam.data.sets.images import (
     sample_paths,
 )
 from densesiam.data.sets.labelled import LabelledFiles
+from densesiam.data.sets.substitutes import Errors
 from densesiam.data.sets.unlabelled import ImageList
 from densesiam.data.views.paired import SegmentationViews, TwoCrops, Views
 
@@ -36,6 +37,9 @@ class TwoViewData(LoadingModule):
         num_workers: processes that load data, for each loader; 0 loads in the main process.
         seed: all draws and orders follow from it.
         errors: what to do about images that cannot be read; see `ImageFiles`.
+        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
+            ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
 
     Raises:
         ValueError: a size below 1, a negative number of workers or seed.
@@ -49,17 +53,15 @@ class TwoViewData(LoadingModule):
         samples_per_epoch: int | None,
         num_workers: int,
         seed: int,
-        errors: Literal["skip", "raise"],
+        errors: Errors,
+        max_unreadable: float,
+        worker_timeout: float,
     ) -> None:
         super().__init__()
         if min(batch_size, 1 if samples_per_epoch is None else samples_per_epoch) < 1:
             raise ValueError(
                 "batch_size and samples_per_epoch must be at least 1, got "
                 f"{batch_size}, {samples_per_epoch}"
-            )
-        if min(num_workers, seed) < 0:
-            raise ValueError(
-                f"num_workers and seed must not be negative, got {num_workers}, {seed}"
             )
         self.train = train
         self.views = views
@@ -68,6 +70,9 @@ class TwoViewData(LoadingModule):
         self.num_workers = num_workers
         self.seed = seed
         self.errors = errors
+        self.max_unreadable = max_unreadable
+        self.worker_timeout = worker_timeout
+        self._check()
 
     def train_dataloader(self) -> DataLoader:
         """Loader of the views.
@@ -93,7 +98,7 @@ class TwoViewData(LoadingModule):
                 "raise `samples_per_epoch` so that images repeat with fresh draws"
             )
         sampler = self._training_order(len(dataset), samples)
-        return DataLoader(
+        return WatchedLoader(
             dataset, self.batch_size, sampler=sampler, drop_last=True, **self._loading()
         )
 
@@ -120,6 +125,9 @@ class SegmentationData(TwoViewData):
         num_workers: processes that load data, for each loader; 0 loads in the main process.
         seed: all draws and orders follow from it.
         errors: what to do about training images that cannot be read; see `ImageFiles`.
+        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
+            ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
 
     Raises:
         ValueError: a size below 1, a negative number of workers or seed.
@@ -137,10 +145,22 @@ class SegmentationData(TwoViewData):
         samples_per_epoch: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
-        errors: Literal["skip", "raise"] = "skip",
+        errors: Errors = "skip",
+        max_unreadable: float = 0.1,
+        worker_timeout: float = 600.0,
     ) -> None:
         views = SegmentationViews() if views is None else views
-        super().__init__(train, views, batch_size, samples_per_epoch, num_workers, seed, errors)
+        super().__init__(
+            train,
+            views,
+            batch_size,
+            samples_per_epoch,
+            num_workers,
+            seed,
+            errors,
+            max_unreadable,
+            worker_timeout,
+        )
         if val_batch_size < 1:
             raise ValueError(f"val_batch_size must be at least 1, got {val_batch_size}")
         self.val = val
@@ -153,7 +173,7 @@ class SegmentationData(TwoViewData):
         if self.val is None:
             return []
         sampler = EvaluationSampler(len(self.val), *self._place())
-        return DataLoader(
+        return WatchedLoader(
             self.val, self.val_batch_size, sampler=sampler, collate_fn=_collate, **self._loading()
         )
 
@@ -172,7 +192,7 @@ class SegmentationData(TwoViewData):
         else:
             paths = find_images(self.predict)
         dataset = PredictionImages(paths, self.predict_transform)
-        return DataLoader(dataset, batch_size=1, **self._loading())
+        return WatchedLoader(dataset, batch_size=1, **self._loading())
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -200,6 +220,9 @@ class PretrainingData(TwoViewData):
         num_workers: processes that load data; 0 loads in the main process.
         seed: all draws and orders follow from it.
         errors: what to do about images that cannot be read; see `ImageFiles`.
+        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
+            ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
 
     Raises:
         ValueError: a size below 1, a negative number of workers or seed.
@@ -213,7 +236,19 @@ class PretrainingData(TwoViewData):
         samples_per_epoch: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
-        errors: Literal["skip", "raise"] = "skip",
+        errors: Errors = "skip",
+        max_unreadable: float = 0.1,
+        worker_timeout: float = 600.0,
     ) -> None:
         views = TwoCrops() if views is None else views
-        super().__init__(train, views, batch_size, samples_per_epoch, num_workers, seed, errors)
+        super().__init__(
+            train,
+            views,
+            batch_size,
+            samples_per_epoch,
+            num_workers,
+            seed,
+            errors,
+            max_unreadable,
+            worker_timeout,
+        )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -11,21 +12,23 @@ from densesiam.data.image.files import find_images, read_image
 from densesiam.data.image.frame import to_normalised
 from densesiam.data.image.transform import Evaluation
 from densesiam.data.order.draws import Draw, seeded_generator
+from densesiam.data.sets.substitutes import Errors, Substitutes
 
 
 class ClassifiedImages(Dataset[dict[str, Tensor]]):
     """The images of a folder of classes: ``ROOT/CLASS/*.jpg``, class names in sorted order.
 
-    An item is a dict of ``image`` (3, size, size) float32, ``label`` () int64, ``index`` () int64.
-    To train on, an image is cut and resized at random and mirrored in one case of two; otherwise
-    its shorter side is resized and its centre cut out. An item that `EvaluationSampler` repeats to
-    fill up a process's share has label -1.
+    An item is a dict of ``image`` (3, size, size) float32, ``label``, ``index`` and ``skipped``
+    () int64, as of `ImageFiles`. To train on, an image is cut and resized at random and mirrored in
+    one case of two; otherwise its shorter side is resized and its centre cut out. An item that
+    `EvaluationSampler` repeats to fill up a process's share has label -1.
 
     Args:
         root: the folder.
         size: side of the images.
         resize: shorter side before the centre crop; None draws crops at random.
         seed: the experiment's seed.
+        errors: what to do about a file that cannot be read, see `ImageFiles`.
 
     Attributes:
         classes: names of the classes.
@@ -34,7 +37,14 @@ class ClassifiedImages(Dataset[dict[str, Tensor]]):
         FileNotFoundError: there is no such folder, or a class without images.
     """
 
-    def __init__(self, root: str | Path, size: int, resize: int | None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        size: int,
+        resize: int | None,
+        seed: int = 0,
+        errors: Errors = "raise",
+    ) -> None:
         root = Path(root)
         folders = (
             sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -54,6 +64,12 @@ class ClassifiedImages(Dataset[dict[str, Tensor]]):
         self._whole = None if resize is None else Evaluation(resize, size)
         self._crop = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
         self.seed = seed
+        self._files = Substitutes(len(self._samples), self._read, errors)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The image files."""
+        return [path for path, _ in self._samples]
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -61,8 +77,8 @@ class ClassifiedImages(Dataset[dict[str, Tensor]]):
     def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
         """One image and its class."""
         draw = Draw.of(draw)
-        path, label = self._samples[draw.index]
-        photo = read_image(path)
+        photo, index, skipped = self._files.find(draw)
+        label = self._samples[index][1]
         if self._whole is None:
             generator = seeded_generator(self.seed, draw.epoch, draw.repetition, draw.index)
             with torch.random.fork_rng(devices=[]):  # torchvision draws from the global state
@@ -74,5 +90,9 @@ class ClassifiedImages(Dataset[dict[str, Tensor]]):
         return {
             "image": image,
             "label": torch.tensor(label),
-            "index": torch.tensor(draw.index),
+            "index": torch.tensor(index),
+            "skipped": torch.tensor(skipped),
         }
+
+    def _read(self, index: int) -> Image.Image:
+        return read_image(self._samples[index][0])

@@ -1,5 +1,7 @@
 """Labelled images to train on: random scale, crop and flip of image and label together."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,13 +10,15 @@ from torch.utils.data import Dataset
 from densesiam.data.image.frame import nearest
 from densesiam.data.order.draws import Draw, chance, seeded_generator, uniform
 from densesiam.data.sets.labelled import LabelledFiles
+from densesiam.data.sets.substitutes import Errors, Substitutes
 from densesiam.data.views.paired import output_size
 
 
 class LabelledCrops(Dataset[dict[str, Tensor]]):
     """Random crops of labelled images, for training on labels.
 
-    An item is a dict of ``image`` (3, h, w) float32, ``label`` (h, w) int64 and ``index`` () int64.
+    An item is a dict of ``image`` (3, h, w) float32, ``label`` (h, w) int64, ``index`` and
+    ``skipped`` () int64, as of `ImageFiles`.
     The image is scaled by U(scale), cut to size at a random position, and mirrored with probability
     `p_flip`; the label follows, nearest pixel. What a scaled image lacks of the size is filled to
     the right and below: with ImageNet's mean colour, and void. Draws follow from seed, epoch,
@@ -26,6 +30,7 @@ class LabelledCrops(Dataset[dict[str, Tensor]]):
         scale: least and greatest scale.
         p_flip: probability of mirroring.
         seed: the experiment's seed.
+        errors: what to do about a file that cannot be read, see `ImageFiles`.
 
     Raises:
         ValueError: a value out of its range; when asked for an item, a label of another size than
@@ -39,6 +44,7 @@ class LabelledCrops(Dataset[dict[str, Tensor]]):
         scale: tuple[float, float] = (0.5, 2.0),
         p_flip: float = 0.5,
         seed: int = 0,
+        errors: Errors = "raise",
     ) -> None:
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale must be 0 < least <= greatest, got {scale}")
@@ -47,6 +53,12 @@ class LabelledCrops(Dataset[dict[str, Tensor]]):
         self.scale = scale
         self.p_flip = p_flip
         self.seed = seed
+        self._files = Substitutes(len(dataset), dataset.__getitem__, errors)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The image files."""
+        return [image for image, _ in self.dataset.paths]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -55,7 +67,7 @@ class LabelledCrops(Dataset[dict[str, Tensor]]):
         """A crop of one image, as drawn for one epoch and repetition, or afresh."""
         draw = Draw.of(draw)
         generator = seeded_generator(self.seed, draw.epoch, draw.repetition, draw.index)
-        sample = self.dataset[draw.index]
+        sample, index, skipped = self._files.find(draw)
         image, label = sample["image"], sample["label"]
         if label.shape != image.shape[1:]:
             raise ValueError(
@@ -87,4 +99,9 @@ class LabelledCrops(Dataset[dict[str, Tensor]]):
         label = F.pad(label, fill, value=self.dataset.ignore_index)
         if chance(generator, self.p_flip):
             image, label = image.flip(2), label.flip(1)
-        return {"image": image, "label": label, "index": torch.tensor(draw.index)}
+        return {
+            "image": image,
+            "label": label,
+            "index": torch.tensor(index),
+            "skipped": torch.tensor(skipped),
+        }

@@ -1,19 +1,19 @@
 """Data sets of images without labels."""
 
 import importlib.util
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from densesiam.data.image.files import ImageReadError, read_image
+from densesiam.data.image.files import read_image
 from densesiam.data.image.transform import NATIVE, Evaluation
 from densesiam.data.order.draws import Draw, seeded_generator
+from densesiam.data.sets.substitutes import Errors, Substitutes
 from densesiam.data.sets.unlabelled import FolderImages
 from densesiam.data.views.paired import Views
 
@@ -21,14 +21,15 @@ from densesiam.data.views.paired import Views
 class ImageFiles(Dataset[dict[str, Tensor]]):
     """Two random views of each of a list of image files.
 
-    An item is what the transform returns, and ``index``, () int64: which file was read. Asked for
-    by `Draw`, as `TrainingSampler` does, an item follows from seed, epoch, repetition and index
-    alone. A plain number, as torch's own samplers give, draws afresh each time: see `Draw.of`.
+    An item is what the transform returns; ``index``, () int64: which file was read; and
+    ``skipped``, () int64: how many before it could not be, normally 0. Asked for by `Draw`, as
+    `TrainingSampler` does, an item follows from seed, epoch, repetition and index alone. A plain
+    number, as torch's own samplers give, draws afresh each time: see `Draw.of`.
 
     Decoding is the only sure test of a file, and far too slow to do to a large set up front. Bad
     files are therefore met when their turn comes. With ``errors="skip"`` a warning names each of
     them (once in each worker process) and the next readable file takes its place, the same in
-    every run; with ``errors="raise"`` the run stops there.
+    every run; in the next epoch it is tried again. With ``errors="raise"`` the run stops there.
 
     Args:
         paths: the files.
@@ -45,15 +46,13 @@ class ImageFiles(Dataset[dict[str, Tensor]]):
         paths: Sequence[Path],
         transform: Views,
         seed: int = 0,
-        errors: Literal["skip", "raise"] = "skip",
+        errors: Errors = "skip",
     ) -> None:
-        if errors not in ("skip", "raise"):
-            raise ValueError(f'errors must be "skip" or "raise", got {errors!r}')
         self.paths = list(paths)
         self.transform = transform
         self.seed = seed
         self.errors = errors
-        self._unreadable: set[int] = set()
+        self._files = Substitutes(len(self.paths), self._read, errors)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -63,29 +62,18 @@ class ImageFiles(Dataset[dict[str, Tensor]]):
         draw = Draw.of(draw)
         if not 0 <= draw.index < len(self):
             raise IndexError(f"no image {draw.index} among {len(self)}")
+        image, index, skipped = self._files.find(draw)
         if not self.transform.redrawn:
             draw = Draw(draw.index)
         generator = seeded_generator(self.seed, draw.epoch, draw.repetition, draw.index)
-        image, index = self._read(draw.index)
         try:
             sample = self.transform(image, generator)
         except ValueError as error:
             raise ValueError(f"{self.paths[index]}: {error}") from error
-        return {**sample, "index": torch.tensor(index)}
+        return {**sample, "index": torch.tensor(index), "skipped": torch.tensor(skipped)}
 
-    def _read(self, index: int) -> tuple[Image.Image, int]:
-        """The image, or the next readable one; and its index."""
-        for candidate in (*range(index, len(self)), *range(index)):
-            if candidate in self._unreadable:
-                continue
-            try:
-                return read_image(self.paths[candidate]), candidate
-            except ImageReadError as error:
-                if self.errors == "raise":
-                    raise
-                self._unreadable.add(candidate)
-                warnings.warn(f"{error}; the next image takes its place", stacklevel=3)
-        raise ImageReadError(f"none of the {len(self)} images can be read: see the warnings")
+    def _read(self, index: int) -> Image.Image:
+        return read_image(self.paths[index])
 
 
 class Images(ImageFiles):
@@ -109,7 +97,7 @@ class Images(ImageFiles):
         root: str | Path,
         transform: Views,
         seed: int = 0,
-        errors: Literal["skip", "raise"] = "skip",
+        errors: Errors = "skip",
         names: str | Path | None = None,
     ) -> None:
         super().__init__(FolderImages(root, names).paths, transform, seed, errors)

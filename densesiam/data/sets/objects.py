@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -20,6 +21,7 @@ from densesiam.data.image.frame import to_normalised
 from densesiam.data.order.draws import Draw, chance, seeded_generator
 from densesiam.data.sets.classes import known_table
 from densesiam.data.sets.layout import listing, misplaced, read_names
+from densesiam.data.sets.substitutes import Errors, Substitutes
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,8 @@ class DetectionSamples(Dataset[dict[str, Any]]):
 
     An item is a dict of ``image`` (3, H, W) float32, normalised with ImageNet's mean and standard
     deviation; ``target``, the fields of `Objects`; ``counts`` () bool, false for an item that
-    `EvaluationSampler` repeats to fill up a process's share; ``index`` () int64.
+    `EvaluationSampler` repeats to fill up a process's share; ``index`` and ``skipped`` () int64, as
+    of `ImageFiles`.
 
     To train on, images without an object to learn are left out, and an image is mirrored in one
     case of two.
@@ -234,12 +237,15 @@ class DetectionSamples(Dataset[dict[str, Any]]):
         source: the annotated images.
         training: whether they are to train on.
         seed: the experiment's seed.
+        errors: what to do about a file that cannot be read, see `ImageFiles`.
 
     Raises:
         ValueError: there is nothing to learn in any image.
     """
 
-    def __init__(self, source: ObjectImages, training: bool, seed: int = 0) -> None:
+    def __init__(
+        self, source: ObjectImages, training: bool, seed: int = 0, errors: Errors = "raise"
+    ) -> None:
         self.source = source
         self.training = training
         self.seed = seed
@@ -248,6 +254,12 @@ class DetectionSamples(Dataset[dict[str, Any]]):
             self.indices = [i for i in self.indices if len(self._learned(source.objects(i)).labels)]
             if not self.indices:
                 raise ValueError("none of the training images has an object to learn")
+        self._files = Substitutes(len(self.indices), self._read, errors)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The image files."""
+        return [self.source.paths[index] for index in self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -255,20 +267,25 @@ class DetectionSamples(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
         """One image."""
         draw = Draw.of(draw)
-        index = self.indices[draw.index]
-        image = to_normalised(read_image(self.source.paths[index]))
-        objects = self.source.objects(index)
+        photo, position, skipped = self._files.find(draw)
+        image = to_normalised(photo)
+        objects = self.source.objects(self.indices[position])
         if self.training:
             objects = self._learned(objects)
-            generator = seeded_generator(self.seed, draw.epoch, draw.repetition, index)
+            asked_for = self.indices[draw.index]
+            generator = seeded_generator(self.seed, draw.epoch, draw.repetition, asked_for)
             if chance(generator, 0.5):
                 image, objects = image.flip(2), objects.flip(image.shape[2])
         return {
             "image": image,
             "target": objects.as_dict(),
             "counts": torch.tensor(draw.repetition == 0 or self.training),
-            "index": torch.tensor(index),
+            "index": torch.tensor(position),
+            "skipped": torch.tensor(skipped),
         }
+
+    def _read(self, index: int) -> Image.Image:
+        return read_image(self.source.paths[self.indices[index]])
 
     def _learned(self, objects: Objects) -> Objects:
         """The objects to train on: with an area, and no crowds."""

@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from densesiam.data import ImageReadError, find_images, read_image, read_label
+from densesiam.data.image import files
 from tests.data.support import noise, save_images
 
 RAMP16 = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
@@ -132,6 +135,49 @@ def test_unreadable_images_are_named(tmp_path):
     for name, reason in reasons.items():
         with pytest.raises(ImageReadError, match=rf"cannot read image .*{name}: .*{reason}"):
             read_image(tmp_path / name)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that only waiting lets pass; ``then`` is what happens at a moment."""
+    clock = SimpleNamespace(now=1000.0, then={})
+    monkeypatch.setattr(files._Patience, "lost", -1e9)
+
+    def sleep(seconds):
+        clock.now += seconds
+        for moment in [moment for moment in clock.then if moment <= clock.now]:
+            clock.then.pop(moment)()
+
+    fake = SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep)
+    monkeypatch.setattr(files, "time", fake)
+    return clock
+
+
+@pytest.mark.parametrize("read", [read_image, read_label])
+def test_a_folder_that_is_away_for_a_moment(read, tmp_path, clock):
+    Image.fromarray(RAMP8).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "away")
+    clock.then[1000.45] = lambda: (tmp_path / "away").rename(tmp_path / "a.png")
+    assert np.asarray(read(tmp_path / "a.png")).shape[:2] == (16, 16)
+    assert clock.now == 1000.5
+
+
+def test_what_is_gone_is_waited_for_once_a_minute(tmp_path, clock):
+    waited = []
+    for _ in range(3):
+        before = clock.now
+        with pytest.raises(ImageReadError, match="No such file"):
+            read_image(tmp_path / "gone.png")
+        waited.append(round(clock.now - before, 3))
+        clock.now += 31
+    assert waited == [2.0, 0.0, 2.0]
+
+
+def test_damaged_files_are_not_waited_for(tmp_path, clock):
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(ImageReadError, match="cannot identify"):
+        read_image(tmp_path / "text.png")
+    assert clock.now == 1000.0
 
 
 def test_labels_keep_their_values(tmp_path):

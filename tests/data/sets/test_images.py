@@ -42,6 +42,7 @@ def test_items(folder):
         "flip1": ((), torch.bool),
         "flip2": ((), torch.bool),
         "index": ((), torch.int64),
+        "skipped": ((), torch.int64),
     }
     assert item["index"] == 2
 
@@ -129,15 +130,27 @@ def test_bad_files_are_named_once_and_replaced(folder):
         UserWarning, match=r"cannot read image .*1\.png: .*next image takes its place"
     ):
         item = data[Draw(1, epoch=2)]
-    assert item["index"] == 2
+    assert (item["index"], item["skipped"]) == (2, 1)
     with pytest.warns(UserWarning, match=r"3\.png"):
         assert data[3]["index"] == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert same(data[Draw(1, epoch=2)], item)
+        assert data[Draw(1, epoch=3)]["index"] == 2
     # A data set that has met the file before draws the same as one that has not.
     with pytest.warns(UserWarning, match="1"):
         assert same(Images(folder, VIEWS)[Draw(1, epoch=2)], item)
+
+
+def test_a_file_that_failed_is_tried_again_in_the_next_epoch(folder):
+    whole = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_text("damaged")
+    data = Images(folder, VIEWS)
+    with pytest.warns(UserWarning, match=r"1\.png"):
+        assert data[Draw(1, epoch=2)]["index"] == 2
+    (folder / "1.png").write_bytes(whole)
+    assert data[Draw(1, epoch=2)]["index"] == 2  # the same until the end of the epoch
+    assert data[Draw(1, epoch=3)]["index"] == 1
 
 
 def test_bad_files_may_stop_the_run(folder):
