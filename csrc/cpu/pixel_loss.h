@@ -134,12 +134,7 @@ void gradients_of_tiles(const Accumulate<T>* grad, bool mean, const T* p, const 
       const A weight = weights[image];
       T* target = out + image * C * P;
       if (weight == A(0)) {
-        const std::int64_t runs = layout == Layout::planar ? C : 1;
-        const std::int64_t length = layout == Layout::planar ? count : count * C;
-        const std::int64_t first = layout == Layout::planar ? start : start * C;
-        for (std::int64_t run = 0; run < runs; ++run) {
-          std::fill_n(target + run * P + first, length, from_float<T>(A(0)));
-        }
+        zero_tile(target, C, P, layout, start, count);
         continue;
       }
       for (int i = 0; i < count; ++i) {
