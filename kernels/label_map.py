@@ -49,8 +49,8 @@ def label_map(logits: Tensor, size: list[int]) -> Tensor:
 
 @triton.jit
 def _forward(
-    logits,
-    labels,
+    logits,  # [B, K, h, w]
+    labels,  # [B, H, W]
     shape,
     ACCUMULATE: tl.constexpr,
     INDEX: tl.constexpr,

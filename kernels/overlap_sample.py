@@ -103,9 +103,9 @@ def overlap_sample_backward(
 
 @triton.jit
 def _forward(
-    features,
-    boxes,
-    out,
+    features,  # [B, C, H, W]
+    boxes,  # [B, 4]
+    out,  # [B, C, Kh, Kw]
     shape,
     COORDINATE: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -135,9 +135,9 @@ def _forward(
 
 @triton.jit
 def _backward(
-    grad,
-    boxes,
-    out,
+    grad,  # [B, C, Kh, Kw]
+    boxes,  # [B, 4] or None
+    out,  # [B, C, H, W]
     shape,
     COORDINATE: tl.constexpr,
     ACCUMULATE: tl.constexpr,

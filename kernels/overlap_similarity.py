@@ -184,15 +184,15 @@ class _Views:
 
 @triton.jit
 def _forward(
-    p,
-    z,
-    boxes_p,
-    boxes_z,
-    weight,
+    p,  # [B, C, H, W]
+    z,  # [B, C, H', W']
+    boxes_p,  # [B, 4] or None
+    boxes_z,  # [B, 4] or None
+    weight,  # [B] or None
     shape_p,
     shape_z,
-    losses,
-    statistics,
+    losses,  # [programs] if MEAN, else [B, Kh, Kw]
+    statistics,  # [B, 2, Kh Kw]
     START: tl.constexpr,
     ADD: tl.constexpr,
     SCALES: tl.constexpr,
@@ -271,15 +271,15 @@ def _forward(
 
 @triton.jit
 def _sums(
-    p,
-    z,
-    boxes_p,
-    boxes_z,
-    p_scale,
-    z_scale,
+    p,  # [B, C, H, W]
+    z,  # [B, C, H', W']
+    boxes_p,  # [B, 4] or None
+    boxes_z,  # [B, 4] or None
+    p_scale,  # [BLOCK_P] or None
+    z_scale,  # [BLOCK_P] or None
     w,
     b,
-    cell,
+    cell,  # [BLOCK_P]
     shape_p,
     shape_z,
     START: tl.constexpr,
@@ -312,12 +312,12 @@ def _sums(
 
 @triton.jit
 def _samples(
-    features,
-    boxes,
+    features,  # [B, C, H, W]
+    boxes,  # [B, 4] or None
     w,
     b,
-    channel,
-    cell,
+    channel,  # [BLOCK_C]
+    cell,  # [BLOCK_P]
     shape,
     COORDINATE: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -337,16 +337,16 @@ def _samples(
 
 @triton.jit
 def _backward(
-    p,
-    z,
-    boxes_p,
-    boxes_z,
-    weight,
+    p,  # [B, C, H, W]
+    z,  # [B, C, H', W']
+    boxes_p,  # [B, 4] or None
+    boxes_z,  # [B, 4] or None
+    weight,  # [B] or None
     shape_p,
     shape_z,
-    grad,
-    statistics,
-    out,
+    grad,  # [] if MEAN, else [B, Kh, Kw]
+    statistics,  # [B, 2, Kh Kw]
+    out,  # [B, C, Kh, Kw]
     batch,
     GRADIENT: tl.constexpr,
     MEAN: tl.constexpr,

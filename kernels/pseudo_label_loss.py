@@ -159,14 +159,14 @@ def pseudo_label_loss_backward(
 
 @triton.jit
 def _forward(
-    logits,
-    targets,
-    weight,
-    class_weights,
-    losses,
-    log_sum,
-    labels,
-    counts,
+    logits,  # [B, K, P]
+    targets,  # [B, K, P] or None
+    weight,  # [B] or None
+    class_weights,  # [K] or None
+    losses,  # [programs] if MEAN, else [B, P]
+    log_sum,  # [B, P]
+    labels,  # [B, P]
+    counts,  # [K] or None
     classes,
     pixels,
     MEAN: tl.constexpr,
@@ -230,7 +230,12 @@ def _count(counts, label, mask, classes, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def _class_weights(counts, class_weights, classes, INVERSE: tl.constexpr):
+def _class_weights(
+    counts,  # [K]
+    class_weights,  # [K]
+    classes,
+    INVERSE: tl.constexpr,
+):
     """One program: n / N, or N / (K' n); 0 for a class of count 0."""
     lane = tl.arange(0, BLOCK)
     total = sum_of(counts, classes, tl.float64)
@@ -248,7 +253,14 @@ def _class_weights(counts, class_weights, classes, INVERSE: tl.constexpr):
 
 
 @triton.jit
-def _weigh(losses, labels, class_weights, out, count, MEAN: tl.constexpr):
+def _weigh(
+    losses,  # [count]
+    labels,  # [count]
+    class_weights,  # [K]
+    out,  # [programs] if MEAN, else [count]
+    count,
+    MEAN: tl.constexpr,
+):
     """One program: a block of losses times their labels' weights."""
     item = block_range(tl.program_id(0), tl.int64, BLOCK)
     label = tl.load(labels + item, item < count, other=UNCOUNTED)
@@ -259,13 +271,13 @@ def _weigh(losses, labels, class_weights, out, count, MEAN: tl.constexpr):
 
 @triton.jit
 def _backward(
-    grad,
-    logits,
-    weight,
-    log_sum,
-    labels,
-    class_weights,
-    out,
+    grad,  # [] if MEAN, else [B, P]
+    logits,  # [B, K, P]
+    weight,  # [B] or None
+    log_sum,  # [B, P]
+    labels,  # [B, P]
+    class_weights,  # [K]
+    out,  # [B, K, P]
     batch,
     classes,
     pixels,

@@ -29,7 +29,14 @@ def mean_of_sums(sums: Tensor, weight: Tensor | None, batch: int, pixels: int, o
 
 
 @triton.jit
-def _mean_of_sums(sums, count, weight, batch, pixels, out):
+def _mean_of_sums(
+    sums,  # [count]
+    count,
+    weight,  # [B] or None
+    batch,
+    pixels,
+    out,  # []
+):
     dtype: tl.constexpr = out.dtype.element_ty
     scale = mean_scale(weight, batch, pixels, dtype)
     tl.store(out, sum_of(sums, count, dtype) * scale)

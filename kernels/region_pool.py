@@ -221,8 +221,8 @@ def _precision(features: Tensor) -> str:
 
 @triton.jit
 def _log_sum(
-    logits,
-    log_sum,
+    logits,  # [B, N, P]
+    log_sum,  # [B, P]
     regions,
     pixels,
     ACCUMULATE: tl.constexpr,
@@ -255,11 +255,11 @@ def load_tile(image, channel, pixel, channels, pixels, CHANNELS_LAST: tl.constex
 
 @triton.jit
 def _forward(
-    features,
-    logits,
-    log_sum,
-    out,
-    mass,
+    features,  # [B, C, P]
+    logits,  # [B, N, P]
+    log_sum,  # [B, P]
+    out,  # [splits, B, N, C]
+    mass,  # [splits, B, N]
     batch,
     regions,
     channels,
@@ -320,7 +320,12 @@ def _forward(
 
 
 @triton.jit
-def _add_parts(parts, out, splits, count):
+def _add_parts(
+    parts,  # [splits, count]
+    out,  # [count]
+    splits,
+    count,
+):
     """One program: a block of numbers, each summed over the parts in order."""
     item = block_range(tl.program_id(0), tl.int64, BLOCK)
     sums = tl.zeros([BLOCK], out.dtype.element_ty)
@@ -345,10 +350,10 @@ def _grad_tile(grad, region, channel, regions, channels):
 
 @triton.jit
 def _backward_features(
-    grad,
-    logits,
-    log_sum,
-    out,
+    grad,  # [B, N, C]
+    logits,  # [B, N, P]
+    log_sum,  # [B, P]
+    out,  # [B, C, P]
     regions,
     channels,
     pixels,
@@ -385,12 +390,12 @@ def _backward_features(
 
 @triton.jit
 def _backward_logits(
-    grad,
-    grad_mass,
-    features,
-    logits,
-    log_sum,
-    out,
+    grad,  # [B, N, C]
+    grad_mass,  # [B, N] or None
+    features,  # [B, C, P]
+    logits,  # [B, N, P]
+    log_sum,  # [B, P]
+    out,  # [B, N, P]
     regions,
     channels,
     pixels,
@@ -461,11 +466,11 @@ def _backward_logits(
 
 @triton.jit
 def _grad_mask(
-    grad,
-    grad_mass,
-    features,
-    region,
-    pixel,
+    grad,  # [B, N, C]
+    grad_mass,  # [B, N] or None
+    features,  # [B, C, P]
+    region,  # [BLOCK_N]
+    pixel,  # [BLOCK_P]
     regions,
     channels,
     pixels,

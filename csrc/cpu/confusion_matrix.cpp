@@ -33,8 +33,11 @@ struct Numbers {
 
 // Adds the pixels to `table` (classes x predictions); false where one is out of range.
 template <class Prediction, class Label>
-bool count_pixels(const Prediction* prediction, const Label* label, std::int64_t pixels,
-                  const Numbers& numbers, std::int64_t* table) {
+bool count_pixels(const Prediction* prediction,  // [pixels]
+                  const Label* label,            // [pixels]
+                  std::int64_t pixels, const Numbers& numbers,
+                  std::int64_t* table  // [classes, predictions]
+) {
   bool fits = true;
   for (std::int64_t i = 0; i < pixels; ++i) {
     const std::int64_t column = prediction[i], row = label[i];

@@ -40,8 +40,11 @@ struct Axis {
 
 // One coarse row resized to the result's width: (classes, columns).
 template <int Bytes, class T, class A>
-DENSESIAM_HD void resize_row(const T* image, Layout layout, const Shape& shape, int row,
-                             const Axis<A>& taps, A* coarse, A* __restrict resized) {
+DENSESIAM_HD void resize_row(const T* image,  // [K, h, w]
+                             Layout layout, const Shape& shape, int row, const Axis<A>& taps,
+                             A* coarse,             // [K, w]
+                             A* __restrict resized  // [K, W]
+) {
   const std::int64_t K = shape.classes;
   if (layout == Layout::pixels) {
     transpose<Bytes>(image + std::int64_t(row) * shape.width * K, K, shape.width, K, coarse,
@@ -66,8 +69,10 @@ DENSESIAM_HD void resize_row(const T* image, Layout layout, const Shape& shape, 
 }
 
 template <class A>
-DENSESIAM_HD void label_row(const A* upper, const A* lower, A weight, const Shape& shape,
-                            std::int64_t* labels) {
+DENSESIAM_HD void label_row(const A* upper,                                     // [K, W]
+                            const A* lower,                                     // [K, W]
+                            A weight, const Shape& shape, std::int64_t* labels  // [W]
+) {
   A greatest[kTile];
   std::int32_t index[kTile];
   for (int start = 0; start < shape.columns; start += kTile) {
@@ -93,8 +98,9 @@ DENSESIAM_HD void label_row(const A* upper, const A* lower, A weight, const Shap
 }
 
 template <class T>
-void label(const T* logits, Layout layout, std::int64_t batch, const Shape& shape,
-           std::int64_t* labels) {
+void label(const T* logits,  // [B, K, h, w]
+           Layout layout, std::int64_t batch, const Shape& shape, std::int64_t* labels  // [B, H, W]
+) {
   using A = Accumulate<T>;
   const std::int64_t K = shape.classes;
   const std::int64_t bands = ceil_divide(shape.rows, kBand);

@@ -43,7 +43,9 @@ constexpr A kScaleOfLarge = sizeof(A) == 8 ? A(0x1p-640) : A(0x1p-80f);
 
 // The scales of vectors of these squares; whether any is not 1. NaN is large too.
 template <class A>
-DENSESIAM_HD bool scales_of(const A* pp, const A* zz, int count, TileScales<A>& scales) {
+DENSESIAM_HD bool scales_of(const A* pp,  // [count]
+                            const A* zz,  // [count]
+                            int count, TileScales<A>& scales) {
   bool large = false;
   for (int i = 0; i < count; ++i) {
     scales.p[i] = pp[i] < kLargeSquare<A> ? A(1) : kScaleOfLarge<A>;

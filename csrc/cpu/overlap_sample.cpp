@@ -11,9 +11,11 @@ namespace densesiam {
 namespace {
 
 template <class T>
-void sample_maps(const T* in, const std::optional<Tensor>& boxes, std::int64_t batch,
-                 std::int64_t channels, int height, int width, int rows, int columns, Layout layout,
-                 T* out) {
+void sample_maps(const T* in,  // [B, C, H, W]
+                 const std::optional<Tensor>& boxes, std::int64_t batch, std::int64_t channels,
+                 int height, int width, int rows, int columns, Layout layout,
+                 T* out  // [B, C, Kh, Kw]
+) {
   using A = Accumulate<T>;
   const Pieces pieces{batch, channels, rows, layout};
   const std::int64_t map = std::int64_t(height) * width, cells = std::int64_t(rows) * columns;

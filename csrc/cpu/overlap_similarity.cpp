@@ -102,8 +102,13 @@ struct Side {
 };
 
 template <class Loss, class T>
-void forward(const Side& p, const Side& z, const SampleTiles& tiles, Weights<Accumulate<T>> weights,
-             Accumulate<T>* statistics, Accumulate<T>* losses, Accumulate<T>* mean) {
+void forward(const Side& p,                                             // [B, C, H, W]
+             const Side& z,                                             // [B, C, H', W']
+             const SampleTiles& tiles, Weights<Accumulate<T>> weights,  // [B]
+             Accumulate<T>* statistics,                                 // [B, 2, Kh Kw]
+             Accumulate<T>* losses,                                     // [B, Kh, Kw] or null
+             Accumulate<T>* mean                                        // [] or null
+) {
   using A = Accumulate<T>;
   const std::int64_t C = tiles.channels, S = tiles.samples();
   std::vector<double> partial(mean ? tiles.count() : 0);
@@ -140,9 +145,13 @@ void forward(const Side& p, const Side& z, const SampleTiles& tiles, Weights<Acc
 
 // The gradient of p's samples, (B, C, rows, columns) in p's layout.
 template <class Loss, class T>
-void sample_gradients(const Accumulate<T>* grad, bool mean, const Side& p, const Side& z,
-                      const SampleTiles& tiles, Weights<Accumulate<T>> weights,
-                      const Accumulate<T>* statistics, Accumulate<T>* out) {
+void sample_gradients(const Accumulate<T>* grad,  // [] if mean, else [B, Kh, Kw]
+                      bool mean, const Side& p,   // [B, C, H, W]
+                      const Side& z,              // [B, C, H', W']
+                      const SampleTiles& tiles, Weights<Accumulate<T>> weights,  // [B]
+                      const Accumulate<T>* statistics,                           // [B, 2, Kh Kw]
+                      Accumulate<T>* out                                         // [B, C, Kh, Kw]
+) {
   using A = Accumulate<T>;
   const std::int64_t C = tiles.channels, S = tiles.samples();
   const A mean_grad = mean ? *grad * weights.mean_factor(S) : A(0);

@@ -14,11 +14,14 @@ namespace densesiam {
 
 // dp of a tile whose rows are `stride` apart in p, z and out alike; out may be p.
 template <class Loss, class T>
-DENSESIAM_HD void gradient_of_rows(const T* p, const T* z, T* out, std::int64_t stride,
-                                   std::int64_t channels, int count,
-                                   const Accumulate<T>* __restrict first,
-                                   const Accumulate<T>* __restrict second,
-                                   const Accumulate<T>* __restrict grad) {
+DENSESIAM_HD void gradient_of_rows(const T* p,  // [C, count]
+                                   const T* z,  // [C, count]
+                                   T* out,      // [C, count]
+                                   std::int64_t stride, std::int64_t channels, int count,
+                                   const Accumulate<T>* __restrict first,   // [count]
+                                   const Accumulate<T>* __restrict second,  // [count]
+                                   const Accumulate<T>* __restrict grad     // [count]
+) {
   using A = Accumulate<T>;
   for (std::int64_t c = 0; c < channels; ++c) {
     const T* a = p + c * stride;
@@ -53,9 +56,13 @@ struct Weights {
 };
 
 template <class Loss, class T>
-void losses_of_tiles(const T* p, const T* z, Weights<Accumulate<T>> weights, Layout layout,
-                     const Tiling& tiling, Accumulate<T>* statistics, Accumulate<T>* losses,
-                     Accumulate<T>* mean) {
+void losses_of_tiles(const T* p,                                                      // [B, C, P]
+                     const T* z,                                                      // [B, C, P]
+                     Weights<Accumulate<T>> weights,                                  // [B]
+                     Layout layout, const Tiling& tiling, Accumulate<T>* statistics,  // [B, 2, P]
+                     Accumulate<T>* losses,  // [B, P] or null
+                     Accumulate<T>* mean     // [] or null
+) {
   using A = Accumulate<T>;
   const std::int64_t C = tiling.channels, P = tiling.pixels;
   std::vector<double> partial(mean ? tiling.tiles() : 0);
@@ -93,11 +100,14 @@ void losses_of_tiles(const T* p, const T* z, Weights<Accumulate<T>> weights, Lay
 
 // grad p of one tile; grad holds the upstream gradient of each pixel, weight included.
 template <class Loss, int Bytes, class T>
-DENSESIAM_HD void backward_tile(const T* p, const T* z, T* out, Layout layout, const Tiling& tiling,
-                                std::int64_t start, int count,
-                                const Accumulate<T>* __restrict first,
-                                const Accumulate<T>* __restrict second,
-                                const Accumulate<T>* __restrict grad) {
+DENSESIAM_HD void backward_tile(const T* p,  // [C, P]
+                                const T* z,  // [C, P]
+                                T* out,      // [C, P]
+                                Layout layout, const Tiling& tiling, std::int64_t start, int count,
+                                const Accumulate<T>* __restrict first,   // [count]
+                                const Accumulate<T>* __restrict second,  // [count]
+                                const Accumulate<T>* __restrict grad     // [count]
+) {
   using A = Accumulate<T>;
   if (layout == Layout::planar) {
     gradient_of_rows<Loss>(p + start, z + start, out + start, tiling.pixels, tiling.channels, count,
@@ -120,9 +130,13 @@ DENSESIAM_HD void backward_tile(const T* p, const T* z, T* out, Layout layout, c
 }
 
 template <class Loss, class T>
-void gradients_of_tiles(const Accumulate<T>* grad, bool mean, const T* p, const T* z,
-                        Weights<Accumulate<T>> weights, const Accumulate<T>* statistics,
-                        Layout layout, const Tiling& tiling, T* out) {
+void gradients_of_tiles(const Accumulate<T>* grad,                   // [] if mean, else [B, P]
+                        bool mean, const T* p,                       // [B, C, P]
+                        const T* z,                                  // [B, C, P]
+                        Weights<Accumulate<T>> weights,              // [B]
+                        const Accumulate<T>* statistics,             // [B, 2, P]
+                        Layout layout, const Tiling& tiling, T* out  // [B, C, P]
+) {
   using A = Accumulate<T>;
   const std::int64_t C = tiling.channels, P = tiling.pixels;
   const A mean_grad = mean ? *grad * weights.mean_factor(P) : A(0);

@@ -26,9 +26,13 @@ Rebalance rebalance_of(const std::string& name) {
 
 // Label, log sum exp and cross-entropy of each pixel, the last times its image's weight.
 template <class T>
-void label_pixels(const T* logits, const T* targets, Weights<Accumulate<T>> weights, Layout layout,
-                  const Tiling& tiling, std::int32_t* labels, Accumulate<T>* log_sums,
-                  Accumulate<T>* losses) {
+void label_pixels(const T* logits,                                            // [B, K, P]
+                  const T* targets,                                           // [B, K, P] or null
+                  Weights<Accumulate<T>> weights,                             // [B]
+                  Layout layout, const Tiling& tiling, std::int32_t* labels,  // [B, P]
+                  Accumulate<T>* log_sums,                                    // [B, P]
+                  Accumulate<T>* losses                                       // [B, P]
+) {
   using A = Accumulate<T>;
   const std::int64_t K = tiling.channels, P = tiling.pixels;
   parallel_blocks(tiling.tiles(), K * kTile, [&](std::int64_t begin, std::int64_t end) {
@@ -78,8 +82,8 @@ void label_pixels(const T* logits, const T* targets, Weights<Accumulate<T>> weig
 }
 
 // How many pixels have each label. Integers: any order of summation gives the same.
-std::vector<std::int64_t> count_labels(const std::int32_t* labels, std::int64_t pixels,
-                                       std::int64_t classes) {
+std::vector<std::int64_t> count_labels(const std::int32_t* labels,  // [pixels]
+                                       std::int64_t pixels, std::int64_t classes) {
   std::vector<std::int64_t> counts(classes);
   std::mutex mutex;
   parallel_blocks(pixels, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -95,7 +99,9 @@ std::vector<std::int64_t> count_labels(const std::int32_t* labels, std::int64_t 
 
 // A class of count 0 has weight 0.
 template <class A, class Count>
-void weigh_classes(Rebalance rebalance, const Count* counts, std::int64_t classes, A* weights) {
+void weigh_classes(Rebalance rebalance, const Count* counts,  // [K]
+                   std::int64_t classes, A* weights           // [K]
+) {
   double sum = 0;
   std::int64_t present = 0;
   for (std::int64_t k = 0; k < classes; ++k) {
@@ -112,7 +118,10 @@ void weigh_classes(Rebalance rebalance, const Count* counts, std::int64_t classe
 
 // Multiplies each loss by its class's weight; returns their sum.
 template <class A>
-double weigh_losses(const std::int32_t* labels, const A* weights, A* losses, std::int64_t pixels) {
+double weigh_losses(const std::int32_t* labels,  // [pixels]
+                    const A* weights,            // [K]
+                    A* losses,                   // [pixels]
+                    std::int64_t pixels) {
   constexpr std::int64_t kBlock = 4096;
   std::vector<double> partial(ceil_divide(pixels, kBlock));
   parallel_blocks(std::int64_t(partial.size()), kBlock, [&](std::int64_t begin, std::int64_t end) {
@@ -137,9 +146,14 @@ double total_weight(const Weights<A>& weights, const Tiling& tiling) {
 
 // grad: one number for "mean", one a pixel for "none".
 template <class T>
-void backward(const Accumulate<T>* grad, bool mean, const T* logits, const Accumulate<T>* log_sums,
-              const std::int32_t* labels, const Accumulate<T>* class_weights,
-              Weights<Accumulate<T>> weights, Layout layout, const Tiling& tiling, T* out) {
+void backward(const Accumulate<T>* grad,                   // [] if mean, else [B, P]
+              bool mean, const T* logits,                  // [B, K, P]
+              const Accumulate<T>* log_sums,               // [B, P]
+              const std::int32_t* labels,                  // [B, P]
+              const Accumulate<T>* class_weights,          // [K]
+              Weights<Accumulate<T>> weights,              // [B]
+              Layout layout, const Tiling& tiling, T* out  // [B, K, P]
+) {
   using A = Accumulate<T>;
   const std::int64_t K = tiling.channels, P = tiling.pixels;
   const double total = total_weight(weights, tiling);

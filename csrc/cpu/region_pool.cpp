@@ -23,8 +23,10 @@ struct Maps {
 
 // The mask of one tile, from logits x, as exp(x - greatest) / sum. Returns log sum exp.
 template <class A>
-DENSESIAM_HD void softmax_tile(Tile<const A> x, std::int64_t regions, int count, A* mask,
-                               A* __restrict log_sum) {
+DENSESIAM_HD void softmax_tile(Tile<const A> x,                           // [N, count]
+                               std::int64_t regions, int count, A* mask,  // [N, count]
+                               A* __restrict log_sum                      // [count]
+) {
   A greatest[kTile], sum[kTile];
   greatest_of_rows(x, regions, count, greatest);
   for (int i = 0; i < count; ++i) sum[i] = A(0);
@@ -51,8 +53,11 @@ DENSESIAM_HD void softmax_tile(Tile<const A> x, std::int64_t regions, int count,
 
 // The mask again, from the log sums that forward kept.
 template <class A>
-DENSESIAM_HD void recompute_mask(Tile<const A> x, std::int64_t regions, int count,
-                                 const A* __restrict log_sum, A* mask) {
+DENSESIAM_HD void recompute_mask(Tile<const A> x,  // [N, count]
+                                 std::int64_t regions, int count,
+                                 const A* __restrict log_sum,  // [count]
+                                 A* mask                       // [N, count]
+) {
   for (std::int64_t n = 0; n < regions; ++n) {
     const A* __restrict row = x.row(n);
     A* __restrict out = mask + n * kTileStride;
@@ -63,9 +68,10 @@ DENSESIAM_HD void recompute_mask(Tile<const A> x, std::int64_t regions, int coun
 
 // Features of a tile with channels side by side: (count, C), `stride` apart.
 template <int Bytes, class T>
-DENSESIAM_HD const Accumulate<T>* load_feature_rows(const T* image, const Maps& maps,
-                                                    std::int64_t start, int count,
-                                                    Accumulate<T>* memory, std::int64_t& stride) {
+DENSESIAM_HD const Accumulate<T>* load_feature_rows(const T* image,  // [C, P]
+                                                    const Maps& maps, std::int64_t start, int count,
+                                                    Accumulate<T>* memory,  // [count, C]
+                                                    std::int64_t& stride) {
   using A = Accumulate<T>;
   const std::int64_t C = maps.tiling.channels;
   if (maps.features_layout == Layout::planar) {
@@ -84,8 +90,12 @@ DENSESIAM_HD const Accumulate<T>* load_feature_rows(const T* image, const Maps& 
 }
 
 template <class T>
-void forward(const T* features, const T* logits, const Maps& maps, Accumulate<T>* pooled,
-             Accumulate<T>* mass, Accumulate<T>* log_sums) {
+void forward(const T* features,                        // [B, C, P]
+             const T* logits,                          // [B, N, P]
+             const Maps& maps, Accumulate<T>* pooled,  // [B, N, C]
+             Accumulate<T>* mass,                      // [B, N]
+             Accumulate<T>* log_sums                   // [B, P]
+) {
   using A = Accumulate<T>;
   const Tiling& tiling = maps.tiling;
   const std::int64_t B = tiling.batch, C = tiling.channels, N = maps.regions, P = tiling.pixels;
@@ -144,9 +154,14 @@ void forward(const T* features, const T* logits, const Maps& maps, Accumulate<T>
 //   d logits[n, p] = m[n, p] (d mask[n, p] - sum over n' of m[n', p] d mask[n', p])
 // A gradient that nobody needs is null.
 template <class T>
-void backward(const Accumulate<T>* grad, const Accumulate<T>* grad_mass, const T* features,
-              const T* logits, const Accumulate<T>* log_sums, const Maps& maps, T* grad_features,
-              T* grad_logits) {
+void backward(const Accumulate<T>* grad,           // [B, N, C]
+              const Accumulate<T>* grad_mass,      // [B, N] or null
+              const T* features,                   // [B, C, P]
+              const T* logits,                     // [B, N, P]
+              const Accumulate<T>* log_sums,       // [B, P]
+              const Maps& maps, T* grad_features,  // [B, C, P] or null
+              T* grad_logits                       // [B, N, P] or null
+) {
   using A = Accumulate<T>;
   const Tiling& tiling = maps.tiling;
   const std::int64_t C = tiling.channels, N = maps.regions, P = tiling.pixels;

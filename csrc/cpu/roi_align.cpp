@@ -249,9 +249,13 @@ struct Side {
 // in + reach[e] for the entries e of that row. `buffer` holds kMostLanes numbers for each of
 // columns.pixels.
 template <int Bytes, class T, class Out, class A>
-DENSESIAM_HD void pool_row(const T* in, std::int64_t pixel, const std::int64_t* reach, int left,
-                           std::int64_t channels, const Shares<A>& rows, const Shares<A>& columns,
-                           int i, A* buffer, const Side<Out>& out) {
+DENSESIAM_HD void pool_row(const T* in,                                    // [H, W, lanes]
+                           std::int64_t pixel, const std::int64_t* reach,  // [entries]
+                           int left, std::int64_t channels, const Shares<A>& rows,
+                           const Shares<A>& columns, int i,
+                           A* buffer,            // [columns of the map, lanes]
+                           const Side<Out>& out  // [Kw, lanes]
+) {
   constexpr int kHardware = Bytes / int(sizeof(A));
   const int taken = int(columns.pixels.size()), cells = int(columns.start.size()) - 1;
   for_channels<kVectors * kHardware, kHardware>(
@@ -279,9 +283,11 @@ DENSESIAM_HD void pool_row(const T* in, std::int64_t pixel, const std::int64_t* 
 // first_row. `buffer` holds kMostLanes numbers for each
 // cell of a row.
 template <int Bytes, class T, class A>
-DENSESIAM_HD void spread_box(const Side<const T>& grad, std::int64_t channels,
-                             const Shares<A>& rows, const Shares<A>& columns, int first_row,
-                             int last_row, A* buffer, const Side<A>& map) {
+DENSESIAM_HD void spread_box(const Side<const T>& grad,  // [Kh, Kw, C]
+                             std::int64_t channels, const Shares<A>& rows, const Shares<A>& columns,
+                             int first_row, int last_row, A* buffer,  // [columns of the map, C]
+                             const Side<A>& map                       // [H, W, C]
+) {
   constexpr int kHardware = Bytes / int(sizeof(A));
   const int cells = int(columns.start.size()) - 1;
   for_channels<kVectors * kHardware, kHardware>(
@@ -320,8 +326,10 @@ inline std::int64_t channels_at_once(std::int64_t channels, std::int64_t pixels)
 }
 
 template <class T>
-void pool_planes(const T* in, const Rois& rois, std::int64_t images, std::int64_t channels,
-                 int height, int width, int rows, int columns, T* out) {
+void pool_planes(const T* in,  // [B, C, H, W]
+                 const Rois& rois, std::int64_t images, std::int64_t channels, int height,
+                 int width, int rows, int columns, T* out  // [R, C, Kh, Kw]
+) {
   using A = Accumulate<T>;
   const std::int64_t map = std::int64_t(height) * width, cells = std::int64_t(rows) * columns;
   const std::int64_t most = channels_at_once(channels, map), groups = ceil_divide(channels, most);
@@ -379,8 +387,10 @@ void pool_planes(const T* in, const Rois& rois, std::int64_t images, std::int64_
 }
 
 template <class T>
-void pool_pixels(const T* in, const Rois& rois, std::int64_t channels, int height, int width,
-                 int rows, int columns, T* out) {
+void pool_pixels(const T* in,  // [B, C, H, W]
+                 const Rois& rois, std::int64_t channels, int height, int width, int rows,
+                 int columns, T* out  // [R, C, Kh, Kw]
+) {
   using A = Accumulate<T>;
   const std::int64_t map = std::int64_t(height) * width, cells = std::int64_t(rows) * columns;
   const std::int64_t most = std::min<std::int64_t>(channels, 512);
@@ -412,8 +422,10 @@ void pool_pixels(const T* in, const Rois& rois, std::int64_t channels, int heigh
 // where it belongs if channels lie side by side there and need no conversion, else in working
 // memory.
 template <class T>
-void spread_boxes(const T* grad, const Rois& rois, std::int64_t images, std::int64_t channels,
-                  int height, int width, int rows, int columns, Layout layout, T* out) {
+void spread_boxes(const T* grad,  // [R, C, Kh, Kw]
+                  const Rois& rois, std::int64_t images, std::int64_t channels, int height,
+                  int width, int rows, int columns, Layout layout, T* out  // [B, C, H, W]
+) {
   using A = Accumulate<T>;
   const bool planar = layout == Layout::planar;
   const bool in_place = !planar && std::is_same_v<T, A>;

@@ -82,8 +82,10 @@ __device__ __forceinline__ void add_one(Count* cells, std::int32_t cell) {
 
 template <bool Packs, bool Shared>
 __global__ void __launch_bounds__(kThreads, 2)
-    count_pairs(Integers prediction, Integers label, std::int64_t count,
-                unsigned long long* __restrict__ out) {
+    count_pairs(Integers prediction,                                      // [count]
+                Integers label,                                           // [count]
+                std::int64_t count, unsigned long long* __restrict__ out  // [classes, predictions]
+    ) {
   DENSESIAM_DYNAMIC_SHARED(unsigned, matrix);
   const int columns = int(prediction.limit);
   const int cells = int(label.limit) * columns;

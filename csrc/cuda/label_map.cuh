@@ -26,7 +26,8 @@ constexpr int kRows = 4;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    label_map_planar(const T* __restrict__ logits, std::int64_t* __restrict__ out,
+    label_map_planar(const T* __restrict__ logits,    // [B, K, h, w]
+                     std::int64_t* __restrict__ out,  // [B, H, W]
                      LabelMapShape shape) {
   using A = Accumulate<T>;
   const unsigned columns = unsigned(shape.columns);
@@ -72,7 +73,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int N, class T>
 __global__ void __launch_bounds__(kThreads)
-    label_map_pixels(const T* __restrict__ logits, std::int64_t* __restrict__ out,
+    label_map_pixels(const T* __restrict__ logits,    // [B, K, h, w]
+                     std::int64_t* __restrict__ out,  // [B, H, W]
                      LabelMapShape shape) {
   using A = Accumulate<T>;
   const unsigned cells = unsigned(shape.rows) * unsigned(shape.columns);

@@ -64,8 +64,10 @@ struct PlanarBlock {
 
 template <class T, class C>
 __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
-    overlap_sample_planar(const T* __restrict__ features, const C* __restrict__ boxes,
-                          T* __restrict__ out, OverlapSampleShape shape) {
+    overlap_sample_planar(const T* __restrict__ features,  // [B, C, H, W]
+                          const C* __restrict__ boxes,     // [B, 4]
+                          T* __restrict__ out,             // [B, C, Kh, Kw]
+                          OverlapSampleShape shape) {
   using A = Accumulate<T>;
   const PlanarBlock block(shape, shape.cells());
   if (block.position >= shape.cells()) return;
@@ -115,8 +117,10 @@ struct PixelsBlock {
 
 template <int N, class T, class C>
 __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
-    overlap_sample_pixels(const T* __restrict__ features, const C* __restrict__ boxes,
-                          T* __restrict__ out, OverlapSampleShape shape) {
+    overlap_sample_pixels(const T* __restrict__ features,  // [B, C, H, W]
+                          const C* __restrict__ boxes,     // [B, 4]
+                          T* __restrict__ out,             // [B, C, Kh, Kw]
+                          OverlapSampleShape shape) {
   using A = Accumulate<T>;
   const PixelsBlock<N> block(shape, shape.cells());
   if (!block.inside) return;
@@ -165,8 +169,10 @@ __device__ __forceinline__ void for_each_touching(const Box4<C>& box, unsigned p
 
 template <class T, class C>
 __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
-    overlap_sample_backward_planar(const T* __restrict__ grad, const C* __restrict__ boxes,
-                                   T* __restrict__ out, OverlapSampleShape shape) {
+    overlap_sample_backward_planar(const T* __restrict__ grad,   // [B, C, Kh, Kw]
+                                   const C* __restrict__ boxes,  // [B, 4]
+                                   T* __restrict__ out,          // [B, C, H, W]
+                                   OverlapSampleShape shape) {
   using A = Accumulate<T>;
   const PlanarBlock block(shape, shape.map());
   if (block.position >= shape.map()) return;
@@ -190,8 +196,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
 
 template <int N, class T, class C>
 __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
-    overlap_sample_backward_pixels(const T* __restrict__ grad, const C* __restrict__ boxes,
-                                   T* __restrict__ out, OverlapSampleShape shape) {
+    overlap_sample_backward_pixels(const T* __restrict__ grad,   // [B, C, Kh, Kw]
+                                   const C* __restrict__ boxes,  // [B, 4]
+                                   T* __restrict__ out,          // [B, C, H, W]
+                                   OverlapSampleShape shape) {
   using A = Accumulate<T>;
   const PixelsBlock<N> block(shape, shape.map());
   if (!block.inside) return;

@@ -26,8 +26,9 @@ struct alignas(16) StoredTap {
 // Taps of all rows, then of all columns, of each image's grid.
 template <class A, class C>
 __global__ void __launch_bounds__(kThreads)
-    box_taps(const C* __restrict__ boxes, OverlapSampleShape shape,
-             StoredTap<A>* __restrict__ taps) {
+    box_taps(const C* __restrict__ boxes,                               // [B, 4]
+             OverlapSampleShape shape, StoredTap<A>* __restrict__ taps  // [B, Kh + Kw]
+    ) {
   const unsigned cells = unsigned(shape.rows) + unsigned(shape.columns);
   const unsigned item = blockIdx.x * kThreads + threadIdx.x;
   const unsigned b = item / cells;

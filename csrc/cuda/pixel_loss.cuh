@@ -16,7 +16,9 @@ inline namespace DENSESIAM_TARGET {
 // Where the results of a forward go: every pixel's loss, or one sum a block (the other is null).
 template <class A>
 struct LossOutput {
-  A *losses, *parts, *statistics;
+  A* losses;      // [B, P] or null
+  A* parts;       // [blocks] or null
+  A* statistics;  // [B, 2, P]
 };
 
 template <class A>
@@ -51,8 +53,10 @@ DENSESIAM_HD PixelLoss<A> finished(const Loss& sums, A p_scale, A z_scale) {
 
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
-    pixel_loss_planar(P p, Z z, const typename P::A* __restrict__ weight, PixelShape shape,
-                      unsigned slices, LossOutput<typename P::A> out) {
+    pixel_loss_planar(P p,                                       // [B, C, P]
+                      Z z,                                       // [B, C, P]
+                      const typename P::A* __restrict__ weight,  // [B] or null
+                      PixelShape shape, unsigned slices, LossOutput<typename P::A> out) {
   using A = typename P::A;
   constexpr int N = P::N;
   const PlanarPart<N> part(shape, slices);
@@ -122,8 +126,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
 
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
-    pixel_loss_pixels(P p, Z z, const typename P::A* __restrict__ weight, PixelShape shape,
-                      unsigned lanes, LossOutput<typename P::A> out) {
+    pixel_loss_pixels(P p,                                       // [B, C, P]
+                      Z z,                                       // [B, C, P]
+                      const typename P::A* __restrict__ weight,  // [B] or null
+                      PixelShape shape, unsigned lanes, LossOutput<typename P::A> out) {
   using A = typename P::A;
   constexpr int N = P::N, R = kPixelsAtOnce<P>;
   const PixelsPart<P> part(shape, lanes);
@@ -186,10 +192,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
 
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
-    pixel_loss_backward_planar(Upstream<typename P::A> upstream, P p, Z z,
-                               const typename P::A* __restrict__ weight,
-                               const typename P::A* __restrict__ statistics, PixelShape shape,
-                               unsigned slices, typename P::T* __restrict__ out) {
+    pixel_loss_backward_planar(Upstream<typename P::A> upstream,          // [] if mean, else [B, P]
+                               P p,                                       // [B, C, P]
+                               Z z,                                       // [B, C, P]
+                               const typename P::A* __restrict__ weight,  // [B] or null
+                               const typename P::A* __restrict__ statistics,  // [B, 2, P]
+                               PixelShape shape, unsigned slices,
+                               typename P::T* __restrict__ out  // [B, C, P]
+    ) {
   using A = typename P::A;
   constexpr int N = P::N;
   const PlanarPart<N> part(shape, slices);
@@ -231,10 +241,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
 
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
-    pixel_loss_backward_pixels(Upstream<typename P::A> upstream, P p, Z z,
-                               const typename P::A* __restrict__ weight,
-                               const typename P::A* __restrict__ statistics, PixelShape shape,
-                               unsigned lanes, typename P::T* __restrict__ out) {
+    pixel_loss_backward_pixels(Upstream<typename P::A> upstream,          // [] if mean, else [B, P]
+                               P p,                                       // [B, C, P]
+                               Z z,                                       // [B, C, P]
+                               const typename P::A* __restrict__ weight,  // [B] or null
+                               const typename P::A* __restrict__ statistics,  // [B, 2, P]
+                               PixelShape shape, unsigned lanes,
+                               typename P::T* __restrict__ out  // [B, C, P]
+    ) {
   using A = typename P::A;
   constexpr int N = P::N, R = kPixelsAtOnce<P>;
   const PixelsPart<P> part(shape, lanes);

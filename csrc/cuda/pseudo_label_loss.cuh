@@ -67,14 +67,18 @@ struct LabelSums {
 // Per pixel, (B, P) each; losses or parts may be null.
 template <class A>
 struct LabelOutput {
-  A *losses, *parts, *log_sum;
-  std::int32_t* labels;
+  A* losses;             // [B, P] or null
+  A* parts;              // [blocks] or null
+  A* log_sum;            // [B, P]
+  std::int32_t* labels;  // [B, P]
 };
 
 // `targets.base` null: the logits are the targets.
 template <class Source>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
-    label_pixels_planar(Source logits, Source targets, ImageWeights<typename Source::A> weights,
+    label_pixels_planar(Source logits,                             // [B, K, P]
+                        Source targets,                            // [B, K, P] or null
+                        ImageWeights<typename Source::A> weights,  // [B]
                         PixelShape shape, unsigned slices, LabelOutput<typename Source::A> out) {
   using A = typename Source::A;
   constexpr int N = Source::N;
@@ -132,7 +136,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
 
 template <class Source>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
-    label_pixels_pixels(Source logits, Source targets, ImageWeights<typename Source::A> weights,
+    label_pixels_pixels(Source logits,                             // [B, K, P]
+                        Source targets,                            // [B, K, P] or null
+                        ImageWeights<typename Source::A> weights,  // [B]
                         PixelShape shape, unsigned lanes, LabelOutput<typename Source::A> out) {
   using A = typename Source::A;
   constexpr int N = Source::N, R = kPixelsAtOnce<Source>;
@@ -182,8 +188,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
 // One block: class weights from counts, integers of this call or numbers given (the other is null).
 template <class A>
 __global__ void __launch_bounds__(kThreads)
-    weigh_classes(const std::int64_t* __restrict__ counted, const A* __restrict__ given,
-                  unsigned classes, bool inverse, A* __restrict__ weights) {
+    weigh_classes(const std::int64_t* __restrict__ counted,                // [K] or null
+                  const A* __restrict__ given,                             // [K] or null
+                  unsigned classes, bool inverse, A* __restrict__ weights  // [K]
+    ) {
   const auto count = [&](unsigned c) {
     return counted != nullptr ? double(load(counted + c)) : double(load(given + c));
   };
@@ -204,8 +212,11 @@ __global__ void __launch_bounds__(kThreads)
 // Each loss times its class's weight, in place; one partial sum a block if `parts` is not null.
 template <class A>
 __global__ void __launch_bounds__(kThreads)
-    weigh_losses(const std::int32_t* __restrict__ labels, const A* __restrict__ weights,
-                 std::int64_t count, A* __restrict__ losses, A* __restrict__ parts) {
+    weigh_losses(const std::int32_t* __restrict__ labels,     // [count]
+                 const A* __restrict__ weights,               // [K]
+                 std::int64_t count, A* __restrict__ losses,  // [count]
+                 A* __restrict__ parts                        // [blocks] or null
+    ) {
   A total = A(0);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
@@ -226,10 +237,10 @@ __global__ void __launch_bounds__(kThreads)
 // What the backward kept of a pixel.
 template <class A>
 struct LabelStatistics {
-  const A* log_sum;
-  const std::int32_t* labels;
-  const A* class_weights;
-  ImageWeights<A> weights;
+  const A* log_sum;            // [B, P]
+  const std::int32_t* labels;  // [B, P]
+  const A* class_weights;      // [K]
+  ImageWeights<A> weights;     // [B]
 };
 
 template <class A>
@@ -239,9 +250,11 @@ DENSESIAM_HD A label_gradient(A x, A log_sum, bool chosen, A grad) {
 
 template <class Source>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
-    label_backward_planar(Upstream<typename Source::A> upstream, Source logits,
+    label_backward_planar(Upstream<typename Source::A> upstream,  // [] if mean, else [B, P]
+                          Source logits,                          // [B, K, P]
                           LabelStatistics<typename Source::A> kept, PixelShape shape,
-                          unsigned slices, typename Source::T* __restrict__ out) {
+                          unsigned slices, typename Source::T* __restrict__ out  // [B, K, P]
+    ) {
   using A = typename Source::A;
   constexpr int N = Source::N;
   const PlanarPart<N> part(shape, slices);
@@ -284,9 +297,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
 
 template <class Source>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
-    label_backward_pixels(Upstream<typename Source::A> upstream, Source logits,
+    label_backward_pixels(Upstream<typename Source::A> upstream,  // [] if mean, else [B, P]
+                          Source logits,                          // [B, K, P]
                           LabelStatistics<typename Source::A> kept, PixelShape shape,
-                          unsigned lanes, typename Source::T* __restrict__ out) {
+                          unsigned lanes, typename Source::T* __restrict__ out  // [B, K, P]
+    ) {
   using A = typename Source::A;
   constexpr int N = Source::N, R = kPixelsAtOnce<Source>;
   const PixelsPart<Source> part(shape, lanes);

@@ -71,7 +71,9 @@ constexpr unsigned kMostRegions = 128;  // that a block can hold
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    region_log_sum(Map<const T> logits, Accumulate<T>* __restrict__ log_sum) {
+    region_log_sum(Map<const T> logits,                 // [B, N, P]
+                   Accumulate<T>* __restrict__ log_sum  // [B, P]
+    ) {
   using A = Accumulate<T>;
   const unsigned tiles = (logits.pixels + kThreads - 1) / kThreads;
   const unsigned b = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kThreads + threadIdx.x;
@@ -92,9 +94,13 @@ struct RegionSplit {
 // Parts (splits, B, N, C) and (splits, B, N). `fused`: log_sum is written here, else it is read.
 template <int Regions, bool Packs, class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
-    region_pool_forward(Map<const T> features, Map<const T> logits, RegionShape shape,
-                        RegionSplit split, bool fused, Accumulate<T>* __restrict__ log_sum,
-                        Accumulate<T>* __restrict__ parts, Accumulate<T>* __restrict__ mass_parts) {
+    region_pool_forward(Map<const T> features,  // [B, C, P]
+                        Map<const T> logits,    // [B, N, P]
+                        RegionShape shape, RegionSplit split, bool fused,
+                        Accumulate<T>* __restrict__ log_sum,    // [B, P]
+                        Accumulate<T>* __restrict__ parts,      // [splits, B, N, C]
+                        Accumulate<T>* __restrict__ mass_parts  // [splits, B, N]
+    ) {
   using A = Accumulate<T>;
   constexpr int depth = kDepth<A>, stride = kStride<A>, columns = kColumns<Regions>;
   DENSESIAM_SHARED(A, mask, Regions * stride);
@@ -184,8 +190,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
 
 // out[i] = sum over parts of parts[part][i], in order.
 template <class A>
-__global__ void __launch_bounds__(kThreads) sum_parts(const A* __restrict__ parts, unsigned splits,
-                                                      std::int64_t count, A* __restrict__ out) {
+__global__ void __launch_bounds__(kThreads)
+    sum_parts(const A* __restrict__ parts,                              // [splits, count]
+              unsigned splits, std::int64_t count, A* __restrict__ out  // [count]
+    ) {
   const std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
   A total = A(0);
@@ -197,8 +205,11 @@ constexpr int kTile = 64;  // pixels and channels of a block of region_pool_feat
 
 template <bool Packs, class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
-    region_pool_features(const Accumulate<T>* __restrict__ grad, Map<const T> logits,
-                         const Accumulate<T>* __restrict__ log_sum, RegionShape shape, Map<T> out) {
+    region_pool_features(const Accumulate<T>* __restrict__ grad,     // [B, N, C]
+                         Map<const T> logits,                        // [B, N, P]
+                         const Accumulate<T>* __restrict__ log_sum,  // [B, P]
+                         RegionShape shape, Map<T> out               // [B, C, P]
+    ) {
   using A = Accumulate<T>;
   constexpr int depth = kDepth<A>, stride = kStride<A>;
   DENSESIAM_SHARED(A, mask, kTile * stride);       // [pixel][region]
@@ -241,10 +252,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
 
 template <int Regions, bool Packs, class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
-    region_pool_logits(const Accumulate<T>* __restrict__ grad,
-                       const Accumulate<T>* __restrict__ grad_mass, Map<const T> features,
-                       Map<const T> logits, const Accumulate<T>* __restrict__ log_sum,
-                       RegionShape shape, Map<T> out) {
+    region_pool_logits(const Accumulate<T>* __restrict__ grad,       // [B, N, C]
+                       const Accumulate<T>* __restrict__ grad_mass,  // [B, N] or null
+                       Map<const T> features,                        // [B, C, P]
+                       Map<const T> logits,                          // [B, N, P]
+                       const Accumulate<T>* __restrict__ log_sum,    // [B, P]
+                       RegionShape shape, Map<T> out                 // [B, N, P]
+    ) {
   using A = Accumulate<T>;
   using Tiles = Product<T, Regions, kColumns<Regions>>;
   constexpr int depth = kDepth<A>, stride = kStride<A>, columns = kColumns<Regions>;

@@ -91,8 +91,10 @@ __device__ __forceinline__ void for_each_read(const RoiBox<C>& box, int i, int j
 
 template <class T, class C>
 __global__ void __launch_bounds__(kThreads, kRoiBlocks<C>)
-    roi_align_planar(const T* __restrict__ features, const C* __restrict__ boxes,
-                     T* __restrict__ out, RoiAlignShape<C> shape) {
+    roi_align_planar(const T* __restrict__ features,  // [B, C, H, W]
+                     const C* __restrict__ boxes,     // [R, 5]
+                     T* __restrict__ out,             // [R, C, Kh, Kw]
+                     RoiAlignShape<C> shape) {
   using A = Accumulate<T>;
   const unsigned groups = (shape.channels + kRoiChannels - 1) / kRoiChannels;
   const unsigned tiles = (groups * shape.cells() + kThreads - 1) / kThreads;
@@ -128,8 +130,10 @@ __global__ void __launch_bounds__(kThreads, kRoiBlocks<C>)
 
 template <int N, class T, class C>
 __global__ void __launch_bounds__(kThreads, kRoiBlocks<C>)
-    roi_align_pixels(const T* __restrict__ features, const C* __restrict__ boxes,
-                     T* __restrict__ out, RoiAlignShape<C> shape) {
+    roi_align_pixels(const T* __restrict__ features,  // [B, C, H, W]
+                     const C* __restrict__ boxes,     // [R, 5]
+                     T* __restrict__ out,             // [R, C, Kh, Kw]
+                     RoiAlignShape<C> shape) {
   using A = Accumulate<T>;
   const unsigned packs = shape.channels / N;
   const unsigned tiles = (packs * shape.cells() + kThreads - 1) / kThreads;
@@ -219,8 +223,10 @@ __device__ __forceinline__ void for_each_touching(const C* boxes, const RoiAlign
 
 template <class T, class C>
 __global__ void __launch_bounds__(kThreads, kRoiBlocks<C>)
-    roi_align_backward_planar(const T* __restrict__ grad, const C* __restrict__ boxes,
-                              T* __restrict__ out, RoiAlignShape<C> shape) {
+    roi_align_backward_planar(const T* __restrict__ grad,   // [R, C, Kh, Kw]
+                              const C* __restrict__ boxes,  // [R, 5]
+                              T* __restrict__ out,          // [B, C, H, W]
+                              RoiAlignShape<C> shape) {
   using A = Accumulate<T>;
   const unsigned across = (unsigned(shape.width) + kSide - 1) / kSide;
   const unsigned tiles = across * ((unsigned(shape.height) + kSide - 1) / kSide);
@@ -256,8 +262,10 @@ __global__ void __launch_bounds__(kThreads, kRoiBlocks<C>)
 
 template <int N, class T, class C>
 __global__ void __launch_bounds__(kThreads, kRoiBlocks<C>)
-    roi_align_backward_pixels(const T* __restrict__ grad, const C* __restrict__ boxes,
-                              T* __restrict__ out, RoiAlignShape<C> shape) {
+    roi_align_backward_pixels(const T* __restrict__ grad,   // [R, C, Kh, Kw]
+                              const C* __restrict__ boxes,  // [R, 5]
+                              T* __restrict__ out,          // [B, C, H, W]
+                              RoiAlignShape<C> shape) {
   using A = Accumulate<T>;
   const unsigned packs = shape.channels / N, items = shape.map() * packs;
   const unsigned tiles = (items + kThreads - 1) / kThreads;

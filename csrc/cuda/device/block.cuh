@@ -80,9 +80,11 @@ __device__ A array_sum(const A* values, unsigned count) {
 // stands for *numerator alone.
 template <class A>
 __global__ void __launch_bounds__(kThreads)
-    weighted_mean(const A* __restrict__ parts, unsigned count, const A* __restrict__ numerator,
-                  const A* __restrict__ weight, unsigned batch, unsigned pixels,
-                  A* __restrict__ out) {
+    weighted_mean(const A* __restrict__ parts,                          // [count] or null
+                  unsigned count, const A* __restrict__ numerator,      // []
+                  const A* __restrict__ weight,                         // [B] or null
+                  unsigned batch, unsigned pixels, A* __restrict__ out  // []
+    ) {
   const A sum = parts != nullptr ? array_sum(parts, count) : load(numerator);
   const A total = A(pixels) * (weight != nullptr ? array_sum(weight, batch) : A(batch));
   if (threadIdx.x == 0) store(out, total == A(0) ? A(0) : sum / total);
