@@ -11,6 +11,7 @@ from densesiam.training.pictures import SegmentationGrid
 from densesiam.training.run import (
     RESUME_HELP,
     Run,
+    add_change_argument,
     add_config_arguments,
     method_run,
     training_run,
@@ -28,6 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         SegmentationData,
         RESUME_HELP,
     )
+    add_change_argument(parser)
 
 
 def run(parser: ArgumentParser, config: Namespace) -> None:

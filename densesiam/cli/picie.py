@@ -6,7 +6,12 @@ from densesiam.cli import validate
 from densesiam.cli.fit import fit
 from densesiam.data.modules.two_views import SegmentationData
 from densesiam.methods import PiCIE
-from densesiam.training.run import RESUME_HELP, add_config_arguments, method_run
+from densesiam.training.run import (
+    RESUME_HELP,
+    add_change_argument,
+    add_config_arguments,
+    method_run,
+)
 
 USAGE = "--config FILE [--data.train FOLDER] [--output FOLDER] [other settings]"
 
@@ -19,6 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         SegmentationData,
         f"{RESUME_HELP} With --evaluate true: the checkpoint to score.",
     )
+    add_change_argument(parser)
     parser.add_argument(
         "--evaluate",
         type=bool,

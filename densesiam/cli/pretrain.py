@@ -4,7 +4,13 @@ from jsonargparse import ArgumentParser, Namespace
 
 from densesiam.data.modules.two_views import PretrainingData
 from densesiam.methods import DenseSiamPretraining
-from densesiam.training.run import RESUME_HELP, add_config_arguments, method_run, training_run
+from densesiam.training.run import (
+    RESUME_HELP,
+    add_change_argument,
+    add_config_arguments,
+    method_run,
+    training_run,
+)
 
 USAGE = "--config FILE [--data.train FOLDER] [--output FOLDER] [other settings]"
 
@@ -18,6 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         RESUME_HELP,
         unused=("validate_every_n_epochs", "picture_every_n_epochs"),
     )
+    add_change_argument(parser)
 
 
 def run(parser: ArgumentParser, config: Namespace) -> None:

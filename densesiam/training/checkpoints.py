@@ -1,7 +1,8 @@
 """Checkpoints of runs: written, found again, read, and refused where they do not fit."""
 
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,13 @@ _OF_NO_MATTER = {
     "output",
     "ckpt_path",
     "model.weights",
+    "change_settings",
+    "evaluate",
+    "matching",
+    "head",
+    "legacy",
     "data.num_workers",
+    "data.errors",
     "data.max_unreadable",
     "data.worker_timeout",
     "trainer.log_every_n_steps",
@@ -37,6 +44,10 @@ _OF_NO_MATTER = {
     "trainer.validate_every_n_epochs",
     "trainer.checkpoint_every_n_minutes",
 }
+# What differs here decides on scores, or is told when the length is checked; not on the losses.
+_NOT_DECISIVE = ("trainer.max_epochs", "model.max_steps", "data.val", "data.predict")
+_NORMALISED = "trainer.sync_batchnorm"
+_HOW_TO_CHANGE = "Give it the same again, or --change_settings true to go on nevertheless"
 _NAMES = ("last", "best")
 _WRITTEN_BY = {"segmentation": "`fit`", "pre-training": "`pretrain`"}
 
@@ -263,26 +274,90 @@ def whole_epochs(checkpoint: Mapping[str, Any]) -> int:
     return int(checkpoint["epoch"]) + 1
 
 
-def say_differences(path: Path, checkpoint: Mapping[str, Any], config: str) -> None:
+def check_settings(
+    path: Path, checkpoint: Mapping[str, Any], config: str, changes: bool = False
+) -> None:
     """Tell which settings a checkpoint was trained with that are others now.
+
+    A setting that one of them lacks is from another version, and no difference.
 
     Args:
         path: the checkpoint.
         checkpoint: its content.
         config: the settings as YAML.
+        changes: whether settings may differ that decide on the losses.
+
+    Raises:
+        ValueError: they may not.
     """
     before = _flat(yaml.safe_load(checkpoint.get(CheckpointConfig.KEY, "{}")))
     now = _flat(yaml.safe_load(config))
-    # A setting that one of them lacks is from another version.
-    different = [
-        f"{name}: {before[name]} -> {now[name]}"
+    # null on one side may stand for all of a part on the other.
+    for one, other in ((before, now), (now, before)):
+        for name in one.keys() - other.keys():
+            if any(each.startswith(f"{name}.") for each in other):
+                other[name] = "set"
+    different = {
+        name: f"  {name}: {before[name]} -> {now[name]}"
         for name in sorted(before.keys() & now.keys())
         if before[name] != now[name] and name not in _OF_NO_MATTER
+    }
+    if {before.get(_NORMALISED), now.get(_NORMALISED)} == {True, "auto"}:
+        del different[_NORMALISED]  # what was the default, and what is
+    decisive = [
+        line
+        for name, line in different.items()
+        if not name.startswith(_NOT_DECISIVE) and not _is_path(name, before[name], now[name])
     ]
+    if decisive and not changes:
+        raise ValueError(
+            f"other settings than {path} was trained with would give other losses than those of a "
+            "run that was not stopped:\n" + "\n".join(decisive) + f"\n{_HOW_TO_CHANGE}"
+        )
     if different:
         say(f"settings that {path} was trained with, and what they are now:")
-        say("\n".join(f"  {line}" for line in different))
+        say("\n".join(different.values()))
+    if decisive:
         say("the losses will not be those of a run that was not stopped")
+
+
+def _is_path(name: str, *values: Any) -> bool:
+    """Whether a setting says where the training images are; `check_images` knows which they are."""
+    key = name.rpartition(".")[2]
+    return name.startswith("data.train") and key != "class_path" and all(map(_is_text, values))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def check_images(
+    path: Path, checkpoint: Mapping[str, Any], images: str, changes: bool = False
+) -> None:
+    """Refuse to go on with other training images.
+
+    Args:
+        path: the checkpoint.
+        checkpoint: its content.
+        images: what `describe_images` says of the training images.
+        changes: whether they may be others.
+
+    Raises:
+        ValueError: they may not.
+    """
+    before = checkpoint.get(CheckpointConfig.IMAGES, images)  # earlier versions have none
+    if before == images:
+        return
+    difference = f"{path} was trained on other images: {before}, and now {images}"
+    if not changes:
+        raise ValueError(f"{difference}\n{_HOW_TO_CHANGE}")
+    say(f"{difference}; the losses will not be those of a run that was not stopped")
+
+
+def describe_images(paths: Sequence[Path]) -> str:
+    """How many images there are, and a number that follows from their names and order."""
+    names = "\0".join(path.name for path in paths)
+    return f"{len(paths)} images, names {zlib.crc32(names.encode(errors='surrogateescape')):08x}"
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -340,15 +415,19 @@ class CheckpointConfig(Callback):
 
     Args:
         config: the configuration.
+        images: what `describe_images` says of the training images; it lies under `IMAGES`.
     """
 
     KEY = "densesiam_config"
+    IMAGES = "densesiam_images"
 
-    def __init__(self, config: str) -> None:
+    def __init__(self, config: str, images: str) -> None:
         self.config = config
+        self.images = images
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the configuration."""
         checkpoint[self.KEY] = self.config
+        checkpoint[self.IMAGES] = self.images

@@ -34,8 +34,8 @@ class TrainerOptions:
             parallelism where there are several.
         precision: of the arithmetic: "bf16-mixed" is the quicker choice on recent GPUs, "64-true"
             tells rounding from faults.
-        sync_batchnorm: normalise over the images of all devices, as the method does; several
-            processes on CPUs cannot, and need false.
+        sync_batchnorm: normalise over the images of all devices, as the method does. torch can on
+            GPUs only: "auto" does there, and on CPUs lets each process normalise over its own.
         accumulate_grad_batches: batches whose gradients make one step of the optimiser.
         gradient_clip_val: greatest norm of the gradient; null leaves it.
         limit_train_batches: end each epoch after so many batches; null takes all.
@@ -54,7 +54,7 @@ class TrainerOptions:
     num_nodes: int = 1
     strategy: str = "auto"
     precision: Literal["64-true", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
-    sync_batchnorm: bool = True
+    sync_batchnorm: bool | Literal["auto"] = "auto"
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = None
     limit_train_batches: int | None = None
@@ -144,6 +144,18 @@ def _accelerator(options: TrainerOptions) -> str:
     return options.accelerator
 
 
+def synchronised(options: TrainerOptions) -> bool:
+    """Whether batch normalisation is over the images of all processes together."""
+    if options.sync_batchnorm == "auto":
+        return can_synchronise(options)
+    return options.sync_batchnorm
+
+
+def can_synchronise(options: TrainerOptions) -> bool:
+    """Whether torch can normalise over several processes on such devices."""
+    return _accelerator(options) == "cuda"
+
+
 def build_trainer(
     options: TrainerOptions, callbacks: list[Callback], logger: Any, **more: Any
 ) -> L.Trainer:
@@ -176,7 +188,8 @@ def build_trainer(
     ):
         settings.pop(of_callbacks)
     settings["plugins"] = [WholeCheckpoints()]
-    if options.sync_batchnorm:
+    settings["sync_batchnorm"] = synchronised(options)
+    if settings["sync_batchnorm"]:
         settings["plugins"].append(TimmSyncBatchNorm())
     settings["accelerator"] = _accelerator(options)
     strategy = probe(options).strategy

@@ -19,11 +19,13 @@ from densesiam.training.checkpoints import (
     CheckpointConfig,
     RandomState,
     TrainedAlready,
+    check_images,
     check_resumable,
+    check_settings,
+    describe_images,
     keep_checkpoint,
     open_checkpoint,
     read_checkpoint,
-    say_differences,
 )
 from densesiam.training.console import Interrupted, first_process, interactive, say
 from densesiam.training.divergence import Finite
@@ -31,7 +33,13 @@ from densesiam.training.folders import Claim, choose_folder, held, holds_no_run
 from densesiam.training.interrupts import Signals, StopAndSave
 from densesiam.training.launch import join
 from densesiam.training.monitor import CollapseMonitor, Kind
-from densesiam.training.options import TrainerOptions, build_trainer, probe
+from densesiam.training.options import (
+    TrainerOptions,
+    build_trainer,
+    can_synchronise,
+    probe,
+    synchronised,
+)
 from densesiam.training.report import ProgressBar, RunReport
 from densesiam.training.unreadable import UnreadableImages
 from densesiam.training.workers import explained
@@ -76,6 +84,17 @@ def add_config_arguments(
     parser.add_class_arguments(TrainerOptions, "trainer", skip=set(unused))
 
 
+def add_change_argument(parser: ArgumentParser) -> None:
+    """Add the switch of commands that go on with runs."""
+    parser.add_argument(
+        "--change_settings",
+        type=bool,
+        default=False,
+        help="Go on from a checkpoint even where settings or training images, and so the losses, "
+        "are others than its own.",
+    )
+
+
 @dataclass(frozen=True)
 class Built:
     """What a config file describes, made.
@@ -104,7 +123,10 @@ def build(parser: ArgumentParser, config: Namespace, ckpt_path: Path | None = No
         ckpt_path: a checkpoint that will fill the model; weights that training started from then
             need not be there.
     """
-    text = parser.dump(config.clone(), skip_unset=False)
+    kept = config.clone()
+    if "change_settings" in kept:
+        kept.change_settings = False  # said for this once
+    text = parser.dump(kept, skip_unset=False)
     if ckpt_path is not None:
         config.model.weights = None
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -196,6 +218,7 @@ class Run:
         start: where it begins.
         claim: on the folder.
         signals: that may end it.
+        changes: whether it may go on with other settings or images.
     """
 
     command: str
@@ -203,6 +226,7 @@ class Run:
     start: Start
     claim: Claim
     signals: Signals
+    changes: bool = False
 
     @property
     def folder(self) -> Path:
@@ -238,8 +262,8 @@ def prepared(
         if start.checkpoint is not None:
             assert start.ckpt_path is not None
             check_fits(built.model, start.ckpt_path, start.checkpoint)
-            say_differences(start.ckpt_path, start.checkpoint, built.config)
-        yield Run(command, built, start, claim, signals)
+            check_settings(start.ckpt_path, start.checkpoint, built.config, config.change_settings)
+        yield Run(command, built, start, claim, signals, config.change_settings)
 
 
 def check_fits(model: nn.Module, path: Path | None, checkpoint: Mapping[str, Any]) -> None:
@@ -318,6 +342,11 @@ def training_run(
         OSError: images that are not there.
     """
     built, folder = run.built, run.folder
+    # Missing images should stop the run before it leaves any trace.
+    images = describe_images(built.data.train_dataloader().dataset.paths)
+    if run.start.checkpoint is not None:
+        assert run.start.ckpt_path is not None
+        check_images(run.start.ckpt_path, run.start.checkpoint, images, run.changes)
     unreadable = UnreadableImages(built.data)
     report = RunReport(folder / "summary.json", unreadable)
     last = keep_checkpoint(folder)
@@ -337,7 +366,7 @@ def training_run(
         *callbacks,
         StopAndSave(run.signals, path, built.options.checkpoint_every_n_minutes, begin),
         RandomState(),
-        CheckpointConfig(built.config),
+        CheckpointConfig(built.config, images),
         last,
     ]
     if interactive():
@@ -348,11 +377,11 @@ def training_run(
         folder, name="", version="logs", default_hp_metric=False, purge_step=done
     )
     runner = build_trainer(built.options, together, logger, **trainer)
+    _check_normalisation(built, runner)
     if isinstance(built.model, Method):
         _check_batch(built, runner)
         if (loaded := built.model.encoder.weights_report) is not None:
             say(f"weights: {loaded}")
-    built.data.train_dataloader()  # missing images should stop the run before it leaves any trace
     with interruptible(runner, run.signals, lambda: _what_is_left(run, path)):
         yield runner
     say(f"finished: {folder / 'checkpoints'} has the checkpoints, {folder} all of the run")
@@ -364,9 +393,25 @@ def _monitor(built: Built) -> CollapseMonitor:
     return CollapseMonitor(kind=kind, every_n_steps=built.options.monitor_every_n_steps)
 
 
+def _check_normalisation(built: Built, trainer: L.Trainer) -> None:
+    """Refuse to normalise over several processes where torch cannot, or tell what is done."""
+    if trainer.world_size == 1 or can_synchronise(built.options):
+        return
+    if synchronised(built.options):
+        raise ValueError(
+            f"trainer.sync_batchnorm is true: over {trainer.world_size} processes torch normalises "
+            "on GPUs only. Set it to auto or false, and each process normalises over its own "
+            f"{built.data.batch_size} images"
+        )
+    say(
+        f"batch normalisation: each of {trainer.world_size} processes normalises over its own "
+        f"{built.data.batch_size} images"
+    )
+
+
 def _check_batch(built: Built, trainer: L.Trainer) -> None:
     """Refuse batches of one image, whose normalisation would hide a wrong result."""
-    together = built.data.batch_size * (trainer.world_size if built.options.sync_batchnorm else 1)
+    together = built.data.batch_size * (trainer.world_size if synchronised(built.options) else 1)
     if together < 2:
         raise ValueError(
             "data.batch_size is 1: batch normalisation needs at least 2 images, since over one "

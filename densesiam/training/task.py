@@ -21,6 +21,7 @@ from densesiam.training.run import (
     RESUME_HELP,
     Built,
     Run,
+    add_change_argument,
     build,
     check_fits,
     default_folder,
@@ -73,6 +74,7 @@ class Task:
             type=str | None,
             help=RESUME_HELP,
         )
+        add_change_argument(parser)
         parser.add_argument(
             "--evaluate", type=bool, default=False, help="Score the checkpoint, and train nothing."
         )

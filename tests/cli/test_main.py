@@ -335,7 +335,7 @@ def test_two_processes_report_what_one_does(tmp_path, photos, capsys):
     val = labelled(tmp_path / "val", 5, transform={"resize": 32, "crop": 32})
     config = write_config(tmp_path / "tiny.yaml", photos, val=val)
     assert cli.main(["validate", "--config", str(config)]) == 0
-    two = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.sync_batchnorm", "false"]
+    two = ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
     process = start("validate", "--config", config, *two)
     said, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors

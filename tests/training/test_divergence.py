@@ -109,7 +109,16 @@ def test_a_command_ends_non_zero_and_keeps_its_checkpoint(tmp_path, capsys):
     assert cli.main(args) == 0
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
-    more = ["--ckpt_path", "last", "--trainer.max_epochs", "9", "--model.lr", "1e30"]
+    more = [
+        "--ckpt_path",
+        "last",
+        "--trainer.max_epochs",
+        "9",
+        "--model.lr",
+        "1e30",
+        "--change_settings",
+        "true",
+    ]
     said = error(capsys, *args, *more)
     assert "no longer finite at step" in said
     assert "at learning rate 1e+30" in said

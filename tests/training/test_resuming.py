@@ -3,14 +3,16 @@
 import json
 import shutil
 import signal
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from densesiam import cli
 from densesiam.evaluation import ClusterMetrics
-from densesiam.training.checkpoints import read_file, whole_epochs
+from densesiam.training.checkpoints import CheckpointConfig, check_settings, read_file, whole_epochs
 from densesiam.training.interrupts import StopAndSave
 from tests.training.earlier.commands import prepare
 from tests.training.kills import Kills
@@ -166,15 +168,60 @@ def test_other_settings_are_told_one_by_one(tmp_path, capsys):
     assert cli.main(args) == 0
     capsys.readouterr()
     more = ["--trainer.max_epochs", "3", "--model.lr", "0.04", "--seed", "5"]
-    assert cli.main([*args, *more, "--trainer.log_every_n_steps", "7"]) == 0
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    said = error(capsys, *args, *more, "--trainer.log_every_n_steps", "7")
+    assert "model.lr: 0.05 -> 0.04\n  seed: 0 -> 5\nGive it the same again" in said
+    assert "--change_settings true" in said
+    assert "max_epochs" not in said
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    more += ["--trainer.log_every_n_steps", "7"]
+    assert cli.main([*args, *more, "--change_settings", "true"]) == 0
     said = capsys.readouterr().out
     for line in ("  model.lr: 0.05 -> 0.04", "  seed: 0 -> 5", "  trainer.max_epochs: 2 -> 3"):
         assert line in said
     assert "log_every" not in said
+    assert "change_settings: false" in (tmp_path / "run" / "config.yaml").read_text()
     assert cli.main([*args, *more, "--trainer.max_epochs", "4"]) == 0
     said = capsys.readouterr().out
     assert "model.lr" not in said  # the checkpoint has the new one
     assert "max_epochs: 3 -> 4" in said
+
+
+def test_other_images_are_refused_and_the_same_may_lie_elsewhere(tmp_path, capsys):
+    args = [*command("fit", tmp_path), "--data.train", str(tmp_path / "moved")]
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    assert cli.main(args) == 0
+    (tmp_path / "moved").rename(tmp_path / "photos")
+    args += ["--data.train", str(tmp_path / "photos"), "--trainer.max_epochs"]
+    assert cli.main([*args, "3"]) == 0
+    shutil.copy(tmp_path / "photos" / "0.png", tmp_path / "photos" / "8.png")
+    said = error(capsys, *args, "4")
+    assert "was trained on other images: 8 images, names" in said
+    assert "and now 9 images, names" in said
+    assert cli.main([*args, "4", "--change_settings", "true"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "refused"),
+    [
+        ({"model": {"lr": 1}}, {"model": {"lr": 2}}, True),
+        ({"data": {"views": {"init_args": {"size": 8}}}}, {"data": {"views": None}}, True),
+        ({"data": {"views": None}}, {"data": {"views": {"init_args": {"size": 8}}}}, True),
+        ({"data": {"views": {"size": 8}}}, {"data": {"views": {"size": 9}}}, True),
+        ({"data": {"train": {"class_path": "A"}}}, {"data": {"train": {"class_path": "B"}}}, True),
+        ({"data": {"train": {"root": "a"}}}, {"data": {"train": {"root": "b"}}}, False),
+        ({"data": {"val": {"root": "a"}}}, {"data": {"val": {"root": "b"}}}, False),
+        ({"trainer": {"sync_batchnorm": True}}, {"trainer": {"sync_batchnorm": "auto"}}, False),
+        ({"trainer": {"sync_batchnorm": True}}, {"trainer": {"sync_batchnorm": False}}, True),
+        ({"model": {"old": 1}}, {"model": {"new": 1}}, False),
+    ],
+)
+def test_what_decides_on_the_losses(before, now, refused):
+    checkpoint = {CheckpointConfig.KEY: yaml.safe_dump(before)}
+    expected = pytest.raises(ValueError, match="change_settings") if refused else nullcontext()
+    with expected:
+        check_settings("a.ckpt", checkpoint, yaml.safe_dump(now))
+    check_settings("a.ckpt", checkpoint, yaml.safe_dump(now), changes=True)
 
 
 @pytest.mark.parametrize("name", ["fit", "probe segmentation"])
