@@ -145,7 +145,7 @@ Tensor label_map(const Tensor& logits, std::vector<std::int64_t> size) {
   const Shape shape{logits.size(1), int(logits.size(2)), int(logits.size(3)), int(size[0]),
                     int(size[1])};
   Tensor labels =
-      torch::stable::new_empty(logits, {logits.size(0), size[0], size[1]}, ScalarType::Long);
+      empty_in_layout({logits.size(0), size[0], size[1]}, Layout::planar, ScalarType::Long, logits);
   dispatch_float(op, logits.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     label(data<T>(source), layout, logits.size(0), shape, mutable_data<std::int64_t>(labels));

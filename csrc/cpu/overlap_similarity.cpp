@@ -208,12 +208,9 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
   const Side z_side = side_of(op, z, "boxes_z", boxes_z);
   const ScalarType dtype = accumulate_type(p.scalar_type());
   const std::optional<Tensor> weights = checked_weight(op, weight, p);
-  Tensor loss = torch::stable::new_empty(
-      p,
-      mean ? std::vector<std::int64_t>{}
-           : std::vector<std::int64_t>{tiles.batch, tiles.rows, tiles.columns},
-      dtype);
-  Tensor statistics = torch::stable::new_empty(p, {tiles.batch, 2, tiles.samples()}, dtype);
+  Tensor loss = empty_in_layout(mean ? Sizes{} : Sizes{tiles.batch, tiles.rows, tiles.columns},
+                                Layout::planar, dtype, p);
+  Tensor statistics = empty_in_layout({tiles.batch, 2, tiles.samples()}, Layout::planar, dtype, p);
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
@@ -245,9 +242,8 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
   Tensor out = empty_in_layout({tiles.batch, tiles.channels, map.height, map.width}, map.layout,
                                p.scalar_type(), p);
   if (out.numel() == 0) return out;
-  Tensor samples =
-      torch::stable::new_empty(p, {tiles.batch, tiles.channels, tiles.rows, tiles.columns},
-                               accumulate_type(p.scalar_type()));
+  Tensor samples = empty_in_layout({tiles.batch, tiles.channels, tiles.rows, tiles.columns},
+                                   Layout::planar, accumulate_type(p.scalar_type()), p);
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;

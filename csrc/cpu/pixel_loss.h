@@ -177,11 +177,9 @@ std::tuple<Tensor, Tensor> pixel_loss(const char* op, const Tensor& p, const Ten
   const Tensor p_source = in_layout(p, layout), z_source = in_layout(z, layout);
   const Tiling tiling = tiling_of(p);
   const ScalarType dtype = accumulate_type(p.scalar_type());
-  Tensor loss = torch::stable::new_empty(
-      p,
-      mean ? std::vector<std::int64_t>{} : std::vector<std::int64_t>{tiling.batch, tiling.pixels},
-      dtype);
-  Tensor statistics = torch::stable::new_empty(p, {tiling.batch, 2, tiling.pixels}, dtype);
+  Tensor loss = empty_in_layout(mean ? Sizes{} : Sizes{tiling.batch, tiling.pixels}, Layout::planar,
+                                dtype, p);
+  Tensor statistics = empty_in_layout({tiling.batch, 2, tiling.pixels}, Layout::planar, dtype, p);
   const std::optional<Tensor> weights = checked_weight(op, weight, p);
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;

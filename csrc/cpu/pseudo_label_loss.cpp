@@ -220,12 +220,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
   const Tensor source = in_layout(logits, layout);
   const std::optional<Tensor> target_source =
       targets ? std::optional(in_layout(*targets, layout)) : std::nullopt;
-  const Tensor log_sum = torch::stable::new_empty(logits, {tiling.batch, tiling.pixels}, dtype);
-  const Tensor labels =
-      torch::stable::new_empty(logits, {tiling.batch, tiling.pixels}, ScalarType::Int);
-  const Tensor class_weights = torch::stable::new_empty(logits, {tiling.channels}, dtype);
-  const Tensor losses = torch::stable::new_empty(logits, {tiling.batch, tiling.pixels}, dtype);
-  Tensor result = mean ? torch::stable::new_empty(logits, {}, dtype) : losses;
+  const auto make = [&](const Sizes& sizes, ScalarType type) {
+    return empty_in_layout(sizes, Layout::planar, type, logits);
+  };
+  const Sizes sizes{tiling.batch, tiling.pixels};
+  const Tensor log_sum = make(sizes, dtype), labels = make(sizes, ScalarType::Int);
+  const Tensor class_weights = make({tiling.channels}, dtype), losses = make(sizes, dtype);
+  Tensor result = mean ? make({}, dtype) : losses;
 
   const std::int64_t pixels = tiling.batch * tiling.pixels;
   dispatch_float(op, logits.scalar_type(), [&](auto type) {

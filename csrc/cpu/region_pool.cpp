@@ -246,9 +246,11 @@ std::tuple<Tensor, Tensor, Tensor> region_pool(const Tensor& features, const Ten
   const Tensor x = in_layout(logits, maps.logits_layout);
   const ScalarType dtype = accumulate_type(features.scalar_type());
   const std::int64_t B = maps.tiling.batch, N = maps.regions;
-  Tensor pooled = torch::stable::new_empty(features, {B, N, maps.tiling.channels}, dtype);
-  Tensor mass = torch::stable::new_empty(features, {B, N}, dtype);
-  Tensor log_sum = torch::stable::new_empty(features, {B, maps.tiling.pixels}, dtype);
+  const auto make = [&](const Sizes& sizes) {
+    return empty_in_layout(sizes, Layout::planar, dtype, features);
+  };
+  Tensor pooled = make({B, N, maps.tiling.channels}), mass = make({B, N});
+  Tensor log_sum = make({B, maps.tiling.pixels});
   dispatch_float(op, features.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
@@ -277,7 +279,7 @@ std::tuple<Tensor, Tensor> region_pool_backward(const Tensor& grad, std::optiona
   const auto make = [&](bool needed, const Tensor& like, Layout layout) {
     return needed ? empty_in_layout({like.size(0), like.size(1), like.size(2)}, layout,
                                     like.scalar_type(), like)
-                  : torch::stable::new_empty(like, {0}, like.scalar_type());
+                  : empty_in_layout({0}, Layout::planar, like.scalar_type(), like);
   };
   Tensor grad_features = make(need_features, features, maps.features_layout);
   Tensor grad_logits = make(need_logits, logits, maps.logits_layout);

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -66,6 +67,12 @@ def wrong_tensors(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "without pixels or images", tensor[:0, :, :, :0]
 
 
+def wrong_numbers(boxes: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    """The boxes with one number that is none."""
+    for number in (torch.nan, -torch.inf) if boxes is not None else ():
+        yield f"with {number}", torch.cat([boxes[:-1], boxes[-1:].clone().fill_(number)])
+
+
 def wrong_values(value: Any) -> Iterator[tuple[str, Any]]:
     """Another value in the place of one that is no tensor."""
     if isinstance(value, str):
@@ -105,6 +112,8 @@ def main(backend: str) -> None:
         for i, value in enumerate(args):
             argument = schema.arguments[i].name
             wrong = wrong_tensors(value) if isinstance(value, Tensor) else wrong_values(value)
+            if argument.startswith("boxes") and _backends.refuses_values(backend):
+                wrong = chain(wrong, wrong_numbers(value))
             for what, given in wrong:
                 if harmless(name, argument, what):
                     continue
