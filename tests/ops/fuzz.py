@@ -678,9 +678,9 @@ class RegionPool:
         leaves = [t.unsqueeze(-1).clone().requires_grad_() for t in (f, x)]
         value = reference.region_pool(*leaves, normalize)
         gradients = torch.autograd.grad(value, leaves, cotangent)
-        m, kept = softmax(x, dtype), softmax(x, dtype, kept=True)
-        mask, finite, f = m.value.nan_to_num(0), f.isfinite(), numbers(f)
-        off = m.error + half_error(mask, dtype)
+        kept = softmax(x, dtype, kept=True)  # CUDA's forward has it so too
+        mask, finite, f = kept.value.nan_to_num(0), f.isfinite(), numbers(f)
+        off = kept.error + half_error(mask, dtype)
         f_off = half_error(f, dtype)
 
         def product(a: Tensor, b: Tensor) -> Tensor:
@@ -707,12 +707,10 @@ class RegionPool:
         kink = torch.where(at_clamp, share, 0)  # the mass has a gradient or none
         slope_wrong = g_wrong @ f.abs() + g @ f_off + unit_of(dtype, f.shape[1]) * slope
         slope_wrong += ((g_wrong * mean) + g * wrong).sum(2, keepdim=True) + kink
-        wide = kept.value.nan_to_num(0)
-        k_off = kept.error + half_error(wide, dtype)
-        f_wrong = k_off.mT @ g + wide.mT @ g_wrong + unit * (wide.mT @ g)
-        inner = (wide * slope).sum(1, keepdim=True)
-        inner_wrong = (k_off * slope + wide * slope_wrong).sum(1, keepdim=True)
-        x_wrong = k_off * (slope + inner) + wide * (slope_wrong + inner_wrong + unit * slope)
+        f_wrong = off.mT @ g + mask.mT @ g_wrong + unit * (mask.mT @ g)
+        inner = (mask * slope).sum(1, keepdim=True)
+        inner_wrong = (off * slope + mask * slope_wrong).sum(1, keepdim=True)
+        x_wrong = off * (slope + inner) + mask * (slope_wrong + inner_wrong + unit * slope)
         tiny = least(dtype)
         # A mask that vanishes in its type meets an infinity: 0 times that is NaN.
         faint = 1e-3 if dtype == torch.float16 else least(dtype) / torch.finfo(torch.float32).eps
@@ -722,7 +720,7 @@ class RegionPool:
         most = (total * mass).amax((1, 2), keepdim=True) if normalize and total.numel() else 0
         rights = [
             Right(value.detach(), wrong + unit * tiny / mass, size),
-            Right(gradients[0].squeeze(-1), f_wrong.mT + tiny, (wide.mT @ g).mT + most),
+            Right(gradients[0].squeeze(-1), f_wrong.mT + tiny, (mask.mT @ g).mT + most),
             Right(gradients[1].squeeze(-1), x_wrong + tiny, slope.sum(1, keepdim=True) + most),
         ]
         for each in rights:
