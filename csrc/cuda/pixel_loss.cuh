@@ -92,6 +92,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
     if (scales_of(sums, p_scale, z_scale)) {  // seldom: this thread alone reads all channels again
 #pragma unroll
       for (int n = 0; n < N; ++n) sums[n] = Loss::identity();
+#pragma unroll 1  // its registers would be those of the kernel
       for (unsigned c = 0; c < shape.channels; ++c) {
         A p_values[N], z_values[N];
         p.at(shape, part.b, part.pixel).read(c, p_values);
@@ -161,6 +162,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
     if (part.lane != 0 || part.pixel[r] >= shape.pixels) continue;
     if (large) {  // seldom: this thread alone reads all channels again
       sums[r] = Loss::identity();
+#pragma unroll 1  // its registers would be those of the kernel
       for (unsigned c = 0; c < shape.channels; c += N) {
         A p_values[N], z_values[N];
         p.at(shape, part.b, part.pixel[r]).read(c, p_values);
