@@ -48,9 +48,27 @@ def run(args: Sequence[str] | None = None) -> None:
     try:
         config = parser.parse_args(args)
     except ArgumentError as error:
-        raise UsageError(_readable(str(error), parsers)) from error
+        said = _said_by_task(args, parsers) or str(error)
+        raise UsageError(_readable(said, parsers)) from error
     command = config.command
     command_module(command).run(parsers[command], config[command])
+
+
+def _said_by_task(args: Sequence[str], parsers: dict[str, ArgumentParser]) -> str | None:
+    """What the parser of a command's task says; the command's knows mistakes within it by no name.
+
+    Args:
+        args: the command line.
+        parsers: of the commands.
+    """
+    for parser in (parsers[name] for name in _named(args)):
+        for action in parser._actions:
+            if isinstance(action.choices, dict) and args[1:2] and args[1] in action.choices:
+                try:
+                    action.choices[args[1]].parse_args(args[2:])
+                except ArgumentError as error:
+                    return str(error)
+    return None
 
 
 def _named(args: Sequence[str]) -> Sequence[str]:
@@ -130,7 +148,10 @@ def _readable(text: str, parsers: dict[str, ArgumentParser]) -> str:
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
     text = re.sub(r"Parser key \"(.*?)\":", r"\1:", text)
     text = re.sub(r"\s*\n\s*", " ", text.strip())
-    unknown = re.search(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", text)
+    text = re.sub(r"^Group '([\w.]+)' does not accept option '(?!\1\.)", r"Option '\1.", text)
+    unknown = re.search(
+        r"(?:unrecognized arguments: --|does not accept option '|^Option ')([\w.]+)", text
+    )
     if unknown:
         known = {key for parser in parsers.values() for key in _settings(parser)}
         # A setting of another command is known, but no correction.

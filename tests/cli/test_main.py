@@ -492,6 +492,22 @@ def test_mistakes_in_config_files(tmp_path, capsys, text, message):
     assert message in error(capsys, "fit", "--config", path, code=2)
 
 
+@pytest.mark.parametrize("task", ["transfer segmentation", "transfer detection", "probe knn"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {backbone: test_byobnet, strids: [4]}", "unknown setting model.strids"),
+        ("model: {backbone: [3]}", "model.backbone: Expected a str. Got value: [3]"),
+        ("data: {vall: null}", "did you mean data.val?"),
+        ("trainer: {epochs: 3}", "unknown setting trainer.epochs"),
+    ],
+)
+def test_mistakes_in_config_files_of_tasks(task, tmp_path, capsys, text, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    assert message in error(capsys, *task.split(), "--config", path, code=2)
+
+
 def test_unknown_and_missing_commands(capsys):
     assert "invalid choice: 'train'" in error(capsys, "train", code=2)
     error(capsys, code=2)
