@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def measure(names: Sequence[str], rounds: int) -> Times:
     Returns:
         By operation, with `YARDSTICK` first: ``forward`` (without gradients) and ``both`` (forward
         and backward, where there is one), median and quartiles of the rounds in microseconds. On a
-        GPU ``graph`` too: what the device takes for the longer of them, replayed.
+        GPU ``graph`` too, where there can be one: what the device takes for the longer of them.
     """
     calls = {YARDSTICK: _yardstick()} | {name: _calls(_problem(name)) for name in names}
     threads = torch.get_num_threads()
@@ -50,7 +51,10 @@ def measure(names: Sequence[str], rounds: int) -> Times:
     finally:
         torch.set_num_threads(threads)
     if device.gpu:
-        graphs = {name: _captured(both or forward) for name, (forward, both) in calls.items()}
+        graphs = {}
+        for name, (forward, both) in calls.items():
+            with suppress(RuntimeError):  # it waits for the device
+                graphs[name] = _captured(both or forward)
         for name, (_, timing) in time_side_by_side(graphs, rounds, 1).items():
             times[name]["graph"] = {key: 1e3 * value for key, value in vars(timing).items()}
     return times

@@ -62,6 +62,12 @@ def test_what_a_gpu_takes_stands_beside_it(gpu, monkeypatch):
     times = host.measure(["pixel_similarity"], rounds=1)
     assert all(own["graph"]["median"] > 0 for own in times.values())
 
+    monkeypatch.setattr(
+        host, "_yardstick", lambda: (lambda: torch.ones((), device=gpu.device).item(), None)
+    )
+    times = host.measure(["pixel_similarity"], rounds=1)
+    assert [name for name, own in times.items() if "graph" in own] == ["pixel_similarity"]
+
 
 def test_commands_print_and_write_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(host, "CALLS", 1)
