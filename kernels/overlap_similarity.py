@@ -6,6 +6,7 @@ one buffer, and gathers p's gradient from it, as overlap_sample does.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -64,6 +65,8 @@ def overlap_similarity(
     programs = batch * triton.cdiv(cells, block_p)
     losses = p.new_empty([programs], dtype=dtype) if mean else loss
     views = _Views(p, z, boxes_p, boxes_z, size, weight, reduction)
+    # Of 128, the scales of large vectors spill some.
+    registers = 128 if KINDS[kind].scales is None else 144
     launch(
         _forward,
         programs,
@@ -75,6 +78,7 @@ def overlap_similarity(
         BLOCK_C=block_c,
         BLOCK_P=block_p,
         num_warps=warps,
+        maxnreg=255 if dtype == torch.float64 else registers,
     )
     if mean:
         mean_of_sums(losses, views.weight, batch, cells, loss)
