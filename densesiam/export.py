@@ -18,6 +18,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from densesiam._writing import replacing, write_text
 from densesiam.methods import Segmenter
 from densesiam.models import Encoder
 from densesiam.models.weights import listed, whole_model_names
@@ -129,9 +130,10 @@ class Backbone:
             if not key.endswith("num_batches_tracked")  # its frozen normalisation has none
         }
         content = {"model": arrays, "__author__": "densesiam", "matching_heuristics": True}
-        path.write_bytes(pickle.dumps(content))
+        with replacing(path) as partial:
+            partial.write_bytes(pickle.dumps(content))
         settings["MODEL"]["WEIGHTS"] = str(path)
-        path.with_suffix(".yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        write_text(path.with_suffix(".yaml"), yaml.safe_dump(settings, sort_keys=False))
 
     def _detectron2_settings(self) -> dict[str, Any]:
         strange = [key for key in self.tensors if detectron2_name(key) is None]
@@ -176,7 +178,8 @@ class Backbone:
             "mean": ", ".join(map(str, self.mean)),
             "std": ", ".join(map(str, self.std)),
         }
-        safetensors.torch.save_file(self.tensors, path, metadata)
+        with replacing(path) as partial:
+            safetensors.torch.save_file(self.tensors, partial, metadata)
 
     def _misfit(self, layout: str, reason: str) -> ValueError:
         return ValueError(
@@ -340,7 +343,8 @@ def export_segmenter(
 
 def save_torch(program: ExportedProgram, path: Path) -> None:
     """Write a ``.pt2`` file, which `torch.export.load` reads without this package."""
-    torch.export.save(program, path)
+    with replacing(path) as partial:
+        torch.export.save(program, partial)
 
 
 def save_onnx(program: ExportedProgram, path: Path) -> None:
@@ -353,21 +357,34 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
         RuntimeError: onnxruntime computes something else; the file is not kept.
     """
     try:
-        import onnx
-        import onnxruntime
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401 # torch's exporter needs it, and says so less plainly
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"ONNX export needs {error.name}: pip install onnx onnxruntime onnxscript"
         ) from error
-    torch.onnx.export(
-        program,
-        f=path,
-        input_names=["image"],
-        output_names=["logits", "labels"],
-        external_data=False,  # one file
-        verbose=False,
-    )
+    with replacing(path) as partial:
+        torch.onnx.export(
+            program,
+            f=partial,
+            input_names=["image"],
+            output_names=["logits", "labels"],
+            external_data=False,  # one file
+            verbose=False,
+        )
+        _check_onnx(program, partial)
+
+
+def _check_onnx(program: ExportedProgram, path: Path) -> None:
+    """Refuse an ONNX file that does not compute what the program does.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    import onnx
+    import onnxruntime
+
     foreign = {node.domain for node in onnx.load(path).graph.node} - {"", "ai.onnx"}
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     image = program.example_inputs[0][0]
@@ -378,7 +395,6 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
     # float32 through a hundred layers, fused and summed otherwise; labels differ where two
     # categories are as good as equal.
     if foreign or deviation > 1e-3 or differing > 1e-2:
-        path.unlink()
         raise RuntimeError(
             f"the ONNX file is not the model: logits differ by {deviation:.1e} of the largest, "
             f"{100 * differing:.2f} % of the labels; operators of other domains: "

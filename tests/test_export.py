@@ -1,6 +1,8 @@
 """Exports: each is loaded by what it is for, and computes the same."""
 
 import pickle
+from functools import partial
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -280,6 +282,27 @@ def exported():
     torch.manual_seed(0)
     model = settled(tiny())
     return model, export_segmenter(model, (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("writer", "name"),
+    [("safetensors.torch.save_file", "w.safetensors"), ("torch.export.save", "w.pt2")],
+)
+def test_a_full_disk_leaves_no_half_file(writer, name, tmp_path, monkeypatch):
+    def full(content, path, *_):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, full)
+    path = tmp_path / name
+    path.write_bytes(b"the one before")
+    save = Backbone.of(Encoder(TINY), TINY).save_timm
+    if name == "w.pt2":
+        save = partial(save_torch, None)
+    with pytest.raises(OSError, match=rf"cannot write .*{name}: No space left"):
+        save(path)
+    assert path.read_bytes() == b"the one before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_torch_program(exported, tmp_path):

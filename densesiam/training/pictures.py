@@ -18,8 +18,9 @@ from densesiam.reports.visualize import colorize, contact_sheet
 class SegmentationGrid(Callback):
     """Picture a few training images beside their segmentation, as training goes on.
 
-    The pictures go to TensorBoard and to ``<folder>/epoch-0009.jpg``. The images are spread evenly
-    over the training set and stay the same, so that pictures of different epochs compare.
+    The pictures go to TensorBoard and to ``<folder>/epoch-0010.jpg``, by the number of the epoch,
+    counted from 1. The images are spread evenly over the training set and stay the same, so that
+    pictures of different epochs compare.
 
     Args:
         folder: where the pictures go.
@@ -47,7 +48,7 @@ class SegmentationGrid(Callback):
         if grid is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self.folder / f"epoch-{epoch - 1:04d}.jpg") as path:
+        with replacing(self.folder / f"epoch-{epoch:04d}.jpg") as path:
             grid.save(path, quality=90)
         logger: Any = trainer.logger  # each kind has its own `experiment`
         if logger is not None:

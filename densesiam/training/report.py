@@ -1,12 +1,15 @@
 """What a run says while it trains, and the summary that it leaves."""
 
+import math
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from densesiam._writing import write_json
 from densesiam.training.unreadable import UnreadableImages
@@ -17,9 +20,9 @@ class RunReport(Callback):
 
     The file is written anew after every epoch, so that a run that was cut short has one too. It
     holds ``state`` (running, finished, interrupted or failed), ``seconds`` of training,
-    ``unreadable`` (see `UnreadableImages`), and ``epochs``: for each its number, means of all
-    ``train/`` scalars, the latest ``val/`` scalars, seconds and images per second. A resumed run
-    goes on where its checkpoint stood.
+    ``unreadable`` (see `UnreadableImages`), and ``epochs``: for each its number from 1, means of
+    all ``train/`` scalars, the latest ``val/`` scalars, seconds and images per second. A resumed
+    run goes on where its checkpoint stood.
 
     Args:
         path: the file.
@@ -33,6 +36,7 @@ class RunReport(Callback):
         self._images = 0
         self._start = self._end = 0.0
         self._begun = False
+        self._began = (0, 0.0)  # batches and time when this process began to train
 
     @property
     def seconds(self) -> float:
@@ -43,6 +47,20 @@ class RunReport(Callback):
     def images_per_second(self) -> float:
         """Speed of training in this epoch, loading included, over all processes."""
         return self._images / max(self.seconds, 1e-9)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember what had been trained before."""
+        self._began = (_batches(trainer), time.perf_counter())
+
+    def time_left(self, trainer: L.Trainer) -> str:
+        """How long the rest of the run will take at its speed so far, as hours:minutes:seconds."""
+        batches, start = self._began
+        done = _batches(trainer)
+        total = max(trainer.max_epochs or 0, 0) * trainer.num_training_batches
+        if done <= batches or not total < math.inf:
+            return "?"
+        each = (time.perf_counter() - start) / (done - batches)
+        return str(timedelta(seconds=round(each * max(total - done, 0))))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -72,7 +90,7 @@ class RunReport(Callback):
             if not name.endswith(("_step", "_epoch"))  # the same names with a suffix
         }
         epoch = {
-            "epoch": trainer.current_epoch,
+            "epoch": trainer.current_epoch + 1,
             **metrics,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
@@ -105,7 +123,10 @@ class RunReport(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the epochs of a checkpoint."""
-        self.epochs = list(state_dict["epochs"])
+        epochs = state_dict["epochs"]
+        # Earlier versions counted from 0.
+        first = 1 - int(epochs[0]["epoch"]) if epochs else 0
+        self.epochs = [{**epoch, "epoch": epoch["epoch"] + first} for epoch in epochs]
 
     def _write(self, state: str) -> None:
         write_json(
@@ -119,8 +140,65 @@ class RunReport(Callback):
         )
 
 
+def _batches(trainer: L.Trainer) -> int:
+    """Batches that have been trained on, over all epochs."""
+    return int(trainer.fit_loop.total_batch_idx) + 1
+
+
+class ProgressLines(Callback):
+    """Now and then a line within an epoch, where no bar is drawn.
+
+    Args:
+        report: knows the speed and the time left.
+        seconds: from one line to the next.
+    """
+
+    def __init__(self, report: RunReport, seconds: float = 60.0) -> None:
+        self._report = report
+        self.seconds = seconds
+        self._last = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._last = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, i: int
+    ) -> None:
+        """Print the line, where it is time and the epoch's own is not about to come."""
+        now = time.perf_counter()
+        if now - self._last < self.seconds or trainer.is_last_batch:
+            return
+        self._last = now
+        if trainer.is_global_zero:
+            parts = [
+                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+                f"batch {i + 1}/{trainer.num_training_batches}",
+                *(f"{name} {value}" for name, value in _latest(trainer, pl_module).items()),
+                f"{self._report.images_per_second:.0f} images/s",
+                f"{self._report.time_left(trainer)} left",
+            ]
+            print("  ".join(parts), flush=True)
+
+
+def _latest(trainer: L.Trainer, module: L.LightningModule) -> dict[str, str]:
+    """The losses of the latest step, by name."""
+    logged = trainer.callback_metrics
+    return {
+        name: f"{float(logged[f'train/{name}_step']):.3f}"
+        for name in loss_names(module)
+        if f"train/{name}_step" in logged
+    }
+
+
+# Without a bar, tqdm would not cut the line to the terminal's width.
+_BAR = "{desc}{n_fmt}/{total_fmt}{postfix} {bar}"
+
+
 class ProgressBar(TQDMProgressBar):
-    """A bar with the losses of the latest step, and the images per second of the epoch.
+    """A bar for each epoch: the time left of the run, images per second, losses of the latest step.
+
+    Narrow terminals cut off its end, so what matters most comes first.
 
     Args:
         report: knows the speed.
@@ -134,14 +212,24 @@ class ProgressBar(TQDMProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """What stands behind the bar."""
-        latest = trainer.callback_metrics
-        shown: dict[str, int | str | float | dict[str, float]] = {
-            name: f"{float(latest[f'train/{name}_step']):.3f}"
-            for name in loss_names(pl_module)
-            if f"train/{name}_step" in latest
+        return {
+            "left": self._report.time_left(trainer),
+            "images/s": f"{self._report.images_per_second:.0f}",
+            **_latest(trainer, pl_module),
         }
-        shown["images/s"] = f"{self._report.images_per_second:.0f}"
-        return shown
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Begin an epoch's bar; Lightning's counts from 0."""
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, batch"
+        )
+
+    def init_train_tqdm(self) -> Tqdm:
+        """A bar in what words leave of the line."""
+        bar = super().init_train_tqdm()
+        bar.bar_format = _BAR
+        return bar
 
 
 def loss_names(module: L.LightningModule) -> list[str]:
@@ -152,7 +240,7 @@ def loss_names(module: L.LightningModule) -> list[str]:
 def describe_epoch(epoch: dict[str, float], max_epochs: int | None, losses: Sequence[str]) -> str:
     """One line about an epoch, from its entry in the report."""
     width = len(str(max_epochs))
-    parts = [f"epoch {epoch['epoch'] + 1:>{width}}/{max_epochs}"]
+    parts = [f"epoch {epoch['epoch']:>{width}}/{max_epochs}"]
     parts += [f"{name} {epoch[f'train/{name}']:.3f}" for name in losses if f"train/{name}" in epoch]
     if "train/usage_perplexity" in epoch:
         parts.append(f"categories used {epoch['train/usage_perplexity']:.1f}")

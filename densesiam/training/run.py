@@ -40,7 +40,7 @@ from densesiam.training.options import (
     probe,
     synchronised,
 )
-from densesiam.training.report import ProgressBar, RunReport
+from densesiam.training.report import ProgressBar, ProgressLines, RunReport
 from densesiam.training.unreadable import UnreadableImages
 from densesiam.training.workers import explained
 
@@ -369,8 +369,7 @@ def training_run(
         CheckpointConfig(built.config, images),
         last,
     ]
-    if interactive():
-        together.append(ProgressBar(report))
+    together.append(ProgressBar(report) if interactive() else ProgressLines(report))
     # What was logged after the checkpoint will be logged again.
     done = run.start.checkpoint["global_step"] if run.start.checkpoint else 0
     logger = TensorBoardLogger(

@@ -143,10 +143,10 @@ def test_a_run_leaves_config_checkpoint_logs_pictures_and_summary(config, tmp_pa
     kept = sorted(p.name for p in (run / "checkpoints").iterdir())
     assert kept == ["last-previous.ckpt", "last.ckpt"]
     assert any(p.name.startswith("events.out") for p in (run / "logs").iterdir())
-    assert (run / "pictures" / "epoch-0001.jpg").is_file()
+    assert (run / "pictures" / "epoch-0002.jpg").is_file()
     summary = json.loads((run / "summary.json").read_text())
     assert summary["state"] == "finished"
-    assert [epoch["epoch"] for epoch in summary["epochs"]] == [0, 1]
+    assert [epoch["epoch"] for epoch in summary["epochs"]] == [1, 2]
     assert "train/region" not in summary["epochs"][0]
     assert summary["epochs"][1]["train/region"] > 0
 
@@ -160,9 +160,9 @@ def test_progress_bar_shows_losses_and_speed(config, monkeypatch, capsys):
     monkeypatch.setattr(training_run, "interactive", lambda: True)
     assert cli.main(["fit", "--config", str(config)]) == 0
     said = capsys.readouterr().out
-    bars = [line for line in re.split(r"[\r\n]", said) if "2/2 [" in line and "loss=" in line]
-    assert re.search(r"loss=\d\.\d{3}.*sim=\d\.\d{3}.*aux=.*images/s=\d+", bars[-1])
-    assert "region=" in bars[-1]
+    bars = [line for line in re.split(r"[\r\n]", said) if " 2/2, " in line and "loss=" in line]
+    shown = r"left=0:00:0\d, images/s=\d+, loss=\d\.\d{3}, sim=\d\.\d{3}.*aux=.*region="
+    assert re.search(rf"epoch 2/2, batch: 2/2, {shown}", bars[-1])
     assert "epoch 2/2  loss" in said  # the lines of the epochs stand beside the bar
 
 

@@ -32,7 +32,8 @@ def test_a_kept_checkpoint_is_trained_on(command, tmp_path):
     # The epochs before are those of the kept run, and not trained again.
     epochs = json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"]
     before = next(v for k, v in kept["callbacks"].items() if k.startswith("RunReport"))["epochs"]
-    assert epochs[: len(before)] == before
+    assert epochs[: len(before)] == [{**e, "epoch": e["epoch"] + 1} for e in before]
+    assert [epoch["epoch"] for epoch in epochs] == list(range(1, len(epochs) + 1))
     assert len(epochs) > len(before)
 
 
