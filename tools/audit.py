@@ -249,19 +249,28 @@ def read_baseline(built: Collection[str] = (OLDEST,)) -> dict:
     return baseline
 
 
-def write_baseline(kernels: dict[str, dict[str, Kernel]], backends: list[str]) -> None:
+def write_baseline(kernels: dict[str, dict[str, Kernel]]) -> None:
     """One line a kernel, so that a change of one is a change of one line.
 
-    The numbers of a backend that was not audited stay.
+    The numbers of a backend, or of one of its architectures, that was not audited stay.
     """
+
+    def of_triton(name: str) -> bool:
+        return name.startswith(TRITON)
+
     rows: dict[str, dict[str, dict]] = defaultdict(dict)
-    for architecture, each in read_baseline().items():
+    audited_here = {(each, of_triton(name)) for each, found in kernels.items() for name in found}
+    kept = json.loads(BASELINE.read_text())
+    triton = kept.pop("triton")
+    if any(is_triton for _, is_triton in audited_here):
+        triton = importlib.metadata.version("triton")
+    for architecture, each in kept.items():
         for name, numbers in each.items():
-            if ("triton" if name.startswith(TRITON) else "cuda") not in backends:
+            if (architecture, of_triton(name)) not in audited_here:
                 rows[architecture][name] = numbers
     for architecture, audited in kernels.items():
         rows[architecture] |= {name: asdict(kernel) for name, kernel in audited.items()}
-    lines = [f'"triton": "{importlib.metadata.version("triton")}"']
+    lines = [f'"triton": "{triton}"']
     for architecture, each in sorted(rows.items()):
         entries = (f"{json.dumps(n)}: {json.dumps(k)}" for n, k in sorted(each.items()))
         lines.append(f"{json.dumps(architecture)}: {{\n" + ",\n".join(entries) + "\n}")
@@ -329,7 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
         for problem in broken_rules(architecture, name, kernel)
     ]
     if options.update:
-        write_baseline(kernels, options.backend)
+        write_baseline(kernels)
     else:
         problems += regressions(kernels, read_baseline(built))
     print(f"{sum(map(len, kernels.values()))} kernels, {len(problems)} problems")

@@ -1,6 +1,8 @@
 """The audit holds the built CUDA library to its baseline, and its checks can fail."""
 
 import dataclasses
+import importlib.metadata
+import json
 
 import pytest
 
@@ -81,3 +83,18 @@ def test_opcodes_are_recognised(line, field):
 def test_a_move_that_is_called_mma_is_none():
     line = "/*0380*/ HFMA2.MMA R5, -RZ, RZ, 0, 0 ;"
     assert not any(pattern.search(line) for pattern in audit.OPCODES.values())
+
+
+def test_an_update_keeps_what_was_not_audited(monkeypatch, tmp_path):
+    one, other = (dataclasses.asdict(audit.Kernel(registers=count)) for count in (1, 2))
+    before = {"triton": "1.2", "sm_80": {"a": one, "triton b": one}, "sm_90": {"a": one}}
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps(before))
+    monkeypatch.setattr(audit, "BASELINE", path)
+    audit.write_baseline({"sm_80": {"a": audit.Kernel(registers=2)}})
+    expected = before | {"sm_80": {"a": other, "triton b": one}}
+    assert json.loads(path.read_text()) == expected
+    audit.write_baseline({"sm_90": {"triton c": audit.Kernel(registers=2)}})
+    expected |= {"triton": importlib.metadata.version("triton")}
+    expected["sm_90"] = {"a": one, "triton c": other}
+    assert json.loads(path.read_text()) == expected
