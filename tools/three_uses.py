@@ -41,13 +41,15 @@ from tools.fresh import (
 PYTHON, TORCH = "3.12", "2.11"
 
 LOADED = """
-import json, sys, torch, densesiam.ops
-from densesiam._libraries import build_info, find, load
+import json, sys, torch
+from densesiam._libraries import build_info, find
+from densesiam.ops import _backends
+found = {f"_{name}": _backends._MISSING[name] for name in ("cpu", "cuda") if find(f"_{name}")}
 print(json.dumps({
     "python": sys.version.split()[0],
     "torch": torch.__version__,
     "built": build_info(),
-    "libraries": {name: load(name) for name in ("_cpu", "_cuda") if find(name)},
+    "libraries": found,
 }))
 """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import densesiam
+from densesiam import _libraries
 from tools import everywhere, fresh, three_uses
 from tools.everywhere import Combination, Row
 from tools.fresh import Place, Step
@@ -92,6 +93,14 @@ class TestWheel:
 
 
 class TestThreeUses:
+    @pytest.mark.skipif(not _libraries.find("_cpu"), reason="the CPU kernels were not built")
+    def test_what_is_built_here_is_found_to_load(self, place):
+        here = Place(fresh.ROOT, place.python, place.logs)
+        built = here.run("build", ["-c", "print('densesiam: no nvcc was found: no CUDA kernels')"])
+        step = three_uses.loading(here, built)
+        assert step.ok, step.said
+        assert step.said.startswith("CPU")
+
     @pytest.mark.parametrize(
         ("libraries", "said", "ok", "concluded"),
         [
