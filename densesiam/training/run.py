@@ -124,8 +124,7 @@ def build(parser: ArgumentParser, config: Namespace, ckpt_path: Path | None = No
             need not be there.
     """
     kept = config.clone()
-    if "change_settings" in kept:
-        kept.change_settings = False  # said for this once
+    kept.pop("change_settings", None)  # said for this once
     text = parser.dump(kept, skip_unset=False)
     if ckpt_path is not None:
         config.model.weights = None

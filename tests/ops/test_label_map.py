@@ -71,7 +71,10 @@ class TestLabelMap(OpSuite):
     def test_it_reads_the_pixels_that_overlap_sample_reads(self, backend, device, dtype):
         # NaN is greater than all numbers, so one of it labels every sample that reads its pixel.
         whole = torch.tensor([[0.0, 0, 1, 1]], dtype=accumulate_dtype(dtype))
-        for pixels, cells in [(6, 18), (18, 6), (7, 80), (80, 7), (27, 56)]:
+        sides = [(6, 18), (18, 6)]
+        if backend != "triton":  # whose interpreter takes 20 s for them
+            sides += [(7, 80), (80, 7), (27, 56)]
+        for pixels, cells in sides:
             poisoned = torch.zeros(pixels, pixels, dtype=dtype).fill_diagonal_(torch.nan)
             for shape in ((pixels, 1), (1, pixels)):
                 size = tuple(cells if side > 1 else 1 for side in shape)

@@ -147,7 +147,10 @@ class TestOverlapSample(OpSuite):
         # Of a map with a 1 in one pixel, a sample is that pixel's share; backward, the gradient of
         # one sample is its share in each pixel.
         generator = torch.Generator().manual_seed(3)
-        for pixels, cells in [(6, 18), (18, 6), (7, 80), (80, 7), (27, 56), (1, 3)]:
+        sides = [(6, 18), (18, 6), (1, 3)]
+        if backend != "triton":  # whose interpreter takes a minute for them
+            sides += [(7, 80), (80, 7), (27, 56)]
+        for pixels, cells in sides:
             edges = torch.rand(5, 2, generator=generator, dtype=torch.float64) * 3 - 1
             edges = torch.cat([torch.tensor([[0.0, 1], [1, 0]], dtype=torch.float64), edges])
             along = torch.eye(pixels, dtype=dtype).view(1, pixels, 1, pixels)

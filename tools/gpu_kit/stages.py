@@ -32,8 +32,8 @@ OPERATIONS = named_after("densesiam/ops")
 COMPOSITES = ("segmentation", "pretraining")
 WITHOUT_TRITON = set(OPERATIONS) - set(named_after("kernels"))
 GPU_TESTS = (
-    *("tests/ops", "tests/csrc/cuda/test_gpu.py", "tests/benchmarks/test_measure.py"),
-    "tests/benchmarks/test_run.py",
+    *("tests/ops", "tests/csrc/cuda/test_gpu.py", "tests/benchmarks/test_host.py"),
+    *("tests/benchmarks/test_measure.py", "tests/benchmarks/test_run.py"),
     "tests/reference/test_confusion_matrix.py",
 )
 """Where tests marked gpu are: each worker would import all others for nothing."""
