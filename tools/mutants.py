@@ -131,11 +131,11 @@ def modules(tree: Path, subjects: Sequence[str]) -> Iterator[Path]:
 
 
 def tests_of(module: Path, tree: Path) -> list[str]:
-    """Its own test file and what holds every operation; without one, the tests of its folder."""
+    """Its own test file and what holds every operation; without one, all tests of its layer."""
     folder = Path("tests", *module.parts[1:-1])
     own = folder / f"test_{module.stem}.py"
     if not (tree / own).exists():
-        return [str(folder)]
+        return [str(Path("tests", module.parts[1]))]
     return [str(own)] + (["tests/ops/test_citizens.py"] if folder.name == "ops" else [])
 
 

@@ -37,10 +37,12 @@ def test_a_seed_draws_the_same_again_and_another_other_ones(tree):
     assert first == again != other
 
 
-def test_a_module_is_tested_by_its_own_file_or_by_its_folder():
+def test_a_module_is_tested_by_its_own_file_or_by_its_layer():
     own = mutants.tests_of(Path("densesiam/ops/label_map.py"), mutants.ROOT)
     assert own == ["tests/ops/test_label_map.py", "tests/ops/test_citizens.py"]
     assert mutants.tests_of(Path("densesiam/ops/_checks.py"), mutants.ROOT) == ["tests/ops"]
+    region = Path("densesiam/methods/losses/region.py")
+    assert mutants.tests_of(region, mutants.ROOT) == ["tests/methods"]
 
 
 def test_another_path_is_named(tree):
