@@ -357,8 +357,8 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
         RuntimeError: onnxruntime computes something else; the file is not kept.
     """
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+        import onnx  # noqa: F401 # looked for here, used by the exporter
+        import onnxruntime  # noqa: F401 # the same, to check the file
         import onnxscript  # noqa: F401 # torch's exporter needs it, and says so less plainly
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(

@@ -120,7 +120,7 @@ def run_killed(args, steps, seconds=0.0):
             os._exit(1)
     os.close(write)
     if steps is not None and all(os.read(read, 1) for _ in range(steps)):
-        time.sleep(seconds)
+        time.sleep(seconds)  # killed at any moment, not at a chosen step
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     os.close(read)

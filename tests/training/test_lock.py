@@ -54,7 +54,7 @@ def test_a_lock_beats(tmp_path, monkeypatch):
     lock = Lock(tmp_path)
     os.utime(tmp_path / LOCK, (0, 0))
     while not (tmp_path / LOCK).stat().st_mtime:
-        time.sleep(0.01)
+        time.sleep(0.01)  # until the other thread has touched it
     lock.release()
 
 

@@ -20,7 +20,7 @@ def to_workers(number):
     def act():
         for process in multiprocessing.active_children():
             os.kill(process.pid, number)
-        time.sleep(0.2)
+        time.sleep(0.2)  # the loader is to find them dead or stopped
 
     return act
 

@@ -114,7 +114,7 @@ class _Patience:
                     if of_system and patient:
                         cls.lost = time.monotonic()
                     raise ImageReadError(f"cannot read {kind} {path}: {error}") from error
-            time.sleep(wait)
+            time.sleep(wait)  # a file system that is away for a moment comes back
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
