@@ -31,6 +31,10 @@ _WITH_PAGES = {"TIFF": "page", "GIF": "frame", "WEBP": "frame", "PNG": "frame", 
 _WAITS = (0.1, 0.4, 1.5)  # seconds
 _IN_VAIN = 60.0  # seconds
 
+# What tells folders of this package's results: predictions, a run, a validation.
+PREDICTIONS = "predictions.jsonl"
+_OWN = ({PREDICTIONS}, {"config.yaml", "checkpoints"}, {"report.html", "scores.json"})
+
 _Content = TypeVar("_Content")
 
 
@@ -47,28 +51,28 @@ class Scan:
         images: files with one of `EXTENSIONS`, sorted by their path within the folder.
         others: how many files of each other kind, by extension; "" for files without one.
         repeated: links to files and folders that were found under another name.
+        own: folders of results that this package has written, which are passed over.
     """
 
     root: Path
     images: list[Path] = field(default_factory=list)
     others: dict[str, int] = field(default_factory=dict)
     repeated: list[Path] = field(default_factory=list)
+    own: list[Path] = field(default_factory=list)
 
 
-def scan_folder(
-    root: str | Path, links: Literal["once", "each"] = "once", leave: Path | None = None
-) -> Scan:
+def scan_folder(root: str | Path, links: Literal["once", "each"] = "once") -> Scan:
     """Look for image files under a folder, at any depth.
 
     A file counts by its extension (one of `EXTENSIONS`, in either case); hidden files and folders
-    do not count. Symbolic links are followed, and never in a circle. No file is opened.
+    do not count, nor do folders below it of results that this package has written. Symbolic links
+    are followed, and never in a circle. No file is opened.
 
     Args:
         root: the folder.
         links: "once" takes no file twice that links give several names (files and folders are told
             apart by device and inode; of several names the one without a link counts); "each"
             takes each name, as for labels that several images share.
-        leave: a folder below that is passed over.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -81,19 +85,20 @@ def scan_folder(
         raise NotADirectoryError(f"expected a folder of images, got a file: {root}")
     scan = Scan(root)
     seen: set[tuple[int, int]] = set()
-    left = None if leave is None or not leave.exists() else _identity(leave)
 
     def walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[Path, Any]]:
         """Take a folder's files; yield the links in it, to be followed after all else."""
         here = _identity(folder)
-        if here == left:
-            return
         if here in above or (links == "once" and here in seen):
             scan.repeated.append(folder)
             return
         seen.add(here)
         with os.scandir(folder) as entries:
             found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        names = {entry.name for entry in found}
+        if above and any(marks <= names for marks in _OWN):
+            scan.own.append(folder)
+            return
         for entry in found:
             path = folder / entry.name
             if entry.is_symlink():

@@ -49,26 +49,28 @@ def test_links_never_lead_in_a_circle_and_count_once(tmp_path):
     assert each == ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "c.png", "gone.png"]
 
 
-def test_unknown_kinds_are_counted_and_a_folder_can_be_left(tmp_path):
+def test_unknown_kinds_are_counted(tmp_path):
     save_images(tmp_path, [(4, 4)])
-    save_images(tmp_path / "out", [(4, 4)])
     for name in ("a.HEIC", "b.heic", "c.txt", "README", ".hidden"):
         (tmp_path / name).touch()
-    scan = scan_folder(tmp_path, leave=tmp_path / "out")
+    scan = scan_folder(tmp_path)
     assert [path.name for path in scan.images] == ["0.png"]
     assert scan.others == {".heic": 2, ".txt": 1, "": 1}
 
 
-def test_bad_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no such folder of images: .*nowhere"):
-        find_images(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="it is empty"):
-        find_images(tmp_path)
-    (tmp_path / "a.txt").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"1 other files; expected any of \S.* \.bmp"):
-        find_images(tmp_path)
-    with pytest.raises(NotADirectoryError, match=r"got a file: .*a\.txt"):
-        find_images(tmp_path / "a.txt")
+@pytest.mark.parametrize(
+    "marks", [["predictions.jsonl"], ["config.yaml", "checkpoints"], ["scores.json", "report.html"]]
+)
+def test_results_are_no_photographs(tmp_path, marks):
+    save_images(tmp_path, [(4, 4)])
+    results = save_images(tmp_path / "outputs" / "x" / "pictures", [(4, 4)]).parent
+    assert len(find_images(tmp_path)) == 2
+    for name in marks:
+        (results / name).touch()
+    scan = scan_folder(tmp_path)
+    assert scan.images == [tmp_path / "0.png"]
+    assert scan.own == [results]
+    assert len(find_images(results)) == 1  # asked for by name
 
 
 @pytest.mark.parametrize(
