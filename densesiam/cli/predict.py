@@ -19,6 +19,7 @@ from densesiam.cli.segmenters import Head, Trained, load_segmenter
 from densesiam.data.image.files import ImageReadError, read_header, read_image
 from densesiam.data.sets.gathered import Gathered, Photo, gather
 from densesiam.methods.whole import WholeImages
+from densesiam.reports.annotations import Form, write_annotations
 from densesiam.reports.naming import Categories, read_categories
 from densesiam.reports.prediction import PredictionWriter, Unused
 from densesiam.reports.record import Record, fingerprint, is_unfinished
@@ -60,6 +61,7 @@ class Settings:
     names: Path | None = None
     matching: Path | None = None
     confidence: bool = False
+    format: Sequence[Form] = ()
     errors: Literal["list", "raise"] = "list"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
 
@@ -134,6 +136,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=bool,
         default=False,
         help="Write how sure the model is of each pixel too.",
+    )
+    parser.add_argument(
+        "--format",
+        type=Form,
+        nargs="+",
+        default=[],
+        help="What to write beside label PNGs: coco (run lengths), coco-polygons, labelme. Can be "
+        "asked for afterwards too.",
     )
     parser.add_argument(
         "--accelerator",
@@ -231,18 +241,24 @@ def predict(
     with signals.handled():
         try:
             failed = _segment(segmenter, gathered.photos, writer, settings)
-            writer.finish(gathered.photos, _unused(gathered, failed))
+            done = [
+                record.done[str(photo.path)]
+                for photo in gathered.photos
+                if str(photo.path) in record.done
+            ]
+            more = write_annotations(folder, done, categories, settings.format)
+            writer.finish(done, _unused(gathered, failed))
         except Interrupted as interrupt:
-            done = sum(str(photo.path) in record.done for photo in gathered.photos)
+            count = sum(str(photo.path) in record.done for photo in gathered.photos)
             name = signals.received.name if signals.received else "Ctrl-C"
             raise Interrupted(
                 signals.received,
-                f"interrupted by {name}: {done} of {len(gathered.photos)} images are done; the "
+                f"interrupted by {name}: {count} of {len(gathered.photos)} images are done; the "
                 "same command goes on",
             ) from interrupt
     say(
         f"wrote {folder}: report.html, labels/, overlays/, contact_sheet.jpg, legend.png, "
-        "names.yaml, categories.csv, areas.csv, summary.json"
+        f"{', '.join(['names.yaml, categories.csv, areas.csv, summary.json', *more])}"
     )
     for name, text in _unused(gathered, {}).facts().items():
         say(f"{name}: {text}")

@@ -149,6 +149,11 @@ def strip(title: Html, pictures: Sequence[Html]) -> Html:
     return Html(f'<div class="strip"><h3>{title}</h3><div>{join(pictures)}</div></div>')
 
 
+def strips(lines: Sequence[Html]) -> Html:
+    """Several of `strip`, beside and below each other."""
+    return Html(f'<div class="strips">{join(lines)}</div>')
+
+
 def compare(photo: Image.Image, painted: Image.Image, name: str, caption: str) -> Html:
     """A photograph with colours over it, and a slider between before and after.
 

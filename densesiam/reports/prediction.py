@@ -15,7 +15,7 @@ from densesiam.data.sets.gathered import Photo
 from densesiam.methods.whole import Segmented
 from densesiam.reports import page
 from densesiam.reports.naming import Categories, write_template
-from densesiam.reports.page import Column, Html
+from densesiam.reports.page import Cell, Column, Html
 from densesiam.reports.record import Done, Record, Typical
 from densesiam.reports.visualize import colorize, contact_sheet, legend, overlay
 
@@ -24,6 +24,7 @@ _THUMBNAIL = 480  # longest side of a picture on a page
 _A_PAGE = 24  # images on one
 _ON_SHEET = 24
 _TYPICAL = 6  # regions of a category in the gallery
+_LEAST = 0.3  # their score, as a share of the best one's
 _REGION = 1 / 3  # side of such a region, as a share of the image's shorter side
 _CELLS = 256  # a side of the map in which such regions are looked for
 _ROWS = 1 << 22  # pixels that are counted at once
@@ -178,21 +179,16 @@ class PredictionWriter:
 
     # All images together
 
-    def finish(self, photos: Sequence[Photo], unused: Unused) -> None:
+    def finish(self, done: Sequence[Done], unused: Unused) -> None:
         """Write what describes all images together.
 
         Args:
-            photos: those that were asked for; of these, what is done.
+            done: the images, in their order.
             unused: what was not segmented.
 
         Raises:
             OSError: a file cannot be written.
         """
-        done = [
-            self.record.done[str(photo.path)]
-            for photo in photos
-            if str(photo.path) in self.record.done
-        ]
         names = self.categories.names
         pixels = np.array([each.pixels for each in done], dtype=np.int64).reshape(-1, len(names))
         sizes = np.array([each.size[0] * each.size[1] for each in done], dtype=np.int64)
@@ -291,7 +287,8 @@ class PredictionWriter:
             )
             parts = [key, page.pages(files, i), images, page.pages(files, i)]
             if i == 0:
-                parts[1:1] = self._overview(done, of_pixels, of_images)
+                parts.insert(1, self._typical(done))
+                parts.append(self._shares(of_pixels, of_images))
                 parts += self._account(protocol, unused, done)
             page.write_page(
                 self.folder / file,
@@ -324,10 +321,8 @@ class PredictionWriter:
             caption += f"; {each.note}"
         return page.compare(photo, painted, each.name, caption)
 
-    def _overview(
-        self, done: Sequence[Done], of_pixels: np.ndarray, of_images: np.ndarray
-    ) -> list[Html]:
-        """The categories' typical regions and their shares."""
+    def _typical(self, done: Sequence[Done]) -> Html:
+        """The categories' typical regions."""
         colours = self.categories.colours
         regions: dict[int, list[tuple[float, str, Typical]]] = {}
         for each in done:
@@ -336,6 +331,7 @@ class PredictionWriter:
         strips = []
         for k in sorted(regions):
             best = sorted(regions[k], key=lambda entry: -entry[0])[:_TYPICAL]
+            best = [entry for entry in best if entry[0] >= _LEAST * best[0][0]]
             pictures = [
                 page.picture(
                     self._region(name, found, k), f"{self.categories.names[k]}, {name}", "jpeg"
@@ -344,36 +340,33 @@ class PredictionWriter:
             ]
             title = page.join([page.swatch(colours[k]), self.categories.names[k]])
             strips.append(page.strip(title, pictures))
-        return [
-            page.section(
-                "What the categories show",
-                page.paragraph(
-                    "The regions where the model is surest of each category, one an image; what "
-                    "belongs to others is faded. To give the categories names, to make one of "
-                    "several or to drop some, fill in names.yaml, which lies beside this page, and "
-                    "give it to the same command as --names."
-                ),
-                *strips,
+        return page.section(
+            "What the categories show",
+            page.paragraph(
+                "The regions where the model is surest of each category, one an image; what "
+                "belongs to others is faded. To give the categories names, to make one of several "
+                "or to drop some, fill in names.yaml, which lies beside this page, and give it to "
+                "the same command as --names."
             ),
-            page.section(
-                "Shares",
-                page.table(
-                    [
-                        Column("category"),
-                        Column("an image, %", "share", "mean over the images, each counting once"),
-                        Column("pixels, %", "share", "of all images together"),
-                    ],
-                    [
-                        [
-                            page.join([page.swatch(colours[k]), name]),
-                            float(of_images[k]),
-                            float(of_pixels[k]),
-                        ]
-                        for k, name in enumerate(self.categories.names)
-                    ],
-                ),
-            ),
+            page.strips(strips),
+        )
+
+    def _shares(self, of_pixels: np.ndarray, of_images: np.ndarray) -> Html:
+        """How much of the images each category has."""
+        columns = [
+            Column("category"),
+            Column("an image, %", "share", "mean over the images, each counting once"),
+            Column("pixels, %", "share", "of all images together"),
         ]
+        rows: list[list[Cell]] = [
+            [
+                page.join([page.swatch(self.categories.colours[k]), name]),
+                float(of_images[k]),
+                float(of_pixels[k]),
+            ]
+            for k, name in enumerate(self.categories.names)
+        ]
+        return page.section("Shares", page.table(columns, rows))
 
     def _region(self, name: str, found: Typical, category: int) -> Image.Image:
         photo, painted = self._thumbnails(name)

@@ -299,6 +299,18 @@ def test_the_aux_head_and_confidence(run, tmp_path):
     assert "--head aux: the model has no over-clustering head" in said
 
 
+def test_other_forms_can_be_asked_for_afterwards(run, tmp_path):
+    save_photo(tmp_path / "photos" / "a.png")
+    run(tmp_path / "photos")
+    code, said, _ = run(tmp_path / "photos", "--format", "coco", "labelme")
+    assert code == 0
+    assert "1 of 1 images are done already" in said
+    assert "coco.json, labelme/" in said
+    content = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert sum(each["area"] for each in content["annotations"]) == 50 * 40
+    assert (tmp_path / "out" / "labelme" / "a.json").is_file()
+
+
 def test_names_merge_and_drop(run, tmp_path):
     save_photo(tmp_path / "photos" / "a.png")
     run(tmp_path / "photos")

@@ -28,7 +28,7 @@ def write(folder, categories, labels, names=("photo",), unused=None):
     found = Segmented(labels, None, labels, certainty, labels.shape, 1)
     for photo in photos:
         writer.add(photo, image, found, (0, 0))
-    writer.finish(photos, unused or Unused())
+    writer.finish(list(record.done.values()), unused or Unused())
     return folder
 
 
@@ -116,7 +116,7 @@ def test_a_browser_shows_a_prediction(tmp_path, width):
     assert ("50%" in before, "20%" in after) == (True, True)
     assert (left, right, gone, strength) == ("cat & dog", "</script><b>", "", "1")
     assert links == "report-2.html,report-2.html"
-    assert titles.startswith("Categories,What the categories show,Shares,Images 1 to 24,Not seg")
+    assert titles.startswith("Categories,What the categories show,Images 1 to 24,Shares,Not seg")
     for text in ("a <reason>", "2 .heic", "<i>0</i>: 60 x 40; cat & dog 50 %", "page 1 of 2"):
         assert text in seen.text
     second = open_page(folder / "report-2.html", tmp_path, width=width)
