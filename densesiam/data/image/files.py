@@ -71,15 +71,15 @@ def read_image(path: str | Path) -> Image.Image:
         ImageReadError: the file cannot be decoded, or its values have no known range (32-bit
             integers beyond 16 bits, floating point).
     """
-    return _Patience.read(path, "image", _decode_image)
+    return Patience.read(path, "image", _decode_image)
 
 
 def _decode_image(path: str | Path) -> Image.Image:
     with Image.open(path) as file:
-        return _to_rgb(ImageOps.exif_transpose(file))
+        return to_rgb(ImageOps.exif_transpose(file))
 
 
-class _Patience:
+class Patience:
     """Read files, with a second and a third try where the system fails."""
 
     lost = -_IN_VAIN
@@ -117,7 +117,8 @@ class _Patience:
             time.sleep(wait)  # a file system that is away for a moment comes back
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of a decoded image, as `read_image` describes it; ValueError of its values."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
@@ -143,7 +144,7 @@ def read_label(path: str | Path) -> np.ndarray:
     Raises:
         ImageReadError: the file cannot be decoded, or has several channels.
     """
-    return _Patience.read(path, "label", _decode_label)
+    return Patience.read(path, "label", _decode_label)
 
 
 def _decode_label(path: str | Path) -> np.ndarray:

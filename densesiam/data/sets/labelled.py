@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from densesiam.data.image.files import find_images, read_image, read_label
+from densesiam.data.image.files import find_images, read_label
+from densesiam.data.image.photo import Photo
 from densesiam.data.image.transform import NATIVE, Evaluation
 from densesiam.data.order.draws import Draw
 from densesiam.data.sets.classes import ClassTable, LabelDecoder
@@ -66,7 +67,7 @@ class LabelledFiles(Dataset[dict[str, Tensor]]):
         if isinstance(draw, int):
             draw = Draw(draw)
         image_path, label_path = self.paths[draw.index]
-        image, values = read_image(image_path), read_label(label_path)
+        image, values = Photo(image_path), read_label(label_path)
         if values.shape != (image.height, image.width):
             raise ValueError(
                 f"label {label_path} is {values.shape[1]} x {values.shape[0]} pixels, but its "
