@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from densesiam.cli.allocation import keep_memory
 from densesiam.cli.registry import COMMANDS, build_parsers, command_module
 from densesiam.training.console import UsageError
 
@@ -51,6 +52,7 @@ def run(args: Sequence[str] | None = None) -> None:
         said = _said_by_task(args, parsers) or str(error)
         raise UsageError(_readable(said, parsers)) from error
     command = config.command
+    keep_memory()
     command_module(command).run(parsers[command], config[command])
 
 
