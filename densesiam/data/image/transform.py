@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from densesiam.data.image.frame import Frame, check_frame, nearest, to_normalised
-from densesiam.data.image.photo import Decode, Part, Photo, check_decode, read_parts
+from densesiam.data.image.lazy import Decode, LazyImage, Part, check_decode, read_parts
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Evaluation:
         crop: side of the centre crop; None keeps the whole image.
         full_size_labels: keep the source's pixels in labels, so that scores at different sizes of
             the image compare.
-        decode: "reduced" decodes a file no finer than its image needs, see `Photo`; or "full".
+        decode: "reduced" decodes a file no finer than its image needs, see `LazyImage`; or "full".
 
     Raises:
         ValueError: a value out of its range, or (when called) an image smaller than the crop.
@@ -59,7 +59,7 @@ class Evaluation:
         return f"{size}, {crop}"
 
     def __call__(
-        self, image: Image.Image | Photo, label: np.ndarray | None = None
+        self, image: Image.Image | LazyImage, label: np.ndarray | None = None
     ) -> dict[str, Tensor]:
         """Transform an 8-bit RGB image and, where there is one, its (H, W) label."""
         frame = Frame.of(image.size, self.resize, self.crop)

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from densesiam.data.image.files import find_images
 from densesiam.data.image.frame import Frame, to_normalised
-from densesiam.data.image.photo import Part, Photo
+from densesiam.data.image.lazy import LazyImage, Part
 from densesiam.data.image.transform import Evaluation
 from densesiam.data.order.draws import Draw, chance, seeded_generator
 from densesiam.data.sets.substitutes import Errors, Substitutes
@@ -91,10 +91,10 @@ class ClassifiedImages(Dataset[dict[str, Tensor]]):
             "skipped": torch.tensor(skipped),
         }
 
-    def _read(self, index: int) -> Photo:
-        return Photo(self._samples[index][0])
+    def _read(self, index: int) -> LazyImage:
+        return LazyImage(self._samples[index][0])
 
-    def _shown(self, photo: Photo, draw: Draw) -> Tensor:
+    def _shown(self, photo: LazyImage, draw: Draw) -> Tensor:
         if self._whole is not None:
             return self._whole(photo)["image"]
         generator = seeded_generator(self.seed, draw.epoch, draw.repetition, draw.index)

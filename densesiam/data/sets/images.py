@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from densesiam.data.image.photo import Photo
+from densesiam.data.image.lazy import LazyImage
 from densesiam.data.image.transform import NATIVE, Evaluation
 from densesiam.data.order.draws import Draw, seeded_generator
 from densesiam.data.sets.substitutes import Errors, Substitutes
@@ -63,9 +63,9 @@ class ImageFiles(Dataset[dict[str, Tensor]]):
             raise IndexError(f"no image {draw.index} among {len(self)}")
         drawn = draw if self.transform.redrawn else Draw(draw.index)
 
-        def views(photo: Photo) -> dict[str, Tensor]:
+        def views(photo: LazyImage) -> dict[str, Tensor]:
             generator = seeded_generator(self.seed, drawn.epoch, drawn.repetition, drawn.index)
-            image: Any = photo if self.transform.takes_photos else photo.decode()
+            image: Any = photo if self.transform.lazy else photo.decode()
             try:
                 return self.transform(image, generator)
             except ValueError as error:
@@ -74,8 +74,8 @@ class ImageFiles(Dataset[dict[str, Tensor]]):
         sample, index, skipped = self._files.find(draw, views)
         return {**sample, "index": torch.tensor(index), "skipped": torch.tensor(skipped)}
 
-    def _read(self, index: int) -> Photo:
-        return Photo(self.paths[index])
+    def _read(self, index: int) -> LazyImage:
+        return LazyImage(self.paths[index])
 
 
 class Images(ImageFiles):
@@ -193,7 +193,7 @@ class PredictionImages(Dataset[dict[str, Any]]):
         """One image."""
         path = self.paths[index]
         try:
-            sample = self.transform(Photo(path))
+            sample = self.transform(LazyImage(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return {**sample, "index": torch.tensor(index), "path": str(path)}

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from densesiam.data.image.frame import Box, Frame, check_frame, to_normalised
-from densesiam.data.image.photo import Decode, Part, Photo, check_decode, read_parts
+from densesiam.data.image.lazy import Decode, LazyImage, Part, check_decode, read_parts
 from densesiam.data.image.photometric import MOCO_V2, Photometric
 from densesiam.data.order.draws import chance, uniform
 
@@ -30,8 +30,8 @@ class Views(ABC):
     redrawn: ClassVar[bool] = True
     """Whether an image gets fresh draws each time; False only where a preset reproduces a fault."""
 
-    takes_photos: ClassVar[bool] = False
-    """Whether it takes files that are not decoded yet, `Photo`; else it gets images."""
+    lazy: ClassVar[bool] = False
+    """Whether it takes files that are not decoded yet, `LazyImage`; else it gets images."""
 
     @abstractmethod
     def __call__(self, image: Image.Image, generator: torch.Generator) -> dict[str, Tensor]:
@@ -58,13 +58,13 @@ class SegmentationViews(Views):
         scale_min: least side of view 1, as a share of the largest crop's.
         p_flip: probability of mirroring view 1.
         photometric: changes of colour and sharpness.
-        decode: "reduced" decodes a file no finer than its views need, see `Photo`; or "full".
+        decode: "reduced" decodes a file no finer than its views need, see `LazyImage`; or "full".
 
     Raises:
         ValueError: a value out of its range, or (when called) a frame that the image cannot fill.
     """
 
-    takes_photos: ClassVar[bool] = True
+    lazy: ClassVar[bool] = True
 
     size: int | tuple[int, int] = 320
     resize: int | None = 640
@@ -81,7 +81,9 @@ class SegmentationViews(Views):
         if not 0 < self.scale_min <= 1:
             raise ValueError(f"scale_min must be in (0, 1], got {self.scale_min}")
 
-    def __call__(self, image: Image.Image | Photo, generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(
+        self, image: Image.Image | LazyImage, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Draw the two views; see `Views`."""
         frame = Frame.of(image.size, self.resize, self.crop)
         height, width = output_size(self.size)
@@ -122,13 +124,13 @@ class TwoCrops(Views):
         p_flip: probability of mirroring, for each view.
         photometric: changes of colour and sharpness; blur is counted in the view's pixels, as is
             usual in pre-training.
-        decode: "reduced" decodes a file no finer than its views need, see `Photo`; or "full".
+        decode: "reduced" decodes a file no finer than its views need, see `LazyImage`; or "full".
 
     Raises:
         ValueError: a value out of its range.
     """
 
-    takes_photos: ClassVar[bool] = True
+    lazy: ClassVar[bool] = True
 
     size: int | tuple[int, int] = 224
     scale: tuple[float, float] = (0.2, 1.0)
@@ -145,7 +147,9 @@ class TwoCrops(Views):
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio must be 0 < least <= greatest, got {self.ratio}")
 
-    def __call__(self, image: Image.Image | Photo, generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(
+        self, image: Image.Image | LazyImage, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Draw the two views; see `Views`."""
         frame = Frame.of(image.size, None, None)
         crop1, crop2 = (resized_crop(frame, self.scale, self.ratio, generator) for _ in range(2))

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from densesiam.data.image.files import Patience, read_image, to_rgb
+from densesiam.data.image.files import Patience, read_image
 from densesiam.data.image.frame import Box, resample
 
 Decode = Literal["reduced", "full"]
@@ -37,7 +37,7 @@ class Part(NamedTuple):
         return min((right - left) / width, (bottom - top) / height)
 
 
-class Photo:
+class LazyImage:
     """An image file, upright 8-bit RGB, that is decoded once it is known how finely.
 
     A JPEG holds blocks of 8 x 8 pixels as frequencies. Without the high ones it decodes to 1/2, 1/4
@@ -46,32 +46,38 @@ class Photo:
 
     Args:
         path: the file.
+        upright: apply the EXIF orientation, as for `read_image`.
 
     Raises:
         ImageReadError: as by `read_image`; a damaged JPEG may raise only when it is decoded.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, upright: bool = True) -> None:
         self.path = Path(path)
-        self._whole: Image.Image | None = None
+        self._upright = upright
         self._orientation = 1
-        self.size: tuple[int, int] = Patience.read(path, "image", self._look)
-        """Width and height, upright."""
+        self._whole: Image.Image | None = None
+        size = Patience.read(path, "image", self._look)
+        if size is None:
+            self._whole = read_image(path, upright=upright)
+            size = self._whole.size
+        self.size: tuple[int, int] = size
+        """Width and height."""
 
     @property
     def width(self) -> int:
-        """Of the upright image, in pixels."""
+        """In pixels."""
         return self.size[0]
 
     @property
     def height(self) -> int:
-        """Of the upright image, in pixels."""
+        """In pixels."""
         return self.size[1]
 
     def decode(self) -> Image.Image:
         """The whole image at its own size, as by `read_image`."""
         if self._whole is None:
-            self._whole = read_image(self.path)
+            self._whole = read_image(self.path, upright=self._upright)
         return self._whole
 
     def read(self, parts: Sequence[Part], decode: Decode = "reduced") -> list[Image.Image]:
@@ -100,17 +106,22 @@ class Photo:
             read.append(resample(image, (low_x, low_y, high_x, high_y), part.size, part.flip))
         return read
 
-    def _look(self, path: str | Path) -> tuple[int, int]:
-        with Image.open(path) as file:
+    def _look(self, path: str | Path) -> tuple[int, int] | None:
+        """Width and height of a JPEG, from its head; None for files of other kinds."""
+        try:
+            file = Image.open(path)
+        except UnidentifiedImageError:  # some of them, `read_image` knows all the same
+            return None
+        with file:
             if not isinstance(file, JpegImageFile):
-                self._whole = to_rgb(ImageOps.exif_transpose(file))
-                return self._whole.size
-            self._orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+                return None
+            if self._upright:
+                self._orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
             width, height = file.size
         return (height, width) if self._orientation in (5, 6, 7, 8) else (width, height)
 
     def _reduced(self, path: str | Path, reduction: int) -> tuple[Image.Image, float, float]:
-        """The image at 1 / reduction, upright, and where in it the source's left and top lie.
+        """The image at 1 / reduction, and where in it the source's left and top lie.
 
         A last block that the source fills in part is whole in the reduced image. Where the
         orientation turns that end to the left or the top, the source begins after its rest.
@@ -124,7 +135,8 @@ class Photo:
                 decoded - length / reduction
                 for decoded, length in zip(file.size, (width, height), strict=True)
             )
-            image = to_rgb(ImageOps.exif_transpose(file))
+            image = ImageOps.exif_transpose(file) if self._upright else file
+            image = image.convert("RGB")
         # EXIF's orientations: 2 and 4 mirror, 3 turns by 180 degrees, 6 and 8 by 90 clockwise and
         # back; 5 and 7 mirror along a diagonal.
         left = {2: right, 3: right, 6: bottom, 7: bottom}.get(self._orientation, 0.0)
@@ -143,9 +155,9 @@ def check_decode(decode: str) -> None:
 
 
 def read_parts(
-    image: Image.Image | Photo, parts: Sequence[Part], decode: Decode = "reduced"
+    image: Image.Image | LazyImage, parts: Sequence[Part], decode: Decode = "reduced"
 ) -> list[Image.Image]:
-    """Parts of an image, by `resample`; see `Photo.read` for one that is not decoded yet."""
-    if isinstance(image, Photo):
+    """Parts of an image, by `resample`; see `LazyImage.read` for one that is not decoded yet."""
+    if isinstance(image, LazyImage):
         return image.read(parts, decode)
     return [resample(image, *part) for part in parts]

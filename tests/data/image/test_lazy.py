@@ -14,9 +14,9 @@ from densesiam.data import (
     read_image,
     sample_paths,
 )
-from densesiam.data.image import photo as photos
+from densesiam.data.image import lazy
 from densesiam.data.image.frame import resample
-from densesiam.data.image.photo import MARGIN, Part, Photo
+from densesiam.data.image.lazy import MARGIN, LazyImage, Part
 from densesiam.data.sets.classified import ClassifiedImages
 from tests.data.support import PLAIN, noise
 
@@ -51,7 +51,7 @@ def decoded(monkeypatch):
         sizes.append(image.size)
         return resample(image, *part)
 
-    monkeypatch.setattr(photos, "resample", noted)
+    monkeypatch.setattr(lazy, "resample", noted)
     return sizes
 
 
@@ -69,7 +69,7 @@ def test_places_are_exact(tmp_path, decoded, orientation, reduction):
         place = np.indices((height, width))[1 - axis] + 0.5
         noise_of_levels = np.random.default_rng(0).uniform(-4, 4, (height, width))
         ramp = Image.fromarray((place / 2 + noise_of_levels).clip(0).round().astype(np.uint8))
-        photo = Photo(save_jpeg(ramp, tmp_path / "a.jpg", orientation))
+        photo = LazyImage(save_jpeg(ramp, tmp_path / "a.jpg", orientation))
         assert photo.size == (photo.width, photo.height) == (width, height)
         (read,) = photo.read([Part(box, size, flip=False)])
         assert decoded.pop() == decoded_to
@@ -95,7 +95,7 @@ def test_pixels_differ_less_than_between_two_filters(tmp_path, reduction):
             continue
         image.save(tmp_path / "a.jpg", quality=90)
         part = Part((0, 0, *image.size), (height, width), flip=False)
-        photo = Photo(tmp_path / "a.jpg")
+        photo = LazyImage(tmp_path / "a.jpg")
         (reduced,), (full,) = photo.read([part]), photo.read([part], "full")
         other = photo.decode().resize((width, height), Image.Resampling.HAMMING)
         assert rms(reduced, full) < rms(other, full)
@@ -108,7 +108,7 @@ def rms(one, other):
 
 
 def test_every_part_has_its_margin(tmp_path, decoded):
-    photo = Photo(save_jpeg(noise(480, 360), tmp_path / "a.jpg"))
+    photo = LazyImage(save_jpeg(noise(480, 360), tmp_path / "a.jpg"))
     coarse, fine = Part((0, 0, 480, 360), (30, 40), False), Part((0, 0, 48, 36), (9, 12), True)
     photo.read([coarse])
     photo.read([coarse, fine])
@@ -125,7 +125,7 @@ def test_unreduced_bits_are_those_of_the_whole_image(tmp_path):
     noise(90, 70).save(tmp_path / "b.png")
     part = Part((3, 5, 60, 66), (40, 40), flip=True)
     for each in (path, tmp_path / "b.png"):
-        (read,) = Photo(each).read([part])
+        (read,) = LazyImage(each).read([part])
         assert read.tobytes() == resample(read_image(each), *part).tobytes()
 
 
@@ -142,7 +142,7 @@ def test_what_shows_photographs_decodes_them_reduced(tmp_path, decoded):
             ImageFiles([path], views)[0]
             assert decoded == [expected] * 2
         decoded.clear()
-        Evaluation(100, decode=decode)(Photo(path))
+        Evaluation(100, decode=decode)(LazyImage(path))
         assert decoded == [expected]
     decoded.clear()
     for resize in (120, None):
@@ -153,7 +153,7 @@ def test_what_shows_photographs_decodes_them_reduced(tmp_path, decoded):
 
 def test_views_of_ones_own_get_images(tmp_path):
     class Own(SegmentationViews):
-        takes_photos = False
+        lazy = False
 
         def __call__(self, image, generator):
             assert isinstance(image, Image.Image)
@@ -189,7 +189,7 @@ def test_colours_survive(tmp_path):
         image = Image.new("RGB", (64, 64), (200, 200, 200)).convert(mode)
         image.save(tmp_path / f"{mode}.jpg", quality=100)
         part = Part((0, 0, 64, 64), (4, 4), flip=False)
-        photo = Photo(tmp_path / f"{mode}.jpg")
+        photo = LazyImage(tmp_path / f"{mode}.jpg")
         reduced, full = (photo.read([part], decode)[0] for decode in ("reduced", "full"))
         assert reduced.mode == "RGB"
         assert torch.equal(*(torch.from_numpy(np.array(each)) for each in (reduced, full)))
