@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -494,6 +496,15 @@ def test_fewer_images_than_the_batch(config, capsys):
 def test_one_image_a_batch(config, capsys):
     said = fit_error(capsys, config, "--data.batch_size", "1")
     assert "batch normalisation needs at least 2 images" in said
+
+
+def test_a_backbone_of_another_size_is_refused_first(config, capsys, monkeypatch, tmp_path):
+    small = partial(timm.create_model, depth=3, embed_dim=12, num_heads=3)
+    monkeypatch.setattr(timm, "create_model", small)
+    choice = ("--model.backbone", "beit_base_patch16_224", "--model.strides", "[16]")
+    said = fit_error(capsys, config, *choice)
+    assert "beit_base_patch16_224 takes images of 224 x 224 pixels alone, not of 32 x 32" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -177,7 +177,7 @@ def read_image(
     Raises:
         ImageReadError: the file cannot be decoded, is too large, or has values of no known range.
     """
-    return _Patience.read(path, "image", lambda p: _decode_image(p, max_pixels, upright))
+    return Patience.read(path, "image", lambda p: _decode_image(p, max_pixels, upright))
 
 
 def _decode_image(path: str | Path, max_pixels: int | None, upright: bool) -> Image.Image:
@@ -229,7 +229,7 @@ def read_header(path: str | Path) -> Header:
             pages = getattr(file, "n_frames", 1) if page else 1
             return Header((width, height), orientation in range(2, 9), pages, page)
 
-    return _Patience.read(path, "image", read)
+    return Patience.read(path, "image", read)
 
 
 @contextmanager
@@ -266,7 +266,7 @@ def _opened(
         Image.MAX_IMAGE_PIXELS = before
 
 
-class _Patience:
+class Patience:
     """Read files, with a second and a third try where the system fails."""
 
     lost = -_IN_VAIN
@@ -323,7 +323,7 @@ def read_label(
         ImageReadError: the file cannot be decoded, has several channels but no colours are given,
             or holds other colours.
     """
-    return _Patience.read(path, "label", lambda p: _decode_label(p, colours, upright))
+    return Patience.read(path, "label", lambda p: _decode_label(p, colours, upright))
 
 
 def _decode_label(

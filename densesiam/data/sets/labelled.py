@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from densesiam.data.image.files import find_images, read_header, read_image, read_label
+from densesiam.data.image.files import find_images, read_header, read_label
+from densesiam.data.image.lazy import LazyImage
 from densesiam.data.image.transform import NATIVE, Evaluation
 from densesiam.data.order.draws import Draw
 from densesiam.data.sets.classes import ClassTable, LabelDecoder
@@ -80,7 +81,7 @@ class LabelledFiles(Dataset[dict[str, Tensor]]):
             draw = Draw(draw)
         image_path, label_path = self.paths[draw.index]
         upright = self.exif == "upright"
-        image = read_image(image_path, upright=upright)
+        image = LazyImage(image_path, upright)
         values = read_label(label_path, self.classes.label_colours, upright)
         turned = upright and not self._doubted and read_header(image_path).turned
         one_sided = turned and not read_header(label_path).turned

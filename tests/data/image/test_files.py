@@ -282,7 +282,7 @@ def test_unreadable_images_are_named(tmp_path):
 def clock(monkeypatch):
     """Time that only waiting lets pass; ``then`` is what happens at a moment."""
     clock = SimpleNamespace(now=1000.0, then={})
-    monkeypatch.setattr(files._Patience, "lost", -1e9)
+    monkeypatch.setattr(files.Patience, "lost", -1e9)
 
     def sleep(seconds):
         clock.now += seconds
