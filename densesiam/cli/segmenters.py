@@ -1,5 +1,6 @@
 """Trained models that segment, whichever command has trained them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +38,10 @@ class Trained:
 
     @property
     def multiple(self) -> int:
-        """The coarsest stride of the backbone, in pixels."""
+        """The coarsest stride of the backbone, in pixels; a multiple of the features' own."""
         info: Any = self.model.encoder.backbone.feature_info
-        return max(stage["reduction"] for stage in info.info)
+        coarsest = max(stage["reduction"] for stage in info.info)
+        return math.lcm(coarsest, self.model.encoder.stride)
 
 
 class LearnedFromLabels(L.LightningModule):

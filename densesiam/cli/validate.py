@@ -33,7 +33,7 @@ from densesiam.training.folders import claim_folder
 from densesiam.training.launch import join
 from densesiam.training.options import TrainerOptions, build_trainer, probe
 from densesiam.training.report import ProgressBar, RunReport
-from densesiam.training.run import add_config_arguments, build, interruptible
+from densesiam.training.run import add_config_arguments, build, check_fits, interruptible
 from densesiam.training.scoring import describe_evaluation, score_table, set_evaluator
 
 USAGE = "--config FILE [--ckpt_path CHECKPOINT] [--matching KIND|FILE] [other settings]"
@@ -119,7 +119,7 @@ def _take_labels(parser: ArgumentParser, config: Namespace, checkpoint: dict[str
     """Score on the checkpoint's own labelled images where no others are given."""
     before = yaml.safe_load(checkpoint.get(CheckpointConfig.KEY, "{}")).get("data", {}).get("val")
     if config.data.val is None and before is not None:
-        given = parser.parse_object({"data": {"val": before}}, defaults=False)
+        given = parser.parse_object({"data": {"val": before}})
         config.data.val = given.data.val
 
 
@@ -152,7 +152,9 @@ def validate(
     assert data.val is not None
     if isinstance(model, Segmenter):
         if ckpt_path is not None:
-            model.load_state_dict(read_checkpoint(ckpt_path)["state_dict"])
+            checkpoint = read_checkpoint(ckpt_path)
+            check_fits(model, ckpt_path, checkpoint)
+            model.load_state_dict(checkpoint["state_dict"])
         if head == "aux":
             segment_with_aux(model)
     kind: Matching = "majority" if matching == "majority" else "hungarian"

@@ -329,7 +329,7 @@ def test_names_merge_and_drop(run, tmp_path):
     labels = np.asarray(Image.open(tmp_path / "named" / "labels" / "a.png"))
     assert np.array_equal(labels, np.where(plain == 0, 255, 0))
     assert summary["image_shares"] == [pytest.approx((plain != 0).mean())]
-    painted = np.asarray(Image.open(tmp_path / "named" / "thumbnails" / "a.png"))
+    painted = np.asarray(Image.open(tmp_path / "named" / "thumbnails" / "a.png").convert("RGB"))
     assert (painted[labels == 0] == [1, 2, 3]).all()
     rows = list(csv.reader((tmp_path / "named" / "areas.csv").open()))
     assert int(rows[1][4]) == (plain == 0).sum()
