@@ -17,8 +17,9 @@ from densesiam.reports import page
 from densesiam.reports.naming import Categories, write_template
 from densesiam.reports.page import Cell, Column, Html
 from densesiam.reports.record import Done, Record, Typical
-from densesiam.reports.visualize import VOID, colorize, contact_sheet, legend, overlay
+from densesiam.reports.visualize import VOID, colorize, contact_sheet, legend
 
+_OPACITY = 0.6  # of the colours over a photograph
 _LARGEST = 4096  # longest side of an overlay, in pixels
 _THUMBNAIL = 480  # longest side of a picture on a page
 _A_PAGE = 24  # images on one
@@ -154,14 +155,11 @@ class PredictionWriter:
         )
 
     def _painted(self, image: Image.Image, labels: np.ndarray) -> Image.Image:
-        image, labels = _reduced(image, labels, _LARGEST)
-        return overlay(
-            image,
-            labels,
-            len(self.categories.names),
-            ignore_index=self._void,
-            colours=self.categories.colours,
-        )
+        photo, labels = _reduced(image, labels, _LARGEST)
+        painted = Image.blend(photo, self._coloured(labels).convert("RGB"), _OPACITY)
+        if self.categories.drops:
+            painted.paste(photo, mask=Image.fromarray(labels == self._void))
+        return painted
 
     def _coloured(self, labels: np.ndarray) -> Image.Image:
         """Labels in their colours; with a palette, which is quicker and smaller, where it does."""
@@ -263,7 +261,7 @@ class PredictionWriter:
         rows = []
         for each in done:
             photo, painted = self._thumbnails(each.name)
-            rows.append([photo, painted, Image.blend(photo, painted, 0.6)])
+            rows.append([photo, painted, Image.blend(photo, painted, _OPACITY)])
         sheet = contact_sheet(rows, [printable(each.name) for each in done], rows_across=2)
         _save(sheet, self.folder / "contact_sheet.jpg", quality=88)
 
