@@ -22,6 +22,7 @@ from densesiam._writing import replacing, write_text
 from densesiam.methods import Segmenter
 from densesiam.models import Encoder
 from densesiam.models.weights import listed, whole_model_names
+from densesiam.transfer import SegmentationTransfer
 
 # Backbones
 
@@ -237,12 +238,15 @@ class PortableSegmenter(nn.Module):
 
     Args:
         model: the trained model; it is copied.
+        of: (K,) the label that each of its K categories is to have, where some are merged or
+            dropped; None for their own numbers.
     """
 
     mean: Tensor
     std: Tensor
+    of: Tensor | None
 
-    def __init__(self, model: Segmenter) -> None:
+    def __init__(self, model: Segmenter | SegmentationTransfer, of: Tensor | None = None) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         # Of all stages: some backbones compute the coarser ones even where nobody asks for them.
@@ -251,6 +255,7 @@ class PortableSegmenter(nn.Module):
         _settle_padding(self.model)
         for name, values in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1))
+        self.register_buffer("of", of)
         self.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,12 +267,13 @@ class PortableSegmenter(nn.Module):
         Returns:
             logits: (B, K, H / stride, W / stride), the encoder's stride.
             labels: (B, H, W) int64, each pixel's category: the argmax of the logits, enlarged
-                bilinearly.
+                bilinearly; what `of` makes of it.
         """
         logits = self.model((image - self.mean) / self.std)
         size = image.shape[-2:]
         enlarged = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        return logits, enlarged.argmax(dim=1)
+        labels = enlarged.argmax(dim=1)
+        return logits, labels if self.of is None else self.of[labels]
 
 
 def _settle_padding(module: nn.Module) -> None:
@@ -301,7 +307,10 @@ def _settle_padding(module: nn.Module) -> None:
 
 
 def export_segmenter(
-    model: Segmenter, size: tuple[int, int] = (320, 320), any_size: bool = True
+    model: Segmenter | SegmentationTransfer,
+    size: tuple[int, int] = (320, 320),
+    any_size: bool = True,
+    of: Tensor | None = None,
 ) -> ExportedProgram:
     """Trace a segmenter; see `PortableSegmenter` for what goes in and comes out.
 
@@ -310,11 +319,12 @@ def export_segmenter(
         size: height and width to trace at; those of every image unless `any_size`.
         any_size: whether images of other sizes will do, with sides that are multiples of the
             coarsest stride and at least twice it. The batch is free in either case.
+        of: labels of the categories, see `PortableSegmenter`.
 
     Raises:
         ValueError: the size is no such multiple, or the network cannot be traced for all sizes.
     """
-    portable = PortableSegmenter(model)
+    portable = PortableSegmenter(model, of)
     multiple = portable.multiple
     # Maps of a single row or column would be a case of their own to the tracer.
     fewest = 2 if any_size else 1

@@ -133,6 +133,22 @@ def picture(image: Image.Image, description: str, kind: Literal["png", "jpeg"] =
     )
 
 
+def stored(path: Path, description: str) -> Html:
+    """A picture's file, stored in the page as it is.
+
+    Args:
+        path: a PNG or JPEG file.
+        description: for those who cannot see it.
+    """
+    with Image.open(path) as image:
+        (width, height), kind = image.size, str(image.format).lower()
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return Html(
+        f'<img src="data:image/{kind};base64,{data}" alt="{html(description)}" '
+        f'width="{width}" height="{height}">'
+    )
+
+
 def figure(content: Html, caption: str = "") -> Html:
     """Pictures (or any content) with a line below."""
     below = f"<figcaption>{html(caption)}</figcaption>" if caption else ""
@@ -154,17 +170,16 @@ def strips(lines: Sequence[Html]) -> Html:
     return Html(f'<div class="strips">{join(lines)}</div>')
 
 
-def compare(photo: Image.Image, painted: Image.Image, name: str, caption: str) -> Html:
+def compare(photo: Path, painted: Path, name: str, caption: str) -> Html:
     """A photograph with colours over it, and a slider between before and after.
 
     Args:
-        photo: the photograph.
-        painted: the colours, of the same size; see `names_of_colours`.
+        photo: file of the photograph.
+        painted: file of the colours, of the same size; see `names_of_colours`.
         name: of the photograph.
         caption: a line below.
     """
-    below = picture(photo, f"photograph {name}", "jpeg")
-    above = picture(painted, f"categories of {name}")
+    below, above = stored(photo, f"photograph {name}"), stored(painted, f"categories of {name}")
     slider = f'<input type="range" value="50" aria-label="before and after, {html(name)}">'
     return Html(
         f'<figure class="compare"><div class="stage">{below}{above}<output></output></div>'

@@ -17,8 +17,9 @@ from densesiam.reports import page
 from densesiam.reports.naming import Categories, write_template
 from densesiam.reports.page import Cell, Column, Html
 from densesiam.reports.record import Done, Record, Typical
-from densesiam.reports.visualize import colorize, contact_sheet, legend, overlay
+from densesiam.reports.visualize import VOID, colorize, contact_sheet, legend
 
+_OPACITY = 0.6  # of the colours over a photograph
 _LARGEST = 4096  # longest side of an overlay, in pixels
 _THUMBNAIL = 480  # longest side of a picture on a page
 _A_PAGE = 24  # images on one
@@ -154,17 +155,22 @@ class PredictionWriter:
         )
 
     def _painted(self, image: Image.Image, labels: np.ndarray) -> Image.Image:
-        image, labels = _reduced(image, labels, _LARGEST)
-        return overlay(
-            image,
-            labels,
-            len(self.categories.names),
-            ignore_index=self._void,
-            colours=self.categories.colours,
-        )
+        photo, labels = _reduced(image, labels, _LARGEST)
+        painted = Image.blend(photo, self._coloured(labels).convert("RGB"), _OPACITY)
+        if self.categories.drops:
+            painted.paste(photo, mask=Image.fromarray(labels == self._void))
+        return painted
 
     def _coloured(self, labels: np.ndarray) -> Image.Image:
-        return colorize(labels, len(self.categories.names), self._void, self.categories.colours)
+        """Labels in their colours; with a palette, which is quicker and smaller, where it does."""
+        if labels.dtype != np.uint8:
+            count, colours = len(self.categories.names), self.categories.colours
+            return colorize(labels, count, self._void, colours)
+        colours = np.full((256, 3), VOID, dtype=np.uint8)
+        colours[: len(self.categories.colours)] = self.categories.colours
+        picture = Image.fromarray(labels)
+        picture.putpalette(colours.tobytes())
+        return picture
 
     @property
     def _void(self) -> int:
@@ -242,16 +248,20 @@ class PredictionWriter:
     def _thumbnails(self, name: str) -> tuple[Image.Image, Image.Image]:
         """Photograph and colours of an image."""
         pictures = []
-        for kind in (".jpg", ".png"):
-            with Image.open(self.folder / "thumbnails" / f"{name}{kind}") as file:
+        for path in self._thumbnail_files(name):
+            with Image.open(path) as file:
                 pictures.append(file.convert("RGB"))
         return pictures[0], pictures[1]
+
+    def _thumbnail_files(self, name: str) -> tuple[Path, Path]:
+        folder = self.folder / "thumbnails"
+        return folder / f"{name}.jpg", folder / f"{name}.png"
 
     def _write_sheet(self, done: Sequence[Done]) -> None:
         rows = []
         for each in done:
             photo, painted = self._thumbnails(each.name)
-            rows.append([photo, painted, Image.blend(photo, painted, 0.6)])
+            rows.append([photo, painted, Image.blend(photo, painted, _OPACITY)])
         sheet = contact_sheet(rows, [printable(each.name) for each in done], rows_across=2)
         _save(sheet, self.folder / "contact_sheet.jpg", quality=88)
 
@@ -305,7 +315,6 @@ class PredictionWriter:
             )
 
     def _figure(self, each: Done) -> Html:
-        photo, painted = self._thumbnails(each.name)
         total = max(1, sum(each.pixels) + each.void)
         largest = sorted(range(len(each.pixels)), key=lambda k: -each.pixels[k])[:3]
         areas = ", ".join(
@@ -319,6 +328,7 @@ class PredictionWriter:
             caption += f"; in {each.tiles} tiles"
         if each.note:
             caption += f"; {each.note}"
+        photo, painted = self._thumbnail_files(each.name)
         return page.compare(photo, painted, each.name, caption)
 
     def _typical(self, done: Sequence[Done]) -> Html:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 # The colours of Okabe and Ito (2008), known to be told apart by colour-blind readers, open the
 # palette; without their black, which reads as a hole in an overlay.
 _OKABE_ITO = ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")
-_VOID = (128, 128, 128)
+VOID = (128, 128, 128)
 _DARKEST = 0.3  # Oklab lightness; what is darker than this looks black in an overlay
 # Distances are the least of those seen with normal vision, protanopia and deuteranopia. Normal
 # vision has a dimension more; counted alike, it would get a palette of thirty blues and browns.
@@ -76,7 +76,7 @@ def _greedy_palette(count: int) -> np.ndarray:
         return (_VISION_WEIGHTS[:, None] * apart).min(axis=0)
 
     chosen: list[Sequence[int]] = [tuple(bytes.fromhex(code)) for code in _OKABE_ITO]
-    nearest = np.min([distance(colour) for colour in (*chosen, _VOID)], axis=0)
+    nearest = np.min([distance(colour) for colour in (*chosen, VOID)], axis=0)
     while len(chosen) < count:
         chosen.append(candidates[nearest.argmax()])
         nearest = np.minimum(nearest, distance(chosen[-1]))
@@ -130,7 +130,7 @@ def colorize(
             f"nor the ignored {ignore_index}."
         )
     colours = palette(num_clusters) if colours is None else colours
-    with_void = np.concatenate([colours, [_VOID]]).astype(np.uint8)
+    with_void = np.concatenate([colours, [VOID]]).astype(np.uint8)
     return Image.fromarray(with_void[np.where(void, num_clusters, labels)])
 
 

@@ -49,7 +49,7 @@ _NOT_DECISIVE = ("trainer.max_epochs", "model.max_steps", "data.val", "data.pred
 _NORMALISED = "trainer.sync_batchnorm"
 _HOW_TO_CHANGE = "Give it the same again, or --change_settings true to go on nevertheless"
 _NAMES = ("last", "best")
-_WRITTEN_BY = {"segmentation": "`fit`", "pre-training": "`pretrain`"}
+_WRITTEN_BY = {"segmentation": "`fit` or `picie`", "pre-training": "`pretrain`"}
 
 
 class _KeptCheckpoint(ModelCheckpoint):

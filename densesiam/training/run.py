@@ -76,7 +76,8 @@ def add_config_arguments(
     parser.add_argument(
         "--output",
         type=str | None,
-        help="Folder of the run. Default: outputs/NAME, after the config file.",
+        help="Folder of the run. Default: outputs/NAME for fit, outputs/COMMAND/NAME for others, "
+        "NAME being that of the config file.",
     )
     parser.add_argument("--ckpt_path", type=str | None, help=checkpoint_help)
     parser.add_argument("--seed", type=int, default=0, help="All randomness follows from it.")
@@ -314,9 +315,13 @@ def method_run(
 
 
 def default_folder(config: Namespace, command: str) -> str:
-    """The folder of a run without ``--output``: named after its config file."""
-    named = Path(str(config.config[-1])).stem if config.config else None
-    return f"outputs/{named or command.replace(' ', '-')}"
+    """The folder of a run without ``--output``: named after its command and its config file.
+
+    So no command's run lies where another's would: several have a folder.yaml. `fit` is not named.
+    """
+    command = command.replace(" ", "-")
+    named = Path(str(config.config[-1])).stem if config.config else command
+    return f"outputs/{named}" if command in ("fit", named) else f"outputs/{command}/{named}"
 
 
 @contextmanager

@@ -1,16 +1,16 @@
 """Scores of a segmentation model on a labelled set, for the commands that give them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from densesiam.data import LabelledFiles
 from densesiam.data.modules.two_views import SegmentationData
 from densesiam.evaluation import ClusterMetrics
 from densesiam.evaluation.matching import Matching
-from densesiam.methods import Segmenter
 
 
 def set_evaluator(
-    model: Segmenter,
+    model: Any,
     data: SegmentationData,
     matching: Matching = "hungarian",
     assignment: Sequence[int] | None = None,
@@ -19,7 +19,7 @@ def set_evaluator(
     """Let a model count its clusters against the classes of the validation set.
 
     Args:
-        model: the model.
+        model: a `Segmenter`, or what has its ``num_classes`` and ``evaluator``.
         data: with a validation set.
         matching: of clusters and classes; see `ClusterMetrics`.
         assignment: a matching learned elsewhere.
@@ -50,7 +50,7 @@ def describe_evaluation(data: LabelledFiles) -> dict[str, str]:
     }
 
 
-def score_table(model: Segmenter) -> str:
+def score_table(model: Any) -> str:
     """The scores of the latest validation, as text."""
     assert isinstance(model.evaluator, ClusterMetrics)
     return model.evaluator.table()

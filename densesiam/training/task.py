@@ -67,7 +67,8 @@ class Task:
         parser.add_argument(
             "--output",
             type=str | None,
-            help="Folder of the run. Default: outputs/NAME, after the config file.",
+            help="Folder of the run. Default: outputs/COMMAND/NAME, NAME being that of the config "
+            "file.",
         )
         parser.add_argument(
             "--ckpt_path",

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
+from jsonargparse import Namespace
 from PIL import Image
 
 from densesiam import cli
@@ -25,6 +26,7 @@ from densesiam.training import run as training_run
 from densesiam.training.checkpoints import read_checkpoint
 from densesiam.training.folders import claim_folder
 from densesiam.training.report import RunReport
+from densesiam.training.run import default_folder
 from tests import PATIENCE
 
 ROOT = Path(cli.__file__).parents[2]
@@ -542,6 +544,28 @@ def test_nothing_is_overwritten(config, tmp_path, capsys):
     (tmp_path / "run" / "diary.txt").write_text("dear diary")
     assert "is not empty, and nothing there will be overwritten" in fit_error(capsys, config)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["diary.txt"]
+
+
+def test_each_command_has_its_own_default_folder():
+    found = [
+        default_folder(Namespace(config=[f"configs/{name}.yaml"] if name else None), command)
+        for command, name in (
+            ("fit", "folder"),
+            ("fit", ""),
+            ("pretrain", "pretrain/folder"),
+            ("picie", "segmentation/picie"),
+            ("transfer segmentation", "voc_fcn"),
+            ("transfer segmentation", ""),
+        )
+    ]
+    assert found == [
+        "outputs/folder",
+        "outputs/fit",
+        "outputs/pretrain/folder",
+        "outputs/picie",
+        "outputs/transfer-segmentation/voc_fcn",
+        "outputs/transfer-segmentation",
+    ]
 
 
 def test_default_folders_are_numbered(tmp_path):

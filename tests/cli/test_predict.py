@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+import yaml
 from PIL import Image
 
 from densesiam import cli
 from densesiam.cli import predict as command
 from densesiam.cli.predict import Settings, predict
 from densesiam.data import sample_paths
+from densesiam.data.image import files
 from densesiam.reports.prediction import PredictionWriter
-from tests.cli.predicting import save_photo, save_segmenter
+from tests.cli.predicting import MODEL, save_labelled, save_photo, save_segmenter, save_transfer
 from tests.tolerance import assert_close
 
 
@@ -78,7 +81,8 @@ def test_sizes_names_and_shares(run, tmp_path):
         assert (out / name).is_file()
 
 
-def test_unreadable_images_are_listed_with_their_reason(run, tmp_path):
+def test_unreadable_images_are_listed_with_their_reason(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_WAITS", ())  # nothing comes back here
     photos = tmp_path / "photos"
     save_photo(photos / "a.png")
     whole = save_photo(photos / "cut.jpg").read_bytes()
@@ -327,7 +331,7 @@ def test_names_merge_and_drop(run, tmp_path):
     labels = np.asarray(Image.open(tmp_path / "named" / "labels" / "a.png"))
     assert np.array_equal(labels, np.where(plain == 0, 255, 0))
     assert summary["image_shares"] == [pytest.approx((plain != 0).mean())]
-    painted = np.asarray(Image.open(tmp_path / "named" / "thumbnails" / "a.png"))
+    painted = np.asarray(Image.open(tmp_path / "named" / "thumbnails" / "a.png").convert("RGB"))
     assert (painted[labels == 0] == [1, 2, 3]).all()
     rows = list(csv.reader((tmp_path / "named" / "areas.csv").open()))
     assert int(rows[1][4]) == (plain == 0).sum()
@@ -348,3 +352,78 @@ def test_reading_ahead_gives_the_same(checkpoint, tmp_path, monkeypatch):
     )
     assert one == ahead
     shutil.rmtree(tmp_path / "one")
+
+
+# What labels have taught
+
+
+def test_a_transfer_can_be_used(run, tmp_path, monkeypatch, capfd):
+    """Predicted, scored on its own labelled images, and exported."""
+    monkeypatch.chdir(tmp_path)
+    val = save_labelled(tmp_path / "val")
+    model = save_transfer(tmp_path / "last.ckpt", val)
+    code, _, summary = run(tmp_path / "val" / "images", model=model)
+    assert code == 0
+    assert summary["categories"] == ["sky", "road", "car"]
+    assert "learned from labels" in summary["protocol"]["categories"]
+    code, said, _ = run(tmp_path / "val" / "images", "--head", "aux", model=model, output="none")
+    assert "was trained with labels, and has one head" in said
+
+    arguments = ["--trainer.accelerator", "cpu", "--output", "scored"]
+    assert cli.main(["validate", "--ckpt_path", str(model), *arguments]) == 0
+    scores = json.loads(Path("scored/validation/scores.json").read_text())
+    assert scores["assignment"] == [0, 1, 2]
+    assert "the model has learned these classes" in scores["protocol"]["matching"]
+    hits = total = 0
+    for name in ("0", "1"):
+        labels, found = (
+            np.asarray(Image.open(folder / f"{name}.png"))
+            for folder in (tmp_path / "val" / "labels", tmp_path / "out" / "labels")
+        )
+        hits, total = hits + (labels == found).sum(), total + labels.size
+    assert scores["accuracy"] == pytest.approx(hits / total)
+    wrong = save_transfer(tmp_path / "wrong.ckpt", val, ("sky", "road", "bus"))
+    assert cli.main(["validate", "--ckpt_path", str(wrong), *arguments]) == 1
+    assert "has learned other classes (sky, road, bus)" in capfd.readouterr().err
+
+    args = ["--format", "torch", "--size", "[64, 64]", "--any_size", "false"]
+    assert cli.main(["export", str(model), *args]) == 0
+    program = torch.export.load("outputs/export/last.pt2")
+    logits, labels = program.module()(torch.rand(2, 3, 64, 64))
+    wide = F.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)
+    assert torch.equal(wide.argmax(1), labels)
+    assert json.loads(Path("outputs/export/last.json").read_text())["names"][2] == "car"
+
+
+def test_exports_and_validations_take_names(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("names.yaml").write_text("categories: {0: sky, 1: null, 2: car}")
+    args = ["--format", "torch", "--size", "[64, 64]", "--any_size", "false"]
+    for name, more in (("plain", []), ("named", ["--names", "names.yaml"])):
+        output = ["--output", f"{name}.pt2"]
+        assert cli.main(["export", str(checkpoint), *args, *output, *more]) == 0
+    image = torch.rand(2, 3, 64, 64)
+    plain, named = (
+        torch.export.load(f"{name}.pt2").module()(image)[1] for name in ("plain", "named")
+    )
+    assert torch.equal(named, torch.tensor([0, 255, 1])[plain])
+    names = json.loads(Path("named.json").read_text())
+    assert (names["names"], names["void"]) == (["sky", "car"], 255)
+    assert not Path("plain.json").exists()
+
+    val = save_labelled(tmp_path / "val")
+    config = {
+        "model": {**MODEL, "region_start": 0},
+        "data": {"val": val},
+        "output": "scored",
+        "trainer": {"accelerator": "cpu"},
+    }
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    validate = ["validate", "--config", "config.yaml", "--ckpt_path", str(checkpoint)]
+    assert cli.main([*validate, "--matching", "names.yaml"]) == 0
+    scores = json.loads(Path("scored/validation/scores.json").read_text())
+    assert scores["assignment"] == [0, -1, 2]
+    assert scores["protocol"]["matching"] == "by the names in names.yaml"
+    Path("other.yaml").write_text("categories: {0: moon}")
+    assert cli.main([*validate, "--matching", "other.yaml"]) == 1
+    assert "gives no category the name of a class" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def test_every_category_is_written_and_painted(tmp_path, count, mode):
         assert written.mode == mode
         assert np.array_equal(np.asarray(written), [labels] * 2)
     with Image.open(folder / "thumbnails" / "photo.png") as painted:
-        assert np.array_equal(np.asarray(painted)[0], palette(count))
+        assert np.array_equal(np.asarray(painted.convert("RGB"))[0], palette(count))
 
 
 def test_large_pictures_are_reduced_with_their_labels(tmp_path):
