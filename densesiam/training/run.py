@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from densesiam._writing import write_text
+from densesiam.data.views.paired import output_size
 from densesiam.methods import Method
 from densesiam.models.weights import explain_mismatch
 from densesiam.training.checkpoints import (
@@ -80,7 +81,8 @@ def add_config_arguments(
     parser.add_argument("--ckpt_path", type=str | None, help=checkpoint_help)
     parser.add_argument("--seed", type=int, default=0, help="All randomness follows from it.")
     parser.add_class_arguments(model, "model")
-    parser.add_class_arguments(data, "data", skip={"predict", "seed"})
+    parser.add_class_arguments(data, "data", skip={"predict"})
+    parser.link_arguments("seed", "data.seed")
     parser.add_class_arguments(TrainerOptions, "trainer", skip=set(unused))
 
 
@@ -137,7 +139,6 @@ def build(parser: ArgumentParser, config: Namespace, ckpt_path: Path | None = No
         # A setting of several types: the parser tells of each why it is not that one, and the cause
         # is what went wrong with the object that was asked for.
         raise (error.__cause__ or error) from None
-    built.data.seed = config.seed
     return Built(built.model, built.data, built.trainer, text, ckpt_path)
 
 
@@ -342,7 +343,8 @@ def training_run(
     """
     built, folder = run.built, run.folder
     # Missing images should stop the run before it leaves any trace.
-    images = describe_images(built.data.train_dataloader().dataset.paths)
+    built.data.num_batches()
+    images = describe_images(built.data.trained_on.paths)
     if run.start.checkpoint is not None:
         assert run.start.ckpt_path is not None
         check_images(run.start.ckpt_path, run.start.checkpoint, images, run.changes)
@@ -378,6 +380,8 @@ def training_run(
     _check_normalisation(built, runner)
     if isinstance(built.model, Method):
         _check_batch(built, runner)
+        if (size := getattr(built.data.views, "size", None)) is not None:
+            built.model.encoder.check_size(*output_size(size))
         if (loaded := built.model.encoder.weights_report) is not None:
             say(f"weights: {loaded}")
     with interruptible(runner, run.signals, lambda: _what_is_left(run, path)):
