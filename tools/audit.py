@@ -201,7 +201,7 @@ def multiplies(name: str) -> bool:
 def reads_packs(name: str) -> bool:
     """Whether a kernel is the variant for aligned inputs."""
     source = r"(Planar|Pixels)Source<\w+, [248]>|SampledSource<\w+, [248],"
-    direct = r"^((overlap_sample|roi_align)\w*_pixels|label_map_pixels)<[248],"
+    direct = r"^((overlap_sample|roi_align)\w*_pixels|label_map_pixels)<(\w+Taps, )?[248],"
     return bool(re.search(source, name) or re.match(direct, name) or "<true, " in name) or bool(
         re.match(r"region_pool_\w+<\d+, true", name)
     )

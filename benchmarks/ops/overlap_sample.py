@@ -98,7 +98,7 @@ def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
     kind = f"{names.direct}, float"
     return [
         f"overlap_sample_{names.layout}<{kind}>",
-        f"overlap_sample_backward_{names.layout}<{kind}>",
+        f"overlap_sample_backward_{names.layout}<SharedTaps, {kind}>",
     ]
 
 
