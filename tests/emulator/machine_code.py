@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.emulator import emulated, load_emulator
 from tools.audit import LIBRARY, demangled, tool
 from tools.sass.machine import Launch, Machine
-from tools.sass.program import Program, read_program, symbols
+from tools.sass.program import Program, read_program, scratch, symbols
 
 
 class _Record(ctypes.Structure):
@@ -93,7 +93,7 @@ def program(architecture: str, name: str, library: Path = LIBRARY) -> Program:
 
 @cache
 def _programs(architecture: str, library: Path) -> dict[str, tuple[Path, str]]:
-    folder = Path(tempfile.mkdtemp(prefix="machine-code-"))
+    folder = Path(tempfile.mkdtemp(dir=scratch().name))
     command = [tool("cuobjdump"), "-xelf", architecture, library.resolve()]
     subprocess.run(command, cwd=folder, capture_output=True, check=True)
     cubins = {name: cubin for cubin in sorted(folder.iterdir()) for name in symbols(cubin)}

@@ -186,6 +186,12 @@ def parse_line(line: str) -> Instruction | None:
 
 
 @cache
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder that goes when Python ends."""
+    return tempfile.TemporaryDirectory(prefix="sass-")
+
+
+@cache
 def compiled(source: Path, architecture: str = "sm_90") -> Path:
     """The cubin of a source file without includes of this project.
 
@@ -195,7 +201,7 @@ def compiled(source: Path, architecture: str = "sm_90") -> Path:
     """
     if shutil.which("nvcc") is None:
         raise FileNotFoundError(f"{source} is compiled here: nvcc is not on the PATH")
-    cubin = Path(tempfile.mkdtemp(prefix="cubin-")) / f"{source.stem}.{architecture}.cubin"
+    cubin = Path(tempfile.mkdtemp(dir=scratch().name)) / f"{source.stem}.{architecture}.cubin"
     command = ["nvcc", f"-arch={architecture}", "-O3", "-std=c++17", "-cubin", "-o"]
     subprocess.run([*command, str(cubin), str(source)], check=True, capture_output=True)
     return cubin
