@@ -5,7 +5,7 @@
     python -m benchmarks --full     also other shapes, types, scaling, whole training steps
     python -m benchmarks compare A B      what became slower from one result to the other
     python -m benchmarks report RESULT    tables and a page from a result
-    python -m benchmarks predict          what GPUs cannot be faster than
+    python -m benchmarks roofline         what the CUDA kernels do, and how near GPUs' roof that is
     python -m benchmarks ceilings         what this device reaches: copies and matrix products
     python -m benchmarks host             what a call takes beside its kernel
     python -m benchmarks pipeline         what an image costs from its file to its views
@@ -36,8 +36,8 @@ from benchmarks import (
     device,
     host,
     ops,
-    predict,
     report,
+    roofline,
     suite,
     training_step,
 )
@@ -59,7 +59,7 @@ def _pipeline(arguments: Sequence[str]) -> int:
 COMMANDS = {
     "compare": compare.main,
     "report": report.main,
-    "predict": predict.main,
+    "roofline": roofline.main,
     "ceilings": ceilings.main,
     "host": host.main,
     "pipeline": _pipeline,

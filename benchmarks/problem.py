@@ -162,6 +162,9 @@ class Problem:
         parts: single library calls by name.
         products: multiplications and additions of matrix products, forward and backward.
         exponentials: how many of them, forward and backward.
+        forward_instructions: thread instructions that forward cannot do without.
+        backward_instructions: the same of backward.
+        mean: the result is one number, which takes a second launch.
         operands: type that matrix products may round their operands to; None for the result's.
         tolerance: of the result and the gradients in float32, relative to the largest element; of
             a composite relative to their lengths, beyond what its own rounding does.
@@ -184,6 +187,9 @@ class Problem:
     parts: dict[str, Part] | None = None
     products: int = 0
     exponentials: int = 0
+    forward_instructions: float = 0
+    backward_instructions: float = 0
+    mean: bool = False
     operands: torch.dtype | None = None
     tolerance: float = 1e-4
     module: nn.Module | None = None

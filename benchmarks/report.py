@@ -15,8 +15,9 @@ from pathlib import Path
 from benchmarks import tables
 from benchmarks.devices import DEVICES
 from benchmarks.goals import goal, unmet
-from benchmarks.predict import floors
+from benchmarks.processor import PROCESSORS
 from benchmarks.results import CEILING, PEER_NAMES, Results
+from benchmarks.roofline import read_baseline
 from benchmarks.suite import GROUPS
 from benchmarks.tables import Table
 from densesiam.reports import page
@@ -46,8 +47,6 @@ TEXTS = {
     "yardstick is torchvision's roi_align.",
     "compile": "The first call, forward and backward, every cache off; not in the times above.",
 }
-PREDICTED = ("A100 80GB SXM", "H100 SXM", "RTX 4090")
-PREDICTED_BATCH = 64
 
 
 def write_report(results: Results, path: Path) -> None:
@@ -150,37 +149,40 @@ def _machine(results: Results) -> Table:
 
 
 def _prediction(results: Results) -> Html:
-    """What GPUs cannot be faster than, marked as what it is."""
-    devices = [DEVICES[name] for name in PREDICTED]
-    shown = floors(devices, PREDICTED_BATCH, results)
-    lines = [
+    """What is counted of the CUDA kernels and predicted from it, marked as what it is."""
+    lines: list[Sequence[str | int | float | None]] = [
         [
-            floor.device,
-            floor.op,
-            f"{floor.name} ({floor.shape})",
-            floor.layout,
-            floor.dtype,
-            f"{floor.milliseconds:.3f}",
-            floor.bound,
-            floor.registers,
-            floor.warps,
-            None if floor.in_flight is None else f"{floor.in_flight:.1f}x",
-            ", ".join(f"{name} {ms:.3f}" for name, ms in floor.measured.items()) or None,
+            PROCESSORS[architecture].device,
+            name,
+            f"{row.microseconds:.1f}",
+            f"{row.share:.0%}",
+            row.bound,
+            f"{row.roof:.1f}",
+            row.roof_bound,
+            row.launches + row.clears,
+            f"{row.instructions:.2f}",
+            f"{row.sectors:.2f}",
+            row.widest,
+            f"{row.conflict:.0f}",
+            row.registers,
         ]
-        for floor in shown
+        for architecture, rows in read_baseline().items()
+        for name, row in rows.items()
     ]
     columns = [
         page.Column("device"),
-        page.Column("operation"),
-        page.Column("shape"),
-        page.Column("layout"),
-        page.Column("type"),
-        page.Column("floor, ms", "number", "predicted, forward and backward"),
+        page.Column("case"),
+        page.Column("us", "number", "predicted"),
+        page.Column("share", "number", "of the roof, predicted"),
         page.Column("bound by"),
-        page.Column("registers", "number", "of the kernel that has the most, from the audit"),
-        page.Column("warps", "number", "resident on a multiprocessor at the least"),
-        page.Column("in flight", "number", "bytes under way, over those that the memory needs"),
-        page.Column("measured, ms"),
+        page.Column("roof, us", "number", "no kernel can be faster"),
+        page.Column("of"),
+        page.Column("launches", "number", "and memory that is filled"),
+        page.Column("instructions", "number", "of threads, a mandatory byte"),
+        page.Column("sectors", "number", "bytes of them, a mandatory byte"),
+        page.Column("load", "number", "bytes of the widest"),
+        page.Column("conflict", "number", "of shared memory: wavefronts over the least, the worst"),
+        page.Column("registers", "number", "of the kernel that has the most"),
     ]
     figures = page.table(
         [page.Column(t) for t in ("device", "GB/s", "SMs", "GHz", "tf32 TFLOP/s", "source")],
@@ -190,14 +192,13 @@ def _prediction(results: Results) -> Html:
         ],
     )
     return page.section(
-        "GPUs: a prediction, not a measurement",
+        "GPUs: counts and a prediction, not a measurement",
         page.paragraph(
-            "The least time that each operation can take: its mandatory bytes at the memory's full "
-            "bandwidth, its matrix products and its exponentials at full rate, whichever is "
-            "longest. Registers and warps come from the static audit of the compiled kernels. "
-            "A run on such a GPU fills the last column."
+            "The machine code of the CUDA kernels was executed on the CPU and counted. The times "
+            "are a model's, made from the counts; docs/benchmarks.md says what it knows and what "
+            "it does not."
         ),
-        page.details(f"{len(lines)} floors", page.table(columns, lines)),
+        page.details(f"{len(lines)} cases", page.table(columns, lines)),
         page.details("Public figures of the devices", figures),
     )
 

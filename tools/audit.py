@@ -119,7 +119,7 @@ def read_kernels(library: Path) -> dict[str, dict[str, Kernel]]:
                 for field, pattern in OPCODES.items():
                     if pattern.search(line):
                         setattr(kernel, field, getattr(kernel, field) + 1)
-    names = _demangled(sorted({name for each in kernels.values() for name in each}))
+    names = demangled(sorted({name for each in kernels.values() for name in each}))
     return {
         architecture: {names[name]: kernel for name, kernel in each.items()}
         for architecture, each in sorted(kernels.items())
@@ -156,12 +156,19 @@ def _dump(library: Path, what: str) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def _demangled(names: list[str]) -> dict[str, str]:
-    """Short names such as ``label_map_pixels<4, float>``."""
+def demangled(names: list[str], target: str = "device") -> dict[str, str]:
+    """Short names such as ``label_map_pixels<4, float>``.
+
+    Args:
+        names: mangled ones.
+        target: the inline namespace of device code: "device", or "emulated" in the emulator.
+    """
     text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True)
     result = {}
     for name, full in zip(names, text.stdout.splitlines(), strict=True):
-        short = re.sub(r"densesiam::(device::)?", "", full.removeprefix("void "))
+        full = full.replace("densesiam::half", "__half")  # the emulator's own types
+        full = full.replace("densesiam::bfloat16", "__nv_bfloat16")
+        short = re.sub(rf"densesiam::({target}::)?", "", full.removeprefix("void "))
         result[name] = re.sub(r"\(.*", "", re.sub(r"\((\w+)\)(?=[\w-])", "", short))
     return result
 
@@ -194,7 +201,7 @@ def multiplies(name: str) -> bool:
 def reads_packs(name: str) -> bool:
     """Whether a kernel is the variant for aligned inputs."""
     source = r"(Planar|Pixels)Source<\w+, [248]>|SampledSource<\w+, [248],"
-    direct = r"^((overlap_sample|roi_align)\w*_pixels|label_map_pixels)<[248],"
+    direct = r"^((overlap_sample|roi_align)\w*_pixels|label_map_pixels)<(\w+Taps, )?[248],"
     return bool(re.search(source, name) or re.match(direct, name) or "<true, " in name) or bool(
         re.match(r"region_pool_\w+<\d+, true", name)
     )

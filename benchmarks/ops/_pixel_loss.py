@@ -23,6 +23,8 @@ def pixel_loss_problem(
     """Forward reads p and z; backward reads both again and writes p's gradient."""
     elements = setting.batch * shape.channels * shape.height * shape.width
     extents = shape.channels, shape.height, shape.width
+    pack, half = 16 // setting.itemsize, setting.itemsize == 2
+    cosine = not more.get("exponentials")
     return Problem(
         op=op,
         shape=f"{setting.batch}x{shape.channels}x{shape.height}x{shape.width}",
@@ -34,6 +36,12 @@ def pixel_loss_problem(
         eager=eager,
         forward_bytes=2 * elements * setting.itemsize + 4,
         backward_bytes=3 * elements * setting.itemsize,
+        # A pair of elements, loaded and converted: three products added; or two maxima, two
+        # exponentials of two instructions, both sums and the product added.
+        forward_instructions=elements * (2 / pack + 2 * half + (3 if cosine else 9)),
+        # Stored as well: two products added; or two exponentials, a difference and a product.
+        backward_instructions=elements * (3 / pack + 2.5 * half + (2 if cosine else 6)),
+        mean=True,
         **more,
     )
 

@@ -49,6 +49,11 @@ def problem(shape: Shape, setting: Setting) -> Problem:
     batch, channels, size = setting.batch, shape.channels, shape.size
     pixels, cells = batch * channels * shape.height * shape.width, batch * channels * size * size
 
+    # Loads and stores in packs of 16 bytes where the layout has the channels side by side; half
+    # types are converted.
+    pack = 16 // setting.itemsize if setting.channels_last else 1
+    half = setting.itemsize == 2
+
     def make() -> list[Tensor]:
         return [features(setting, channels, shape.height, shape.width), crop_boxes(batch)]
 
@@ -81,6 +86,10 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         # At most four pixels are needed for a sample: a coarse grid need not read the map.
         forward_bytes=(min(pixels, 4 * cells) + cells) * setting.itemsize,
         backward_bytes=(cells + pixels) * setting.itemsize,
+        # A sample: four corners loaded, mixed by (1 - w) a + w b three times, stored.
+        forward_instructions=cells * (5 / pack + 6 + 4.5 * half),
+        # A corner: loaded and added; a pixel: stored, and where nothing touches it nothing else.
+        backward_instructions=4 * cells * (1 / pack + 1 + half) + pixels * (1 / pack + half / 2),
     )
 
 
@@ -89,7 +98,7 @@ def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
     kind = f"{names.direct}, float"
     return [
         f"overlap_sample_{names.layout}<{kind}>",
-        f"overlap_sample_backward_{names.layout}<{kind}>",
+        f"overlap_sample_backward_{names.layout}<SharedTaps, {kind}>",
     ]
 
 

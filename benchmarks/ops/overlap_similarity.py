@@ -71,7 +71,7 @@ def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
     return [
         f"pixel_loss_{names.layout}{samples}",
         f"pixel_loss_backward_{names.layout}{samples}",
-        f"overlap_sample_backward_{names.layout}<{names.direct}, float>",
+        f"overlap_sample_backward_{names.layout}<SharedTaps, {names.direct}, float>",
     ]
 
 

@@ -59,6 +59,7 @@ def problem(shape: Shape, setting: Setting) -> Problem:
     weighted = shape.variant == "weighted"
     rebalance = cast(Literal["none", "inverse"], "none" if weighted else shape.variant)
     elements = setting.batch * shape.channels * shape.height * shape.width
+    pack, half = 16 // setting.itemsize, setting.itemsize == 2
     return Problem(
         op="pseudo_label_loss",
         shape=(f"{setting.batch}x{shape.channels}x{shape.height}x{shape.width}, {shape.variant}"),
@@ -79,6 +80,12 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         forward_bytes=elements * setting.itemsize + 4,
         backward_bytes=2 * elements * setting.itemsize,
         exponentials=2 * elements,
+        # An element, loaded and converted: compared and its place kept, an exponential of two
+        # instructions, added.
+        forward_instructions=elements * (1 / pack + half + 5),
+        # Stored as well: an exponential, compared with the label, a difference and a product.
+        backward_instructions=elements * (2 / pack + 1.5 * half + 5),
+        mean=True,
     )
 
 

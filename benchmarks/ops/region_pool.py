@@ -39,6 +39,9 @@ def problem(shape: Shape, setting: Setting) -> Problem:
     """Forward reads features and logits; backward reads and writes both."""
     pixels = setting.batch * shape.height * shape.width
     elements, mask = pixels * shape.channels, pixels * shape.classes
+    # Multiply-adds, on CUDA cores one instruction each; on tensor cores 2048 a warp instruction of
+    # m16n8k16.
+    product = elements * shape.classes / (64 if setting.itemsize == 2 else 1)
     return Problem(
         op="region_pool",
         shape=(
@@ -65,6 +68,9 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         backward_bytes=2 * (elements + mask) * setting.itemsize,
         products=6 * elements * shape.classes,
         exponentials=2 * mask,
+        # Beside the product, the softmax: a maximum, an exponential of two instructions, a sum.
+        forward_instructions=product + 4 * mask,
+        backward_instructions=2 * product + 4 * mask,
         operands=setting.dtype,
     )
 

@@ -12,8 +12,13 @@
 // backward reads B C Kh Kw and writes B C H W. About 8 operations an output element: memory bound.
 //
 // Two thread mappings, one a layout. Planar (NCHW): neighbouring threads on neighbouring outputs of
-// one plane, and a loop over kChannels planes that shares the coordinates. Pixels (channels_last):
-// one thread on N neighbouring channels of one output, 16 bytes where alignment allows.
+// one plane, then on those of the next kChannels planes, so that small maps fill a block too; each
+// goes through its planes with the same coordinates. Pixels (channels_last): one thread on N
+// neighbouring channels of one output, 16 bytes where alignment allows.
+//
+// The grid is separable: a block of the backward first writes the taps of all rows and columns of
+// cells, and the cells that touch each row and column of pixels, to its shared memory. Where they
+// do not fit or do not pay they are found anew for each pixel.
 //
 // C is the type of coordinates, and of the boxes: double where the features are.
 #pragma once
@@ -41,24 +46,26 @@ DENSESIAM_HD Box4<C> load_box(const C* boxes, unsigned b) {
   return {load(box), load(box + 1), load(box + 2), load(box + 3)};
 }
 
-// One block of a planar kernel: some positions of kChannels planes of one image.
-struct PlanarBlock {
-  unsigned position, first, channels;  // this thread's position; the planes
-  std::int64_t plane;                  // index of the first plane in the tensor
+// One thread of a planar kernel: one position of at most kChannels planes of one image.
+struct PlanarItem {
+  unsigned position, channels;  // the position; planes, 0 for a thread beyond the image
+  std::int64_t plane;           // index of the first plane in the tensor
   unsigned b;
 
-  __device__ __forceinline__ PlanarBlock(const OverlapSampleShape& shape, unsigned positions) {
-    const unsigned tiles = (positions + kThreads - 1) / kThreads;
+  __device__ __forceinline__ PlanarItem(const OverlapSampleShape& shape, unsigned positions) {
     const unsigned groups = (shape.channels + kChannels - 1) / kChannels;
-    position = blockIdx.x % tiles * kThreads + threadIdx.x;
-    first = blockIdx.x / tiles % groups * kChannels;
-    b = blockIdx.x / tiles / groups;
-    channels = shape.channels - first < kChannels ? shape.channels - first : kChannels;
+    const unsigned blocks = (positions * groups + kThreads - 1) / kThreads;
+    const unsigned item = blockIdx.x % blocks * kThreads + threadIdx.x;
+    const unsigned first = item / positions * kChannels;
+    position = item % positions;
+    b = blockIdx.x / blocks;
+    const unsigned left = first < shape.channels ? shape.channels - first : 0;
+    channels = left < kChannels ? left : kChannels;
     plane = std::int64_t(b) * shape.channels + first;
   }
 
-  static std::uint64_t count(const OverlapSampleShape& shape, unsigned positions) {
-    return divide_up(positions, kThreads) * divide_up(shape.channels, kChannels) * shape.batch;
+  static std::uint64_t count(const OverlapSampleShape& shape, std::uint64_t positions) {
+    return divide_up(positions * divide_up(shape.channels, kChannels), kThreads) * shape.batch;
   }
 };
 
@@ -69,21 +76,21 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
                           T* __restrict__ out,             // [B, C, Kh, Kw]
                           OverlapSampleShape shape) {
   using A = Accumulate<T>;
-  const PlanarBlock block(shape, shape.cells());
-  if (block.position >= shape.cells()) return;
-  const int i = int(block.position / unsigned(shape.columns));
-  const int j = int(block.position % unsigned(shape.columns));
-  const Box4<C> box = load_box(boxes, block.b);
+  const PlanarItem item(shape, shape.cells());
+  if (item.channels == 0) return;
+  const int i = int(item.position / unsigned(shape.columns));
+  const int j = int(item.position % unsigned(shape.columns));
+  const Box4<C> box = load_box(boxes, item.b);
   const Tap<A> y = cell_tap<A>(box.y1, box.y2, i, shape.rows, shape.height);
   const Tap<A> x = cell_tap<A>(box.x1, box.x2, j, shape.columns, shape.width);
   const bool finite = is_finite(box);
-  const T* plane = features + block.plane * shape.map();
+  const T* plane = features + item.plane * shape.map();
   const unsigned low = unsigned(y.low) * unsigned(shape.width);
   const unsigned high = unsigned(y.high) * unsigned(shape.width);
-  T* target = out + block.plane * shape.cells() + block.position;
+  T* target = out + item.plane * shape.cells() + item.position;
 #pragma unroll
   for (unsigned c = 0; c < kChannels; ++c) {
-    if (c >= block.channels) break;
+    if (c >= item.channels) break;
     const A left =
         mix<A>(to_float(load(plane + low + x.low)), to_float(load(plane + high + x.low)), y.weight);
     const A right = mix<A>(to_float(load(plane + low + x.high)),
@@ -149,52 +156,126 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
   store<N>(out + cell * shape.channels + block.channel, result);
 }
 
-// Calls add(i, j, share) for every cell whose sample touches the pixel, in ascending order.
-template <class A, class C, class Add>
-__device__ __forceinline__ void for_each_touching(const Box4<C>& box, unsigned pixel,
+// The taps of a grid, and the cells that touch a row or column of pixels, found where they are
+// asked for.
+template <class A, class C>
+struct FoundTaps {
+  static constexpr bool kExact = false;  // ranges hold cells that do not touch
+  Box4<C> box;
+  OverlapSampleShape shape;
+
+  static std::size_t bytes(const OverlapSampleShape&) { return 0; }
+  __device__ __forceinline__ FoundTaps(const Box4<C>& box_, const OverlapSampleShape& shape_)
+      : box(box_), shape(shape_) {}
+  __device__ __forceinline__ CellRange rows_at(int y) const {
+    if (!is_finite(box)) return {0, 0};
+    return cells_touching(box.y1, box.y2, y, shape.rows, shape.height);
+  }
+  __device__ __forceinline__ CellRange columns_at(int x) const {
+    return cells_touching(box.x1, box.x2, x, shape.columns, shape.width);
+  }
+  __device__ __forceinline__ Tap<A> row(int i) const {
+    return cell_tap<A>(box.y1, box.y2, i, shape.rows, shape.height);
+  }
+  __device__ __forceinline__ Tap<A> column(int j) const {
+    return cell_tap<A>(box.x1, box.x2, j, shape.columns, shape.width);
+  }
+};
+
+// The same, once for a block in its shared memory. All threads of the block make it together.
+// Coordinates never fall from one cell to the next, or never rise, as no rounding changes an order:
+// the cells that touch a pixel are neighbours, and a range that ends in such cells has no others.
+template <class A, class C>
+struct SharedTaps {
+  static constexpr bool kExact = true;
+  Tap<A>* row_taps;          // [Kh]
+  Tap<A>* column_taps;       // [Kw]
+  CellRange* row_ranges;     // [H]
+  CellRange* column_ranges;  // [W]
+
+  static std::size_t bytes(const OverlapSampleShape& shape) {
+    return (std::size_t(shape.rows) + std::size_t(shape.columns)) * sizeof(Tap<A>) +
+           (std::size_t(shape.height) + std::size_t(shape.width)) * sizeof(CellRange);
+  }
+  __device__ __forceinline__ SharedTaps(const Box4<C>& box, const OverlapSampleShape& shape) {
+    DENSESIAM_DYNAMIC_SHARED(Tap<A>, memory);
+    row_taps = memory, column_taps = row_taps + shape.rows;
+    row_ranges = reinterpret_cast<CellRange*>(column_taps + shape.columns);
+    column_ranges = row_ranges + shape.height;
+    const FoundTaps<A, C> found(box, shape);
+    for (int i = int(threadIdx.x); i < shape.rows; i += kThreads) row_taps[i] = found.row(i);
+    for (int j = int(threadIdx.x); j < shape.columns; j += kThreads) {
+      column_taps[j] = found.column(j);
+    }
+    __syncthreads();
+    for (int y = int(threadIdx.x); y < shape.height; y += kThreads) {
+      row_ranges[y] = exact(found.rows_at(y), row_taps, y);
+    }
+    for (int x = int(threadIdx.x); x < shape.width; x += kThreads) {
+      column_ranges[x] = exact(found.columns_at(x), column_taps, x);
+    }
+    __syncthreads();
+  }
+  static __device__ __forceinline__ CellRange exact(CellRange range, const Tap<A>* taps,
+                                                    int pixel) {
+    while (range.begin < range.end && tap_share(taps[range.begin], pixel) == A(0)) ++range.begin;
+    while (range.begin < range.end && tap_share(taps[range.end - 1], pixel) == A(0)) --range.end;
+    return range;
+  }
+  __device__ __forceinline__ CellRange rows_at(int y) const { return row_ranges[y]; }
+  __device__ __forceinline__ CellRange columns_at(int x) const { return column_ranges[x]; }
+  __device__ __forceinline__ Tap<A> row(int i) const { return row_taps[i]; }
+  __device__ __forceinline__ Tap<A> column(int j) const { return column_taps[j]; }
+};
+
+// Calls add(cell, share) for every cell whose sample touches the pixel, in ascending order.
+template <class A, class Taps, class Add>
+__device__ __forceinline__ void for_each_touching(const Taps& taps, unsigned pixel,
                                                   const OverlapSampleShape& shape, const Add& add) {
-  if (!is_finite(box)) return;
   const int y = int(pixel / unsigned(shape.width)), x = int(pixel % unsigned(shape.width));
-  const CellRange is = cells_touching(box.y1, box.y2, y, shape.rows, shape.height);
-  const CellRange js = cells_touching(box.x1, box.x2, x, shape.columns, shape.width);
+  const CellRange is = taps.rows_at(y), js = taps.columns_at(x);
   for (int i = is.begin; i < is.end; ++i) {
-    const A share_y = tap_share(cell_tap<A>(box.y1, box.y2, i, shape.rows, shape.height), y);
-    if (share_y == A(0)) continue;
+    const A share_y = tap_share(taps.row(i), y);
+    if (!Taps::kExact && share_y == A(0)) continue;
     for (int j = js.begin; j < js.end; ++j) {
-      const A share_x = tap_share(cell_tap<A>(box.x1, box.x2, j, shape.columns, shape.width), x);
-      if (share_x != A(0)) add(i, j, share_y * share_x);
+      const A share_x = tap_share(taps.column(j), x);
+      if (Taps::kExact || share_x != A(0))
+        add(unsigned(i) * unsigned(shape.columns) + unsigned(j), share_y * share_x);
     }
   }
 }
 
-template <class T, class C>
+template <template <class, class> class Taps, class T, class C>
 __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
     overlap_sample_backward_planar(const T* __restrict__ grad,   // [B, C, Kh, Kw]
                                    const C* __restrict__ boxes,  // [B, 4]
                                    T* __restrict__ out,          // [B, C, H, W]
                                    OverlapSampleShape shape) {
   using A = Accumulate<T>;
-  const PlanarBlock block(shape, shape.map());
-  if (block.position >= shape.map()) return;
-  const T* source = grad + block.plane * shape.cells();
-  A sums[kChannels] = {};
-  for_each_touching<A>(load_box(boxes, block.b), block.position, shape, [&](int i, int j, A share) {
-    const unsigned cell = unsigned(i) * unsigned(shape.columns) + unsigned(j);
+  const PlanarItem item(shape, shape.map());
+  const Taps<A, C> taps(load_box(boxes, item.b), shape);
+  if (item.channels == 0) return;
+  const T* source = grad + item.plane * shape.cells();
+  T* target = out + item.plane * shape.map() + item.position;
+  const auto gather = [&](auto whole) {
+    const auto counts = [&](unsigned c) { return decltype(whole)::value || c < item.channels; };
+    A sums[kChannels] = {};
+    for_each_touching<A>(taps, item.position, shape, [&](unsigned cell, A share) {
+      const T* at = source + cell;
+#pragma unroll
+      for (unsigned c = 0; c < kChannels; ++c) {
+        if (counts(c)) sums[c] += share * to_float(load(at + c * shape.cells()));
+      }
+    });
 #pragma unroll
     for (unsigned c = 0; c < kChannels; ++c) {
-      if (c < block.channels) {
-        sums[c] += share * to_float(load(source + std::int64_t(c) * shape.cells() + cell));
-      }
+      if (counts(c)) store(target + c * shape.map(), from_float<T>(sums[c]));
     }
-  });
-  T* target = out + block.plane * shape.map() + block.position;
-#pragma unroll
-  for (unsigned c = 0; c < kChannels; ++c) {
-    if (c < block.channels) store(target + std::int64_t(c) * shape.map(), from_float<T>(sums[c]));
-  }
+  };
+  item.channels == kChannels ? gather(std::true_type{}) : gather(std::false_type{});
 }
 
-template <int N, class T, class C>
+template <template <class, class> class Taps, int N, class T, class C>
 __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
     overlap_sample_backward_pixels(const T* __restrict__ grad,   // [B, C, Kh, Kw]
                                    const C* __restrict__ boxes,  // [B, 4]
@@ -202,11 +283,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
                                    OverlapSampleShape shape) {
   using A = Accumulate<T>;
   const PixelsBlock<N> block(shape, shape.map());
+  const Taps<A, C> taps(load_box(boxes, block.b), shape);
   if (!block.inside) return;
   const T* source = grad + std::int64_t(block.b) * shape.cells() * shape.channels + block.channel;
   A sums[N] = {};
-  for_each_touching<A>(load_box(boxes, block.b), block.position, shape, [&](int i, int j, A share) {
-    const unsigned cell = unsigned(i) * unsigned(shape.columns) + unsigned(j);
+  for_each_touching<A>(taps, block.position, shape, [&](unsigned cell, A share) {
     const auto values = load<N>(source + cell * shape.channels);
 #pragma unroll
     for (int k = 0; k < N; ++k) sums[k] += share * to_float(values.values[k]);
@@ -225,7 +306,7 @@ void launch_overlap_sample(const T* features, const C* boxes, T* out,
     launch(kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, features, boxes, out, shape);
   };
   if (!channels_last) {
-    run(overlap_sample_planar<T, C>, PlanarBlock::count(shape, shape.cells()));
+    run(overlap_sample_planar<T, C>, PlanarItem::count(shape, shape.cells()));
   } else if (packs_align<T>(shape.channels, features, out)) {
     run(overlap_sample_pixels<kPack<T>, T, C>, PixelsBlock<kPack<T>>::count(shape, shape.cells()));
   } else {
@@ -233,20 +314,36 @@ void launch_overlap_sample(const T* features, const C* boxes, T* out,
   }
 }
 
+template <template <class, class> class Taps, class T, class C, class Stream>
+void launch_overlap_sample_backward_with(const T* grad, const C* boxes, T* out,
+                                         const OverlapSampleShape& shape, bool channels_last,
+                                         Stream stream) {
+  const auto run = [&](auto kernel, std::uint64_t blocks) {
+    launch(kernel, dim3(unsigned(blocks)), dim3(kThreads), Taps<Accumulate<T>, C>::bytes(shape),
+           stream, grad, boxes, out, shape);
+  };
+  if (!channels_last) {
+    run(overlap_sample_backward_planar<Taps, T, C>, PlanarItem::count(shape, shape.map()));
+  } else if (packs_align<T>(shape.channels, grad, out)) {
+    run(overlap_sample_backward_pixels<Taps, kPack<T>, T, C>,
+        PixelsBlock<kPack<T>>::count(shape, shape.map()));
+  } else {
+    run(overlap_sample_backward_pixels<Taps, 1, T, C>, PixelsBlock<1>::count(shape, shape.map()));
+  }
+}
+
 template <class T, class C, class Stream>
 void launch_overlap_sample_backward(const T* grad, const C* boxes, T* out,
                                     const OverlapSampleShape& shape, bool channels_last,
                                     Stream stream) {
-  const auto run = [&](auto kernel, std::uint64_t blocks) {
-    launch(kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, grad, boxes, out, shape);
-  };
-  if (!channels_last) {
-    run(overlap_sample_backward_planar<T, C>, PlanarBlock::count(shape, shape.map()));
-  } else if (packs_align<T>(shape.channels, grad, out)) {
-    run(overlap_sample_backward_pixels<kPack<T>, T, C>,
-        PixelsBlock<kPack<T>>::count(shape, shape.map()));
+  constexpr std::size_t most = 48 << 10;  // bytes that every block may have
+  // A block of a channels_last map has few pixels, and where cells are few each asks for few taps:
+  // fewer than the block would find for all.
+  const bool few = channels_last && shape.cells() < shape.map();
+  if (!few && SharedTaps<Accumulate<T>, C>::bytes(shape) <= most) {
+    launch_overlap_sample_backward_with<SharedTaps>(grad, boxes, out, shape, channels_last, stream);
   } else {
-    run(overlap_sample_backward_pixels<1, T, C>, PixelsBlock<1>::count(shape, shape.map()));
+    launch_overlap_sample_backward_with<FoundTaps>(grad, boxes, out, shape, channels_last, stream);
   }
 }
 

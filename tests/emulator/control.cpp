@@ -22,3 +22,7 @@ EXPORT void emulator_traffic(std::size_t launch, std::uint64_t* result) {
   result[2] = traffic.loaded_bytes;
   result[3] = traffic.stored_bytes;
 }
+
+EXPORT void emulator_observe(bool (*observer)(const emulator::LaunchRecord*)) {
+  emulator::machine().observer = observer;
+}

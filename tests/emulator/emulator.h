@@ -21,6 +21,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -249,12 +250,23 @@ class SharedVariable {
   std::size_t bytes_;
 };
 
+// What a kernel is launched with; the arguments lie as the ABI of CUDA has them.
+struct LaunchRecord {
+  const void* kernel;
+  unsigned grid[3], block[3];
+  std::size_t dynamic_bytes;
+  const void* arguments;
+  std::size_t argument_bytes;
+};
+
 class Machine {
  public:
   Order order = Order::forward;
   std::uint64_t seed = 0;
   bool tracing = false;
   std::vector<Traffic> launches;  // since tracing began
+  // Told of every launch before it runs; where it says true, it ran the launch itself.
+  bool (*observer)(const LaunchRecord*) = nullptr;
 
   template <class Body>
   void run(dim3 grid, dim3 block, std::size_t dynamic_bytes, Body& body) {
@@ -572,10 +584,35 @@ inline Machine& machine() {
 }
 inline void Machine::enter() { machine().run_fiber(); }
 
+// Each parameter at the next multiple of its alignment.
+template <class... Parameters>
+std::vector<unsigned char> packed(const Parameters&... parameters) {
+  std::vector<unsigned char> bytes;
+  const auto append = [&](const auto& parameter) {
+    using P = std::decay_t<decltype(parameter)>;
+    static_assert(std::is_trivially_copyable_v<P>);
+    bytes.resize((bytes.size() + alignof(P) - 1) / alignof(P) * alignof(P));
+    const auto* first = reinterpret_cast<const unsigned char*>(&parameter);
+    bytes.insert(bytes.end(), first, first + sizeof(P));
+  };
+  (append(parameters), ...);
+  return bytes;
+}
+
 // kernel<<<grid, block, dynamic_bytes, stream>>>(arguments...)
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t dynamic_bytes,
             Arguments... arguments) {
+  if (machine().observer != nullptr) {
+    const auto bytes = packed<Parameters...>(Parameters(arguments)...);
+    const LaunchRecord record{reinterpret_cast<const void*>(kernel),
+                              {grid.x, grid.y, grid.z},
+                              {block.x, block.y, block.z},
+                              dynamic_bytes,
+                              bytes.data(),
+                              bytes.size()};
+    if (machine().observer(&record)) return;
+  }
   auto body = [&] { kernel(Parameters(arguments)...); };
   machine().run(grid, block, dynamic_bytes, body);
 }

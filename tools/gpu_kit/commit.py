@@ -1,8 +1,8 @@
 """``python -m tools.gpu_kit commit REPORT``: keep of a report what belongs in the repository.
 
 A page and one JSON below 1 MB, under ``benchmarks/results/<device>``. The JSON is a result of the
-benchmarks, which ``python -m benchmarks report``, ``compare`` and ``predict --measured`` read; what
-the other stages found is beside it under ``visit``.
+benchmarks, which ``python -m benchmarks report``, ``compare`` and ``roofline --measured`` read;
+what the other stages found is beside it under ``visit``.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from densesiam import ops
+from densesiam import ops, reference
 from densesiam.ops._operations import OPERATIONS
 from tests.emulator import ORDERS, emulated, traced
 from tests.ops.suite import LAYOUTS, Maker
+from tests.tolerance import assert_close
 from tests.untouched import untouched
 
 
@@ -235,6 +236,27 @@ def test_images_beyond_32_bit_offsets_are_for_another_backend(call):
     if call == op:
         with emulated(), ops.use_backend("auto"):
             assert ops.explain(op, *arguments).backend == "reference"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_grids_whose_taps_do_not_fit_shared_memory(layout):
+    # 12 bytes a cell's tap: 48 KB hold 4,096 of them, and nothing else.
+    values = Maker(torch.float32, layout, "cpu").features(1, 9, 2, 3)
+    grids = []
+    for size in ((2, 4000), (2, 4100)):
+        leaf = values.detach().requires_grad_()
+        with emulated():
+            samples = ops.overlap_sample(leaf, boxes(1), size)
+        grad = torch.ones_like(samples) / size[1]
+        with emulated():
+            (found,) = torch.autograd.grad(samples, leaf, grad)
+        wanted = leaf.detach().double().requires_grad_()
+        right = reference.overlap_sample(wanted, boxes(1).double(), size)
+        (right,) = torch.autograd.grad(right, wanted, grad.double())
+        assert_close(found, right, terms=4 * size[0] * size[1])
+        grids.append(found)
+    # As many shares as make up a gradient of ones, however many cells there are.
+    assert_close(grids[0].sum(), grids[1].double().sum(), terms=8 * 4100)
 
 
 def test_division_without_a_slow_path_rounds_correctly():

@@ -1,0 +1,488 @@
+"""``python -m benchmarks roofline``: what the CUDA kernels do, counted, and their share of a roof.
+
+The machine code that nvcc made is executed here (`tools.sass`): the host code of the emulator
+launches it, on the real shapes, and some blocks of each launch are run and counted. So trip counts,
+divergence, sectors of global memory and conflicts in shared memory are those of the code itself.
+From the counts `benchmarks.processor` predicts a time, and the roof is the time that no kernel can
+beat: the largest of mandatory bytes, instructions that there must be (counted by hand in
+``benchmarks/ops``), exponentials, matrix products, and launches.
+
+A share of the roof is a prediction and no claim of speed. What holds whatever the constants are the
+counts: instructions and sectors a mandatory byte, widest load, worst conflict, launches.
+
+Not modelled: caches (what a block reads twice is in the first, what neighbouring blocks share in
+the second), rows of the memory, instruction fetch, register banks, power and clocks under load,
+writes of parts of a sector, several kernels at once. A block starts a fixed time after another has
+ended. Triton's kernels are not executed: on sm_90 their products are instructions that `tools.sass`
+does not know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import ops
+from benchmarks.devices import DEVICES
+from benchmarks.problem import Problem, Setting
+from benchmarks.processor import (
+    LANES,
+    PROCESSORS,
+    SCHEDULERS,
+    Processor,
+    resident_blocks,
+    simulate,
+    warp_traces,
+)
+from benchmarks.results import Results
+from tools.audit import demangled
+from tools.sass.machine import Counts, Launch, Machine
+from tools.sass.program import Program
+
+BASELINE = Path(__file__).with_suffix(".json")
+HOT = ("overlap_sample", "pixel_similarity", "region_pool", "pseudo_label_loss")
+BATCH = 64
+LAUNCH = 2.0  # microseconds that a kernel takes at the least, in a graph
+NEIGHBOURS = 2  # sampled blocks stand in pairs, over the whole grid
+FEW, MANY = 4, 32  # sampled blocks: of those whose warps execute much, and of others
+GOLDEN = (math.sqrt(5) - 1) / 2
+LONG = 8000  # instructions of a warp
+MMAP_THRESHOLD = -3  # of mallopt
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at one of its shapes, forward or backward.
+
+    Attributes:
+        op: the operation.
+        shape: the shape's name.
+        layout: of the maps.
+        dtype: of the maps.
+        direction: "forward" or "backward".
+    """
+
+    op: str
+    shape: str
+    layout: str
+    dtype: str
+    direction: str
+
+    def __str__(self) -> str:
+        return ", ".join((self.op, self.shape, self.layout, self.dtype, self.direction))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was counted of a case on one architecture, and what follows from it.
+
+    Attributes:
+        microseconds: predicted.
+        share: of the roof, predicted.
+        bound: what the predicted time goes to, in the slowest kernel.
+        roof: microseconds that no kernel can beat.
+        roof_bound: of what.
+        launches: kernels.
+        clears: memory that is filled before.
+        instructions: thread instructions a mandatory byte.
+        sectors: bytes of the sectors that blocks touch, a mandatory byte.
+        widest: bytes of the widest load from global memory.
+        conflict: wavefronts of shared memory over the least, in the worst access.
+        registers: of the kernel that has the most.
+        warps: resident on a multiprocessor, of the kernel with the fewest.
+        in_flight: bytes of loads under way on a multiprocessor, in the slowest kernel.
+        tail: microseconds of kernels of a single block.
+        slowest: the kernel that takes longest.
+    """
+
+    microseconds: float
+    share: float
+    bound: str
+    roof: float
+    roof_bound: str
+    launches: int
+    clears: int
+    instructions: float
+    sectors: float
+    widest: int
+    conflict: float
+    registers: int
+    warps: int
+    in_flight: int
+    tail: float
+    slowest: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One launch on one architecture: some of its blocks, executed."""
+
+    program: Program
+    launch: Launch
+    counts: Counts
+    traces: list
+
+
+def cases(
+    names: Collection[str] = HOT, batch: int = BATCH
+) -> Iterator[tuple[Case, Problem, Setting]]:
+    """Forward and backward of each operation at the method's own shapes."""
+    for op in names:
+        for shape in (shape for shape in ops.MODULES[op].SHAPES if shape.own):
+            for dtype in (torch.float32, torch.float16):
+                for channels_last in (False, True):
+                    setting = Setting(batch, dtype, channels_last)
+                    problem = ops.MODULES[op].problem(shape, setting)
+                    for direction in ("forward", "backward"):
+                        name = str(dtype).removeprefix("torch.")
+                        case = Case(op, shape.name, setting.layout, name, direction)
+                        yield case, problem, setting
+
+
+# -- Counting.
+
+
+def sampled_blocks(count: int, wanted: int) -> list[int]:
+    """Numbers of blocks that stand for a launch: neighbours, in several places of the grid."""
+    if count <= wanted:
+        return list(range(count))
+    # Multiples of the golden ratio: no period of the grid is hit again and again.
+    starts = [int(n * GOLDEN % 1 * (count - 1)) for n in range(1, wanted // NEIGHBOURS + 1)]
+    return [start + n for start in starts for n in range(NEIGHBOURS)]
+
+
+def sample(program: Program, launch: Launch) -> Sample:
+    """Execute some blocks of a launch, and leave its results alone."""
+    blocks = sampled_blocks(launch.blocks, FEW)
+    counts, steps = Machine(program, dry=True).run(launch, blocks, trace=True)
+    if len(blocks) < launch.blocks and len(steps) < LONG:
+        blocks = sampled_blocks(launch.blocks, MANY)
+        counts, steps = Machine(program, dry=True).run(launch, blocks, trace=True)
+    return Sample(program, launch, counts, warp_traces(program, steps, len(blocks)))
+
+
+def launches(
+    problem: Problem, architectures: Sequence[str]
+) -> dict[str, tuple[dict[str, list[Sample]], int]]:
+    """Every launch of forward and of backward, sampled for each architecture; and the clears.
+
+    Kernels do not run, so what one leaves to the next is zeros: this memory is new.
+    """
+    from tests.emulator.machine_code import observed, program  # it builds the emulator
+
+    ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 16)
+    found: dict[str, list[Sample]] = {}
+
+    def observe(name: str, launch: Launch) -> bool:
+        for architecture in architectures:
+            code = program(architecture, name)
+            found.setdefault(architecture, []).append(sample(code, launch))
+        return True
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same boxes every time: work depends on them
+        inputs = problem.make()
+    result: dict[str, tuple[dict[str, list[Sample]], int]] = {}
+
+    def record(direction: str, call: Callable[[], Any]) -> Any:
+        found.clear()
+        with observed(observe), profile(activities=[ProfilerActivity.CPU]) as events:
+            value = call()
+        clears = sum(
+            event.name == "aten::fill_" and not _of_sum(event) for event in events.events()
+        )
+        result[direction] = dict(found), clears
+        return value
+
+    value: Tensor = record("forward", lambda: problem.ours(*inputs))
+    grad = torch.ones_like(value)
+    wanted = [inputs[number] for number in problem.differentiable]
+    record("backward", lambda: torch.autograd.grad(value, wanted, grad))
+    return result
+
+
+def _of_sum(event: Any) -> bool:
+    """Of the check of boxes that only CPU tensors get."""
+    return event.cpu_parent is not None and event.cpu_parent.name == "aten::sum"
+
+
+# -- Predicting.
+
+
+def roof(problem: Problem, direction: str, half: bool, processor: Processor) -> tuple[float, str]:
+    """Microseconds that no kernel can beat, and what they go to."""
+    device = DEVICES[processor.device]
+    forward = direction == "forward"
+    cycles = device.multiprocessors * processor.clock * 1e3  # a microsecond, all together
+    size = problem.forward_bytes if forward else problem.backward_bytes
+    count = problem.forward_instructions if forward else problem.backward_instructions
+    # A product forward, two backward.
+    products = problem.products * (1 if forward else 2) / 3
+    rate = (
+        device.tensor * 1e6 if half else 2 * LANES * SCHEDULERS * cycles / processor.cycles["fma"]
+    )
+    seconds = {
+        "memory": size / (processor.bandwidth * device.bandwidth * 1e3),
+        "instructions": count / LANES / (SCHEDULERS * cycles),
+        "exponentials": problem.exponentials / 2 / (16 * cycles),
+        "products": products / rate,
+        "launches": LAUNCH * (2 if forward and problem.mean else 1),
+    }
+    bound = max(seconds, key=lambda name: seconds[name])
+    return seconds[bound], bound
+
+
+def predict(
+    problem: Problem,
+    direction: str,
+    half: bool,
+    samples: list[Sample],
+    clears: int,
+    processor: Processor,
+) -> Row:
+    """What the samples of a direction come to."""
+    size = problem.forward_bytes if direction == "forward" else problem.backward_bytes
+    total, tail, slowest = LAUNCH * clears, 0.0, (0.0, "", "", 0)
+    instructions = sectors = 0.0
+    for each in samples:
+        counts, times = each.counts, each.launch.blocks / each.counts.blocks
+        touched = counts.block_sectors + counts.stored
+        distinct = counts.loaded + counts.stored
+        share = distinct / touched if touched else 1.0
+        timing = simulate(each.program, each.launch, each.traces, processor, share)
+        total += LAUNCH + timing.microseconds
+        if each.launch.blocks == 1:
+            tail += timing.microseconds
+        bound = next(iter(timing.busy))
+        if timing.busy[bound] < 0.6:
+            bound = "latency"
+        short = demangled([each.program.name])[each.program.name]
+        slowest = max(slowest, (timing.microseconds, short, bound, round(timing.in_flight)))
+        instructions += times * LANES * sum(counts.issued.values())
+        sectors += times * 32 * distinct
+    limit, limit_bound = roof(problem, direction, half, processor)
+    return Row(
+        microseconds=_round(total),
+        share=_round(limit / total),
+        bound=slowest[2],
+        roof=_round(limit),
+        roof_bound=limit_bound,
+        launches=len(samples),
+        clears=clears,
+        instructions=_round(instructions / size),
+        sectors=_round(sectors / size),
+        widest=max(_widest(each) for each in samples),
+        conflict=_round(max(max(each.counts.worst.values(), default=0.0) for each in samples)),
+        registers=max(each.program.registers for each in samples),
+        warps=min(_warps(each, processor) for each in samples),
+        in_flight=slowest[3],
+        tail=_round(tail),
+        slowest=slowest[1],
+    )
+
+
+def _round(value: float) -> float:
+    """Three digits: what is left is noise of the sample."""
+    return float(f"{value:.3g}")
+
+
+def _widest(each: Sample) -> int:
+    """Bytes of a lane of the widest load that was executed."""
+    widths = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+    return max(
+        (
+            next((widths[kind] for kind in i.modifiers if kind in widths), 4)
+            for i in each.program.instructions
+            if i.opcode == "LDG" and each.counts.requests[i.address]
+        ),
+        default=0,
+    )
+
+
+def _warps(each: Sample, processor: Processor) -> int:
+    return resident_blocks(each.program, each.launch, processor) * each.launch.warps
+
+
+def measure(
+    processors: Mapping[str, Processor],
+    names: Collection[str] = HOT,
+    batch: int = BATCH,
+    only: str = "",
+) -> Iterator[tuple[str, Case, Row]]:
+    """Count and predict, a case and architecture after the other.
+
+    Args:
+        processors: a GPU for each architecture.
+        names: operations.
+        batch: images.
+        only: cases whose name has it.
+    """
+    seen: dict[tuple, dict] = {}
+    for case, problem, setting in cases(names, batch):
+        if only not in str(case):
+            continue
+        key = (case.op, case.shape, setting)
+        if key not in seen:
+            seen.clear()
+            seen[key] = launches(problem, list(processors))
+        found, clears = seen[key][case.direction]
+        half = setting.dtype == torch.float16
+        for architecture, samples in found.items():
+            processor = processors[architecture]
+            row = predict(problem, case.direction, half, samples, clears, processor)
+            yield architecture, case, row
+
+
+# -- The baseline.
+
+
+def read_baseline() -> dict[str, dict[str, Row]]:
+    """The committed rows: ``{architecture: {case: row}}``."""
+    if not BASELINE.exists():
+        return {}
+    return {
+        architecture: {name: Row(**row) for name, row in rows.items()}
+        for architecture, rows in json.loads(BASELINE.read_text()).items()
+    }
+
+
+def write_baseline(rows: dict[str, dict[str, Row]]) -> None:
+    """One line a row, beside those that were not counted this time."""
+    every = read_baseline()
+    for architecture, each in rows.items():
+        every.setdefault(architecture, {}).update(each)
+    parts = []
+    for architecture, each in sorted(every.items()):
+        lines = (f"{json.dumps(n)}: {json.dumps(asdict(r))}" for n, r in each.items())
+        parts.append(f"{json.dumps(architecture)}: {{\n" + ",\n".join(lines) + "\n}")
+    BASELINE.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+COUNTS = ("launches", "clears", "instructions", "sectors", "conflict")
+SLACK = 1.05  # another compiler's release moves counts by a little
+
+
+def worse(now: Row, before: Row) -> list[str]:
+    """Counts that are worse than they were."""
+    problems = [
+        f"{name} {getattr(before, name)} -> {getattr(now, name)}"
+        for name in COUNTS
+        if getattr(now, name) > SLACK * getattr(before, name)
+    ]
+    if now.widest < before.widest:
+        problems.append(f"widest load {before.widest} -> {now.widest} bytes")
+    return problems
+
+
+def measured_times(results: Results) -> dict[tuple[str, ...], float]:
+    """Microseconds of the backend cuda, forward with backward, by case without its direction."""
+    names = {(case.op, problem.shape): case.shape for case, problem, _ in cases()}
+    return {
+        (row.op, names[row.op, row.shape], row.layout, row.dtype): 1e3
+        * row.milliseconds["cuda"].median
+        for row in results.rows
+        if (row.op, row.shape) in names and "cuda" in row.milliseconds
+    }
+
+
+def processors_of(architectures: Sequence[str], results: Results | None) -> dict[str, Processor]:
+    """The model's GPU of each architecture; with a result, the one that it was measured on."""
+    chosen = {name: PROCESSORS[name] for name in architectures}
+    for device in DEVICES.values():
+        here = results is not None and device.name.split()[0] in results.machine["device"].split()
+        if here and device.architecture in chosen:
+            before = chosen[device.architecture]
+            chosen[device.architecture] = replace(before, device=device.name)
+    return chosen
+
+
+HEADER = (
+    f"{'case':74}{'us':>8}{'share':>7} {'bound':12}{'roof us':>8} {'of':13}{'launches':>8}"
+    f"{'instr/B':>8}{'sect/B':>7}{'load B':>7}{'conflict':>9}{'regs':>5}{'warps':>6}{'KB fly':>7}"
+    f"{'tail us':>8}"
+)
+
+
+def render(case: str, row: Row) -> str:
+    """A line of the table."""
+    counts = f"{row.launches}+{row.clears}" if row.clears else f"{row.launches}"
+    return (
+        f"{case:74}{row.microseconds:8.1f}{row.share:7.0%} {row.bound:12}{row.roof:8.1f} "
+        f"{row.roof_bound:13}{counts:>8}{row.instructions:8.2f}{row.sectors:7.2f}{row.widest:7}"
+        f"{row.conflict:9.1f}{row.registers:5}{row.warps:6}{row.in_flight / 1024:7.1f}"
+        f"{row.tail:8.1f}"
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks roofline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--arch", nargs="+", default=list(PROCESSORS), choices=PROCESSORS)
+    parser.add_argument("--ops", nargs="+", default=list(HOT), choices=list(ops.MODULES))
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has it")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"images (default {BATCH})")
+    parser.add_argument("--update", action="store_true", help=f"write {BASELINE.name} anew")
+    parser.add_argument("--kept", action="store_true", help="print what is committed instead")
+    parser.add_argument("--measured", type=Path, help="JSON of a run on one of the devices")
+    options = parser.parse_args(arguments)
+    if options.kept and options.measured:
+        parser.error(
+            "--kept has predictions for other devices than --measured asks for: count anew"
+        )
+    results = Results.read(options.measured) if options.measured else None
+    processors = processors_of(options.arch, results)
+    print("PREDICTION from counts, not a measurement.\n")
+    for architecture, processor in processors.items():
+        print(f"{architecture}: {processor.device}")
+    rows: dict[str, dict[str, Row]] = {}
+    print(HEADER)
+    if options.kept:
+        every = (
+            (architecture, name, row)
+            for architecture, kept in read_baseline().items()
+            for name, row in kept.items()
+            if architecture in options.arch and options.only in name
+        )
+    else:
+        every = (
+            (architecture, str(case), row)
+            for architecture, case, row in measure(
+                processors, options.ops, options.batch, options.only
+            )
+        )
+    for architecture, name, row in every:
+        rows.setdefault(architecture, {})[name] = row
+        print(render(f"{architecture} {name}", row), flush=True)
+    if results is not None:
+        _print_measured(rows, measured_times(results))
+    if options.update:
+        write_baseline(rows)
+    return 0
+
+
+def _print_measured(rows: dict[str, dict[str, Row]], times: dict[tuple[str, ...], float]) -> None:
+    """Predicted and measured times side by side, forward with backward."""
+    for architecture, each in rows.items():
+        for key, microseconds in times.items():
+            both = [each.get(", ".join((*key, way))) for way in ("forward", "backward")]
+            found = [row for row in both if row is not None]
+            if len(found) == 2:
+                predicted = math.fsum(row.microseconds for row in found)
+                print(
+                    f"{architecture} {', '.join(key):64} predicted {predicted:8.1f} us, "
+                    f"measured {microseconds:8.1f} us ({predicted / microseconds - 1:+.0%})"
+                )

@@ -1,0 +1,122 @@
+"""The public operations on the machine code that nvcc made: launches go to `tools.sass`."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from tests.emulator import emulated, load_emulator
+from tools.audit import LIBRARY, demangled, tool
+from tools.sass.machine import Launch, Machine
+from tools.sass.program import Program, read_program, scratch, symbols
+
+
+class _Record(ctypes.Structure):
+    _fields_ = (
+        ("kernel", ctypes.c_void_p),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("dynamic_bytes", ctypes.c_size_t),
+        ("arguments", ctypes.c_void_p),
+        ("argument_bytes", ctypes.c_size_t),
+    )
+
+
+Observer = Callable[[str, Launch], bool]
+"""Is told a kernel's short name, as in the static audit, and its launch; whether it ran it."""
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Run the public operations on the emulator, and tell of each launch before it runs."""
+    library = load_emulator()
+    names = _kernel_names(Path(library._name))
+    failures: list[BaseException] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(_Record))
+    def call(pointer: ctypes._Pointer[_Record]) -> bool:  # an exception must not cross C++
+        record = pointer.contents
+        arguments = ctypes.string_at(record.arguments, record.argument_bytes)
+        grid, block = tuple(record.grid), tuple(record.block)
+        try:
+            name = names[record.kernel - _base(Path(library._name))]
+            return observer(name, Launch(grid, block, arguments, record.dynamic_bytes))
+        except BaseException as error:
+            failures.append(error)
+            return True
+
+    library.emulator_observe(call)
+    try:
+        with emulated():
+            yield
+    finally:
+        library.emulator_observe(None)
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def on_machine_code(architecture: str, library: Path = LIBRARY) -> Iterator[None]:
+    """Run the public operations on the machine code of one architecture."""
+
+    def run(name: str, launch: Launch) -> bool:
+        Machine(program(architecture, name, library)).run(launch)
+        return True
+
+    with observed(run):
+        yield
+
+
+@cache
+def program(architecture: str, name: str, library: Path = LIBRARY) -> Program:
+    """The code of a kernel in a CUDA library.
+
+    Args:
+        architecture: such as "sm_90".
+        name: the short one, as in the static audit.
+        library: the file.
+
+    Raises:
+        LookupError: the library has no such kernel for this architecture.
+    """
+    found = _programs(architecture, library).get(name)
+    if found is None:
+        raise LookupError(f"{library} has no {name} for {architecture}: build it (FORCE_CUDA=1)")
+    return read_program(*found)
+
+
+@cache
+def _programs(architecture: str, library: Path) -> dict[str, tuple[Path, str]]:
+    folder = Path(tempfile.mkdtemp(dir=scratch().name))
+    command = [tool("cuobjdump"), "-xelf", architecture, library.resolve()]
+    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    cubins = {name: cubin for cubin in sorted(folder.iterdir()) for name in symbols(cubin)}
+    short = demangled(sorted(cubins))
+    return {short[name]: (cubin, name) for name, cubin in cubins.items()}
+
+
+@cache
+def _kernel_names(library: Path) -> dict[int, str]:
+    """Short names by place in the file."""
+    listing = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
+    places = {}
+    for line in listing.splitlines():
+        if found := re.match(r"([0-9a-f]+) [tTwW] (_ZN9densesiam8emulated\S+)$", line):
+            places[found[2]] = int(found[1], 16)
+    names = demangled(sorted(places), "emulated")
+    return {place: names[name] for name, place in places.items()}
+
+
+@cache
+def _base(library: Path) -> int:
+    """Where a loaded library begins."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(library)):
+            return int(line.split("-")[0], 16)
+    raise LookupError(f"{library} is not loaded")

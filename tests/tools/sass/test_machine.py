@@ -1,0 +1,130 @@
+"""The machine runs what nvcc made, and counts what can be counted by hand."""
+
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tools.sass.machine import Launch, Machine
+from tools.sass.program import compiled, parse_line, read_program
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not here")
+
+KNOWN = Path(__file__).with_name("known.cu")
+
+
+def run(name, *arguments, blocks=1, threads=32):
+    """Counts of a kernel; arrays are passed by their address."""
+    packed = b"".join(
+        struct.pack("<Q", each.ctypes.data)
+        if isinstance(each, np.ndarray)
+        else struct.pack("<i", each)
+        for each in arguments
+    )
+    program = read_program(compiled(KNOWN), name)
+    counts, _ = Machine(program).run(Launch((blocks, 1, 1), (threads, 1, 1), packed))
+    return program, counts
+
+
+def of(program, counter, opcode):
+    """What was counted at all instructions of an opcode."""
+    return sum(counter[each.address] for each in program.instructions if each.opcode == opcode)
+
+
+@pytest.mark.parametrize(("name", "wavefronts"), [("unpadded", 32), ("padded", 1)])
+def test_column_of_a_tile(name, wavefronts):
+    out = np.zeros(32, np.float32)
+    program, counts = run(name, out)
+    assert out.tolist() == list(range(32))
+    assert of(program, counts.wavefronts, "LDS") == wavefronts
+    assert max(counts.worst.values()) == wavefronts
+    # A row is written at once.
+    writes = of(program, counts.shared_accesses, "STS")
+    assert writes == of(program, counts.wavefronts, "STS") == 32
+
+
+@pytest.mark.parametrize(("stride", "ways"), [(1, 1), (2, 2), (16, 16), (17, 1), (0, 1)])
+def test_conflicts_of_strides(stride, ways):
+    out = np.zeros(32, np.float32)
+    program, counts = run("sixteen_ways", out, stride)
+    assert out.tolist() == [lane * stride for lane in range(32)]
+    assert of(program, counts.wavefronts, "LDS") == ways
+
+
+def test_a_divergent_loop_takes_as_long_as_its_last_lane():
+    out = np.zeros(64, np.int32)
+    program, counts = run("divergent", out, threads=64)
+    wanted = []
+    for lane in range(64):
+        value = 0
+        for i in range(lane):
+            value ^= (value * 5 + i) & 0xFFFFFFFF
+        wanted.append(value)
+    assert out.view(np.uint32).tolist() == wanted
+    # Once round for each i that any lane of the warp still has: 31 and 63 times. Lanes: all l.
+    loop = [i for i in program.instructions if counts.issued[i.address] == 31 + 63]
+    assert loop
+    assert counts.lanes[loop[0].address] == sum(range(64))
+
+
+def test_halves_of_a_warp_run_apart_and_meet_again():
+    values, out = np.arange(64, dtype=np.int32), np.zeros(64, np.int32)
+    program, counts = run("halves", values, out, threads=64)
+    wanted = []
+    for lane in range(64):
+        value = lane
+        for i in range(10 if lane % 32 < 16 else 20):
+            value = value * 7 + i if lane % 32 < 16 else value * 9 - i
+        wanted.append(value)
+    both = [(wanted[lane] + wanted[lane ^ 16]) % 2**32 for lane in range(64)]
+    assert out.view(np.uint32).tolist() == both
+    assert of(program, counts.issued, "STG") == of(program, counts.issued, "SHFL") == 2
+    assert {10 * 2, 20 * 2} <= set(counts.issued.values())
+
+
+def test_sectors_of_a_stride():
+    values, out = np.arange(256, dtype=np.float32), np.zeros(128, np.float32)
+    program, counts = run("strided", values, out, blocks=4)
+    assert out.tolist() == list(range(0, 256, 2))
+    # 64 words of a warp are 8 sectors, or 9 where they begin amid one.
+    begins = values.ctypes.data % 32 != 0
+    assert of(program, counts.sectors, "LDG") == 4 * (8 + begins)
+    assert of(program, counts.requested, "LDG") == 4 * 32 * 4
+    assert counts.loaded == 32 + begins
+
+
+def test_some_blocks_stand_for_all():
+    values, out = np.arange(256, dtype=np.float32), np.zeros(128, np.float32)
+    pointers = struct.pack("<QQ", values.ctypes.data, out.ctypes.data)
+    program, launch = (
+        read_program(compiled(KNOWN), "strided"),
+        Launch((4, 1, 1), (32, 1, 1), pointers),
+    )
+    whole, _ = Machine(program).run(launch)
+    out[:] = -1
+    part, steps = Machine(program, dry=True).run(launch, [1, 3], trace=True)
+    assert {at: 2 * count for at, count in part.issued.items()} == dict(whole.issued)
+    assert out.tolist() == [-1] * 128  # a dry run leaves memory alone
+    assert len(steps) == len(part.issued)
+
+
+def test_what_is_no_memory_is_an_error():
+    with pytest.raises(RuntimeError, match="which is no memory here"):
+        run("strided", 16, 0, 16, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "opcode", "kinds"),
+    [
+        ("@!P0 IMAD.WIDE.U32 R2, R3, 0x4, R4", "IMAD", ["R", "R", "imm", "R"]),
+        ("LDG.E.128.CONSTANT R4, desc[UR4][R2.64+0x10]", "LDG", ["R", "mem"]),
+        ("FFMA R0, -R1, |R2|, c[0x0][0x210]", "FFMA", ["R", "R", "R", "c"]),
+        ("ISETP.GE.U32.AND P0, PT, R0, UR4, !PT", "ISETP", ["P", "P", "R", "UR", "P"]),
+    ],
+)
+def test_lines_are_read(text, opcode, kinds):
+    found = parse_line(f"        /*0010*/   {text} ;    /* 0x0 */")
+    assert (found.opcode, [each.kind for each in found.operands]) == (opcode, kinds)
+    assert found.negated == text.startswith("@!")

@@ -1,0 +1,1 @@
+"""Runs the machine code of GPUs on the CPU, and counts what it does."""
