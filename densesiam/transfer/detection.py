@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import timm.layers
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
@@ -16,16 +17,19 @@ from densesiam.models.backbone import stage_maps
 from densesiam.transfer.base import Supervised
 
 _STRIDES = (4, 8, 16, 32)
-_NO_SUCH_OBJECTS = -1  # how the metric says that there was nothing to find
 
-# The metric's names and ours.
-_SCORES = {
-    "map": "ap",
-    "map_50": "ap50",
-    "map_75": "ap75",
-    "map_small": "ap_small",
-    "map_medium": "ap_medium",
-    "map_large": "ap_large",
+# COCO's own, in float64: rounded to float32, 0.6 lies beyond a recall of 3 / 5.
+_OVERLAPS = np.linspace(0.5, 0.95, 10).tolist()
+_RECALLS = np.linspace(0.0, 1.0, 101).tolist()
+
+# Overlaps and sizes (all, small, medium, large) that each score is the mean over.
+_SCORES: dict[str, tuple[slice, int]] = {
+    "ap": (slice(None), 0),
+    "ap50": (slice(0, 1), 0),
+    "ap75": (slice(5, 6), 0),
+    "ap_small": (slice(None), 1),
+    "ap_medium": (slice(None), 2),
+    "ap_large": (slice(None), 3),
 }
 
 
@@ -134,7 +138,11 @@ class DetectionTransfer(Supervised):
         )
         self.masks = masks
         self.evaluator = MeanAveragePrecision(
-            iou_type=("bbox", "segm") if masks else "bbox", backend="pycocotools"
+            iou_type=("bbox", "segm") if masks else "bbox",
+            iou_thresholds=_OVERLAPS,
+            rec_thresholds=_RECALLS,
+            extended_summary=True,  # precisions in float64
+            backend="pycocotools",
         )
         self.evaluator.warn_on_many_detections = False
 
@@ -162,6 +170,8 @@ class DetectionTransfer(Supervised):
                 "model.masks is on, but the training data has none: set model.masks to false"
             )
         targets = [{name: target[name] for name in needed} for target in batch["targets"]]
+        for target in targets:
+            target["boxes"] = target["boxes"].float()  # as the detector's own
         parts = self.detector(batch["images"], targets)
         return {name.removeprefix("loss_"): value for name, value in parts.items()}
 
@@ -173,19 +183,34 @@ class DetectionTransfer(Supervised):
                 continue
             truth = {"boxes": target["boxes"], "labels": target["labels"]}
             truth |= {"iscrowd": target["ignored"].int(), "area": target["area"]}
+            result["boxes"] = result["boxes"].double()  # sides are differences
             if self.masks:
                 result["masks"] = result["masks"].squeeze(1) > 0.5
                 truth["masks"] = target["masks"].bool()
             self.evaluator.update([result], [truth])
 
     def score(self) -> dict[str, float]:
-        """COCO's average precisions."""
+        """COCO's average precisions: those of pycocotools' COCOeval."""
         result = self.evaluator.compute()
         self.evaluator.reset()
         kinds = {"box": "bbox_", "mask": "segm_"} if self.masks else {"box": ""}
-        scores = {
-            f"{kind}/{name}": float(result[prefix + key])
+        return {
+            f"{kind}/{name}": _mean(result.get(prefix + "precision"), *over)
             for kind, prefix in kinds.items()
-            for key, name in _SCORES.items()
+            for name, over in _SCORES.items()
         }
-        return {k: math.nan if v == _NO_SUCH_OBJECTS else v for k, v in scores.items()}
+
+
+def _mean(precision: Tensor | None, overlaps: slice, size: int) -> float:
+    """Mean precision over recalls, classes and some overlaps; nan if there was nothing to find.
+
+    Args:
+        precision: (overlaps, recalls, classes, sizes, numbers of detections), -1 for classes that
+            have no object of the size; None if there was no image.
+        overlaps: those to average over.
+        size: number of the size.
+    """
+    if precision is None:
+        return math.nan
+    found = precision[overlaps, :, :, size, -1]
+    return float(found[found > -1].mean())
