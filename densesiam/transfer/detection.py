@@ -3,7 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm.layers
@@ -40,12 +40,14 @@ class PyramidBackbone(nn.Module):
 
     Attributes:
         out_channels: channels of every level.
+        weights_report: as of `Encoder`.
 
     Args:
         backbone: name of a timm model with stages of strides 4 to 32; see `Encoder`.
         weights: what to start from, see `Encoder`.
         frozen_batchnorm: keep the backbone's batch normalisation as it is, and have none in the
             pyramid.
+        **options: more arguments of `Encoder`.
 
     Raises:
         ValueError: as of `Encoder`; or a backbone that does not take images of any size.
@@ -54,9 +56,11 @@ class PyramidBackbone(nn.Module):
     input_scale: Tensor
     input_shift: Tensor
 
-    def __init__(self, backbone: str, weights: str | None, frozen_batchnorm: bool) -> None:
+    def __init__(
+        self, backbone: str, weights: str | None, frozen_batchnorm: bool, **options: Any
+    ) -> None:
         super().__init__()
-        encoder = Encoder(backbone, weights, _STRIDES)
+        encoder = Encoder(backbone, weights, _STRIDES, **options)
         if not encoder.any_size:
             raise ValueError(
                 f"{backbone} takes images of few sizes, and a detector meets many: take a backbone "
@@ -64,6 +68,7 @@ class PyramidBackbone(nn.Module):
             )
         self.register_buffer("input_scale", encoder.input_scale)
         self.register_buffer("input_shift", encoder.input_shift)
+        self.weights_report = encoder.weights_report
         body = encoder.backbone
         channels = body.feature_info.channels()  # type: ignore[union-attr,operator] # timm's type
         self.body = timm.layers.freeze_batch_norm_2d(body) if frozen_batchnorm else body
@@ -100,6 +105,8 @@ class DetectionTransfer(Supervised):
         max_size: most of their longer sides.
         proposals: regions of each image that the first stage passes on.
         sampled_proposals: how many of them the second stage learns from.
+        weights_network: which of several networks in a file of weights, see `Encoder`.
+        input_range: what images were normalised with for the weights, see `Encoder`.
         **training: the arguments of `Supervised`.
     """
 
@@ -114,6 +121,8 @@ class DetectionTransfer(Supervised):
         max_size: int = 1333,
         proposals: int = 1000,
         sampled_proposals: int = 512,
+        weights_network: str | None = None,
+        input_range: Literal["auto", "imagenet", "half"] = "auto",
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -126,7 +135,13 @@ class DetectionTransfer(Supervised):
             )
         detector = MaskRCNN if masks else FasterRCNN
         self.detector = detector(
-            PyramidBackbone(backbone, weights, frozen_batchnorm),
+            PyramidBackbone(
+                backbone,
+                weights,
+                frozen_batchnorm,
+                weights_network=weights_network,
+                input_range=input_range,
+            ),
             len(classes) + 1,
             min_size=tuple(sizes),
             max_size=max_size,
