@@ -13,10 +13,12 @@ import warnings
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from densesiam.cli.allocation import keep_memory
+from densesiam.cli.outline import outlines
 from densesiam.cli.registry import COMMANDS, build_parsers, command_module
 from densesiam.training.console import UsageError
 
@@ -44,6 +46,10 @@ def run(args: Sequence[str] | None = None) -> None:
         Interrupted: Ctrl-C.
     """
     args = sys.argv[1:] if args is None else args
+    if _asks_for_help(args) and "torch" not in sys.modules:
+        # Where it comes to nothing, what was asked for is told as without it, only later.
+        with suppress(Exception), outlines():
+            build_parsers(_named(args))[0].parse_args(args)  # prints it, and exits
     parser, parsers = build_parsers(_named(args))
     try:
         config = parser.parse_args(args)
@@ -51,6 +57,7 @@ def run(args: Sequence[str] | None = None) -> None:
         said = _said_by_task(args, parsers) or str(error)
         raise UsageError(_readable(said, parsers)) from error
     command = config.command
+    keep_memory()
     command_module(command).run(parsers[command], config[command])
 
 
@@ -71,6 +78,12 @@ def _said_by_task(args: Sequence[str], parsers: dict[str, ArgumentParser]) -> st
     return None
 
 
+def _asks_for_help(args: Sequence[str]) -> bool:
+    """Whether this is nothing but a command, or one of its tasks, and --help."""
+    *named, last = args or [""]
+    return last in ("-h", "--help") and not any(arg.startswith("-") for arg in named)
+
+
 def _named(args: Sequence[str]) -> Sequence[str]:
     """The subcommand that is named: its arguments alone, and what they load, are needed."""
     return args[:1] if args and args[0] in COMMANDS else ()
@@ -84,11 +97,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         0 for success, 1 after an error, 2 after a mistake on the command line or in a config file,
-        130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, 129 after SIGHUP. With
-        DENSESIAM_DEBUG=1 in the environment, errors are raised instead, with their traceback.
+        3 where some images could not be predicted, 130 after Ctrl-C, 143 after SIGTERM, 138 after
+        SIGUSR1, 129 after SIGHUP. With DENSESIAM_DEBUG=1 in the environment, errors are raised
+        instead, with their traceback.
     """
     args = sys.argv[1:] if args is None else args
-    with _calm() if _named(args) else nullcontext():
+    with _calm() if _named(args) and not _asks_for_help(args) else nullcontext():
         try:
             run(args)
         except KeyboardInterrupt as interrupt:
@@ -98,7 +112,7 @@ def main(args: Sequence[str] | None = None) -> int:
             if os.environ.get("DENSESIAM_DEBUG") == "1":
                 raise
             print(f"densesiam: error: {_message(error)}", file=sys.stderr)
-            return 2 if isinstance(error, UsageError) else 1
+            return 2 if isinstance(error, UsageError) else getattr(error, "code", 1)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -11,21 +11,96 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from densesiam.methods.schedule import Kind, Schedule
 from densesiam.models import Encoder
 from densesiam.models.weights import check_finite, explain_mismatch
 
 
 class Trained(L.LightningModule):
-    """What every training logs, and what it refuses to read.
+    """A training by SGD: its optimiser and learning rate, what it logs, what it refuses to read.
+
+    A subclass defines `plan`, and `parameter_groups` where parameters differ in their rate.
 
     Attributes:
+        KEY: where a checkpoint has the name of its class.
         latest: the scalars of the latest training step by name, without gradient; from them it can
             be told how a training diverged.
+
+    Args:
+        lr: learning rate at its height; None where `plan` finds it.
+        momentum: of SGD.
+        weight_decay: of SGD, on all parameters.
+        schedule: how the learning rate changes.
+        schedules: what `schedule` may be.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
 
-    def __init__(self) -> None:
+    KEY: ClassVar[str]
+
+    def __init__(
+        self,
+        lr: float | None,
+        momentum: float,
+        weight_decay: float,
+        schedule: Kind,
+        schedules: Sequence[Kind],
+    ) -> None:
         super().__init__()
+        if lr is not None and not lr > 0:
+            raise ValueError(f"lr must be positive, got {lr}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}")
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+        if schedule not in schedules:
+            expected = " or ".join(map(repr, schedules))
+            raise ValueError(f"schedule must be {expected}, got {schedule!r}")
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.schedule = schedule
         self.latest: dict[str, Tensor] = {}
+
+    def plan(self) -> tuple[float, Schedule]:
+        """The highest learning rate, and how it changes, of a training that is about to start.
+
+        Raises:
+            ValueError: settings that the training's length rules out.
+        """
+        raise NotImplementedError  # each training has its own
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters to train, each group with its ``lr_factor`` of the learning rate.
+
+        A group that is named ``fixed`` has the highest rate throughout.
+        """
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_factor": 1.0}]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD; the rate itself is set before each step."""
+        return torch.optim.SGD(
+            self.parameter_groups(), lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+    # The rate may need the training loader: its batch size, and its length for a schedule. Asking
+    # for those when optimisers are configured would start the loader before a resumed training
+    # knows its epoch. So each step's rate is a plain function of what has become known by then, and
+    # a scheduler, with a state to resume, is not needed.
+
+    def on_train_start(self) -> None:
+        """Find out the highest learning rate and its schedule; see `plan`."""
+        self._peak_lr, self._schedule = self.plan()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate of the step that is coming, and log it."""
+        lr = self._peak_lr * self._schedule.share(self.global_step)
+        for group in self.trainer.optimizers[0].param_groups:
+            fixed = group.get("name") == "fixed"
+            # Checkpoints of earlier versions have groups without a factor.
+            group["lr"] = self._peak_lr if fixed else lr * group.get("lr_factor", 1.0)
+        self.log("train/lr", lr)
 
     def log_step(self, scalars: Mapping[str, Tensor], batch_size: int) -> None:
         """Log a training step's scalars under ``train/``, and their means over the epoch.
@@ -41,6 +116,10 @@ class Trained(L.LightningModule):
             on_epoch=True,
             batch_size=batch_size,
         )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the checkpoint say whose it is."""
+        checkpoint[self.KEY] = type(self).__name__
 
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
@@ -79,7 +158,7 @@ class Method(Trained):
         ValueError: an argument out of its range.
     """
 
-    KEY: ClassVar = "densesiam_method"
+    KEY = "densesiam_method"
     kind: ClassVar[str]
 
     def __init__(
@@ -92,23 +171,12 @@ class Method(Trained):
         warmup_epochs: float = 0.0,
         **encoder: Any,
     ) -> None:
-        super().__init__()
-        for name, rate in (("base_lr", base_lr), ("lr", lr)):
-            if rate is not None and not rate > 0:
-                raise ValueError(f"{name} must be positive, got {rate}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}")
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
-        if schedule not in ("fixed", "cosine"):
-            raise ValueError(f"schedule must be 'fixed' or 'cosine', got {schedule!r}")
+        super().__init__(lr, momentum, weight_decay, schedule, ("fixed", "cosine"))
+        if not base_lr > 0:
+            raise ValueError(f"base_lr must be positive, got {base_lr}")
         if not 0 <= warmup_epochs < math.inf:
             raise ValueError(f"warmup_epochs must be finite and not negative, got {warmup_epochs}")
         self.base_lr = base_lr
-        self.lr = lr
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.schedule = schedule
         self.warmup_epochs = warmup_epochs
         self.encoder = Encoder(**encoder)
         self.save_hyperparameters()  # a subclass's arguments too
@@ -118,70 +186,41 @@ class Method(Trained):
         """Parameters that keep the highest learning rate from the first step to the last."""
         return ()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD in groups, each with its factor of the rate: ``other``, ``backbone``, ``fixed``."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """``other``, ``backbone`` unless it is frozen, and ``fixed``; see `Trained`."""
         encoder = self.encoder
         backbone = list(encoder.backbone.parameters())
         fixed = list(self.fixed_rate_parameters())
         apart = {*backbone, *fixed}
-        groups: list[dict[str, Any]] = [
-            {
-                "name": "other",
-                "params": [p for p in self.parameters() if p not in apart],
-                "lr_factor": 1.0,
-            }
-        ]
+        other = [p for p in self.parameters() if p not in apart]
+        groups: list[dict[str, Any]] = [{"name": "other", "params": other, "lr_factor": 1.0}]
         if not encoder.frozen:
             groups.append(
                 {"name": "backbone", "params": backbone, "lr_factor": encoder.backbone_lr_factor}
             )
         if fixed:
             groups.append({"name": "fixed", "params": fixed, "lr_factor": 1.0})
-        # The rate itself is set before each step, below.
-        return torch.optim.SGD(
-            groups, lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay
-        )
+        return groups
 
-    # The rate needs the training loader: its batch size, and its length for a schedule. Asking for
-    # those when optimisers are configured would start the loader before a resumed training knows
-    # its epoch. So each step's rate is a plain function of what has become known by then, and
-    # a scheduler, with a state to resume, is not needed.
-
-    def on_train_start(self) -> None:
-        """Find out the highest learning rate and the number of steps.
+    def plan(self) -> tuple[float, Schedule]:
+        """The highest learning rate, and how it changes.
 
         Raises:
             ValueError: the loader does not state its batch size, which scales base_lr; the training
                 has no end, which the cosine schedule needs, or is all warm-up.
         """
-        self._peak_lr = self.lr or self.base_lr * self._images_per_step() / 256
-        self._steps = self.trainer.estimated_stepping_batches
-        if self.schedule == "cosine" and self._steps == math.inf:
+        peak = self.lr or self.base_lr * self._images_per_step() / 256
+        steps = self.trainer.estimated_stepping_batches
+        if self.schedule == "cosine" and steps == math.inf:
             raise ValueError("the cosine schedule needs an end: give the trainer max_epochs")
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        warmup_steps = self.warmup_epochs * steps_per_epoch if self.warmup_epochs else 0
-        if not warmup_steps < self._steps:
+        warmup = self.warmup_epochs * steps_per_epoch if self.warmup_epochs else 0
+        if not warmup < steps:
             raise ValueError(
                 f"the learning rate would rise for {self.warmup_epochs} epochs, but the training "
-                f"has no more than {self._steps} steps: lower warmup_epochs"
+                f"has no more than {steps} steps: lower warmup_epochs"
             )
-        self._warmup_steps = round(warmup_steps)
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate of the step that is coming, and log it."""
-        lr = self._peak_lr * self._share_of_peak(self.global_step)
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self._peak_lr if group["name"] == "fixed" else lr * group["lr_factor"]
-        self.log("train/lr", lr)
-
-    def _share_of_peak(self, step: int) -> float:
-        """The schedule: the learning rate of a step, as a share of the highest."""
-        if step < self._warmup_steps:
-            return (step + 1) / self._warmup_steps
-        if self.schedule == "fixed":
-            return 1.0
-        done = (step - self._warmup_steps) / (self._steps - self._warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * done))
+        return peak, Schedule(self.schedule, steps, round(warmup), begin=round(warmup))
 
     def _images_per_step(self) -> int:
         """Images of one optimiser step, over all devices and accumulated batches."""
@@ -195,10 +234,6 @@ class Method(Trained):
                 f"({type(loader).__name__}) does not state; give lr instead"
             )
         return batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the checkpoint say which method's it is."""
-        checkpoint[self.KEY] = type(self).__name__
 
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False

@@ -160,7 +160,7 @@ class DenseSiamPretraining(Method):
         """The same, where the start is a share of the steps, which are known only now."""
         super().on_train_start()
         if self.weights["region"]:
-            self.region_start.check_share(self._steps)
+            self.region_start.check_share(self._schedule.steps)
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Compute the weighted sum of all losses, and log them.

@@ -243,7 +243,7 @@ class DenseSiamSegmentation(Segmenter):
         """The same, where the start is a share of the steps, which are known only now."""
         super().on_train_start()
         if self.weights["region"]:
-            self.region_start.check_share(self._steps)
+            self.region_start.check_share(self._schedule.steps)
 
 
 def _unstopped_cross_entropy(p: Tensor, z: Tensor, weight: Tensor) -> Tensor:

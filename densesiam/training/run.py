@@ -81,7 +81,8 @@ def add_config_arguments(
     parser.add_argument("--ckpt_path", type=str | None, help=checkpoint_help)
     parser.add_argument("--seed", type=int, default=0, help="All randomness follows from it.")
     parser.add_class_arguments(model, "model")
-    parser.add_class_arguments(data, "data", skip={"predict", "seed"})
+    parser.add_class_arguments(data, "data", skip={"predict"})
+    parser.link_arguments("seed", "data.seed")
     parser.add_class_arguments(TrainerOptions, "trainer", skip=set(unused))
 
 
@@ -138,7 +139,6 @@ def build(parser: ArgumentParser, config: Namespace, ckpt_path: Path | None = No
         # A setting of several types: the parser tells of each why it is not that one, and the cause
         # is what went wrong with the object that was asked for.
         raise (error.__cause__ or error) from None
-    built.data.seed = config.seed
     return Built(built.model, built.data, built.trainer, text, ckpt_path)
 
 
@@ -343,7 +343,8 @@ def training_run(
     """
     built, folder = run.built, run.folder
     # Missing images should stop the run before it leaves any trace.
-    images = describe_images(built.data.train_dataloader().dataset.paths)
+    built.data.num_batches()
+    images = describe_images(built.data.trained_on.paths)
     if run.start.checkpoint is not None:
         assert run.start.ckpt_path is not None
         check_images(run.start.ckpt_path, run.start.checkpoint, images, run.changes)

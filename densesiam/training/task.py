@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 
 from densesiam._writing import write_json, write_text
+from densesiam.data.modules.supervised import SupervisedData
 from densesiam.training.checkpoints import TrainedAlready, open_checkpoint, read_file
 from densesiam.training.console import first_process, interactive, say
 from densesiam.training.folders import claim_folder
@@ -48,7 +48,7 @@ class Task:
     command: str
     summary: str
     model: type[Supervised]
-    data: type[L.LightningDataModule]
+    data: type[SupervisedData]
     of_data: Sequence[str] = ("classes",)
 
     def parser(self) -> ArgumentParser:
@@ -80,7 +80,8 @@ class Task:
         )
         parser.add_argument("--seed", type=int, default=0, help="All randomness follows from it.")
         parser.add_class_arguments(self.model, "model")
-        parser.add_class_arguments(self.data, "data", skip={"seed"})
+        parser.add_class_arguments(self.data, "data")
+        parser.link_arguments("seed", "data.seed")
         unused = {"max_epochs", "picture_every_n_epochs", "monitor_every_n_steps"}
         parser.add_class_arguments(TrainerOptions, "trainer", skip=unused)
         for name in self.of_data:
@@ -114,13 +115,13 @@ class Task:
     def _train(self, run: Run) -> None:
         built = run.built
         model, data = built.model, built.data
-        batches = len(data.train_dataloader())  # missing data should stop the run before all else
         with training_run(
             run,
             max_epochs=-1,  # the model ends it
             limit_val_batches=1.0 if data.val is not None else 0,
         ) as trainer:
-            trainer.fit_loop.max_epochs = _epochs(batches, model.max_steps, built.options, trainer)
+            batches = data.num_batches(trainer.world_size)
+            trainer.fit_loop.max_epochs = _epochs(batches, model.max_steps, built.options)
             trainer.fit(model, data, ckpt_path=built.ckpt_path, weights_only=True)
             if data.val is not None:
                 if model.scored_at != trainer.global_step:
@@ -170,16 +171,9 @@ def _check_unfinished(path: Path, checkpoint: dict[str, Any], config: Namespace)
         )
 
 
-def _epochs(batches: int, steps: int, options: TrainerOptions, trainer: L.Trainer) -> int:
-    """How many epochs hold so many steps; never too few, since the model ends the training.
-
-    Args:
-        batches: of an epoch on a single process.
-        steps: of the optimiser.
-        options: how to train.
-        trainer: knows the number of processes.
-    """
-    batches = min(batches // trainer.world_size, options.limit_train_batches or batches)
+def _epochs(batches: int, steps: int, options: TrainerOptions) -> int:
+    """How many epochs of so many batches hold so many steps of the optimiser."""
+    batches = min(batches, options.limit_train_batches or batches)
     return math.ceil(steps / max(1, batches // options.accumulate_grad_batches))
 
 

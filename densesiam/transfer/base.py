@@ -1,7 +1,6 @@
 """Training with labels: what fine-tuning and linear probes have in common."""
 
 import math
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from densesiam.methods.base import Trained
+from densesiam.methods.schedule import Schedule
 
 
 class Supervised(Trained):
@@ -39,7 +39,6 @@ class Supervised(Trained):
     """
 
     KEY = "densesiam_task"
-    """Where a checkpoint has the name of its class."""
 
     def __init__(
         self,
@@ -51,38 +50,27 @@ class Supervised(Trained):
         milestones: Sequence[int] = (),
         warmup_steps: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(lr, momentum, weight_decay, schedule, ("steps", "cosine"))
         if max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-        if not lr > 0:
-            raise ValueError(f"lr must be positive, got {lr}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}")
-        if min(weight_decay, warmup_steps) < 0:
-            raise ValueError(
-                "weight_decay and warmup_steps must not be negative, "
-                f"got {weight_decay}, {warmup_steps}"
-            )
-        if schedule not in ("steps", "cosine"):
-            raise ValueError(f"schedule must be 'steps' or 'cosine', got {schedule!r}")
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
         if list(milestones) != sorted(set(milestones)) or min(milestones, default=1) < 1:
             raise ValueError(f"milestones must be rising numbers of steps, got {list(milestones)}")
         if schedule == "cosine" and milestones:
             raise ValueError("the cosine schedule has no milestones: leave them empty")
         self.max_steps = max_steps
-        self.lr = lr
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.schedule = schedule
         self.milestones = list(milestones)
         self.warmup_steps = warmup_steps
         self.scores: dict[str, float] = {}
         self.scored_at = -1
         self.save_hyperparameters()  # a subclass's arguments too
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the checkpoint say whose it is."""
-        checkpoint[self.KEY] = type(self).__name__
+    def plan(self) -> tuple[float, Schedule]:
+        """The highest learning rate, and how it changes."""
+        assert self.lr is not None
+        schedule = Schedule(self.schedule, self.max_steps, self.warmup_steps, self.milestones)
+        return self.lr, schedule
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """The parts of the loss on a training batch, by name; their sum is minimised."""
@@ -117,29 +105,6 @@ class Supervised(Trained):
         self.scores = self.score()
         self.scored_at = self.global_step
         self.log_dict({f"val/{name}": value for name, value in self.scores.items()})
-
-    def configure_optimizers(self) -> Any:
-        """SGD with the schedule's factor of the learning rate at each step."""
-        optimizer = torch.optim.SGD(
-            [p for p in self.parameters() if p.requires_grad],
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.share_of_peak(step)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def share_of_peak(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, as a share of the highest."""
-        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        if self.schedule == "cosine":
-            return warm * 0.5 * (1 + math.cos(math.pi * min(step / self.max_steps, 1.0)))
-        return warm * 0.1 ** bisect_right(self.milestones, step)
 
 
 def score_table(scores: Mapping[str, float]) -> str:

@@ -6,19 +6,16 @@ one that was there before, or the run ends with other bits than one that was lef
 """
 
 import argparse
-import os
 import random
 import signal
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from densesiam import cli
 from densesiam.training.checkpoints import open_checkpoint, read_file
-from densesiam.training.divergence import Finite
+from tests.training import children
 from tests.training.earlier.commands import prepare
 from tests.transfer.support import same, tensors
 
@@ -60,7 +57,7 @@ class Kills:
     def run(self, kills):
         """Kill so often."""
         whole = self.folder / "whole"
-        assert run_killed([*self.args, "--output", str(whole)], None)
+        assert run_killed([*self.args, "--output", str(whole)])
         result, number = Result(), 0
         while result.tried < kills:
             number += 1
@@ -84,7 +81,7 @@ class Kills:
                 step = -1
             result.lost += step < reached
             reached = step
-        if not run_killed(args, None) or not same(tensors(run), whole):
+        if not run_killed(args) or not same(tensors(run), whole):
             result.lost += 1
 
 
@@ -92,38 +89,13 @@ def _read(path):
     return read_file(path, "expected a checkpoint")
 
 
-def run_killed(args, steps, seconds=0.0):
-    """Run the command in a process of its own, and kill it.
-
-    Args:
-        args: the command line.
-        steps: in which step, counted from 1; None never.
-        seconds: after how long in that step.
+def run_killed(args, *when):
+    """Run the command and kill it, see `children.run`.
 
     Returns:
         Whether it ended by itself, with 0.
     """
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(read)
-            begin = Finite.on_train_batch_start
-
-            def started(self, *args):
-                os.write(write, b".")
-                begin(self, *args)
-
-            Finite.on_train_batch_start = started
-            os._exit(cli.main(args))
-        finally:
-            os._exit(1)
-    os.close(write)
-    if steps is not None and all(os.read(read, 1) for _ in range(steps)):
-        time.sleep(seconds)  # killed at any moment, not at a chosen step
-        os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    os.close(read)
+    code = children.run(args, *when)
     if code not in (0, -signal.SIGKILL):
         raise RuntimeError(f"the command ended with {code}")
     return code == 0

@@ -3,11 +3,13 @@
 import json
 
 import pytest
-import torch
 
 from densesiam import cli
 from densesiam.training.options import TrainerOptions, build_trainer
 from tests.training.earlier.commands import checkpoint, prepare
+from tests.training.slurm import VARIABLES, leave_requeue_file, requeued
+from tests.training.support import command as training
+from tests.training.support import state
 from tests.transfer.support import results, same, tensors
 
 
@@ -16,27 +18,9 @@ def job(tmp_path, monkeypatch):
     """A job of one process, in a working directory with another run's checkpoint."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    for name, value in {
-        "JOB_ID": "1",
-        "JOB_NAME": "train",
-        "NTASKS": "1",
-        "NTASKS_PER_NODE": "1",
-        "PROCID": "0",
-        "LOCALID": "0",
-        "NODEID": "0",
-        "NNODES": "1",
-        "NODELIST": "localhost",
-    }.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-
-    def leave(command):
-        content = torch.load(checkpoint(command), weights_only=True)
-        for tensor in content["state_dict"].values():
-            if tensor.is_floating_point():
-                tensor.add_(1.0)
-        torch.save(content, "hpc_ckpt_3.ckpt")
-
-    return leave
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    return lambda command: leave_requeue_file(checkpoint(command), ".")
 
 
 @pytest.mark.parametrize("command", ["fit", "pretrain", "picie", "probe segmentation"])
@@ -45,8 +29,8 @@ def test_a_new_training_is_new(command, job, tmp_path, monkeypatch):
     args = prepare(command, tmp_path)
     assert cli.main(args) == 0
     with monkeypatch.context() as elsewhere:
-        for name in ("JOB_ID", "JOB_NAME", "NTASKS", "PROCID", "LOCALID", "NODEID"):
-            elsewhere.delenv(f"SLURM_{name}")
+        for name in VARIABLES:
+            elsewhere.delenv(name)
         elsewhere.chdir(tmp_path)
         assert cli.main([*args, "--output", str(tmp_path / "alone")]) == 0
     assert same(tensors(tmp_path / "run"), tensors(tmp_path / "alone"))
@@ -73,6 +57,19 @@ def test_scores_are_of_the_checkpoint_that_was_named(job, tmp_path):
     assert cli.main([*args, "--output", str(tmp_path / "elsewhere")]) == 0
     found = json.dumps(results(tmp_path / "here"))
     assert found == json.dumps(results(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize("name", ["fit", "transfer segmentation"])
+def test_a_job_that_is_taken_up_again_ends_as_one_that_was_not(name, tmp_path):
+    args = training(name, tmp_path)
+    assert cli.main([*args, "--output", str(tmp_path / "whole")]) == 0
+    (tmp_path / "work").mkdir()
+    leave_requeue_file(checkpoint(name), tmp_path / "work")
+    # Warned in its second step, preempted in its second of the rest, and killed without a word.
+    assert requeued(args, tmp_path / "work", steps=(2, 2, 2)) == [138, 143, -9, 0]
+    assert same(tensors(tmp_path / "run"), tensors(tmp_path / "whole"))
+    assert state(tmp_path / "run") == "finished"
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["hpc_ckpt_3.ckpt"]
 
 
 def test_lightning_requeues_nothing(job, monkeypatch):

@@ -35,17 +35,6 @@ from tests.transfer.support import (
 TRAINER = {"accelerator": "cpu", "log_every_n_steps": 1, "validate_every_n_epochs": 10}
 
 
-# The schedule
-
-
-def test_rate_warms_up_and_falls_at_the_milestones():
-    steps = Supervised(max_steps=10, milestones=[4, 6], warmup_steps=2)
-    rates = [steps.share_of_peak(i) for i in range(8)]
-    assert rates == pytest.approx([0.5, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
-    cosine = Supervised(max_steps=10, schedule="cosine")
-    assert [cosine.share_of_peak(i) for i in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

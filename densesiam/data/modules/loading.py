@@ -1,52 +1,135 @@
-"""What all data modules share: their place among the processes, and how loaders load."""
+"""What all data modules share: their settings, their loaders, their place among processes."""
 
 import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from densesiam.data.order.sampler import TrainingSampler
+from densesiam.data.order.sampler import EvaluationSampler, TrainingSampler
 from densesiam.data.sets.substitutes import Errors
 
 
 class LoadingModule(L.LightningDataModule):
-    """A data module whose loaders have worker processes.
+    """Batches of random draws to train on; and, in a `ScoringModule`, labelled samples to score.
 
-    Attributes:
+    A subclass defines `training_set`.
+
+    Args:
+        batch_size: samples in a training batch, on each process.
+        val_batch_size: samples in a validation batch, on each process; images that are neither
+            cropped nor of one size need 1.
+        samples_per_epoch: draws in a training epoch, over all processes. More than there are
+            images repeats them with fresh draws; fewer is a random part. None: each image once.
         num_workers: processes that load data, for each loader; 0 loads in the main process.
-        worker_timeout: seconds after which loaders give up waiting for a batch; 0 never.
+        seed: all draws and orders follow from it.
         errors: what to do about training images that cannot be read; see `ImageFiles`.
-        max_unreadable: greatest share of an epoch's images that others may take the place of.
+        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
+            ends.
+        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
 
-    batch_size: int
-    num_workers: int
-    seed: int
-    worker_timeout: float
-    errors: Errors
-    max_unreadable: float
+    def __init__(
+        self,
+        batch_size: int = 32,
+        val_batch_size: int = 1,
+        samples_per_epoch: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        errors: Errors = "skip",
+        max_unreadable: float = 0.1,
+        worker_timeout: float = 600.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("batch_size", batch_size),
+            ("val_batch_size", val_batch_size),
+            ("samples_per_epoch", samples_per_epoch),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if min(num_workers, seed) < 0:
+            raise ValueError(
+                f"num_workers and seed must not be negative, got {num_workers}, {seed}"
+            )
+        if not 0 <= worker_timeout < math.inf:
+            raise ValueError(f"worker_timeout must be 0 or more seconds, got {worker_timeout}")
+        if not 0 <= max_unreadable <= 1:
+            raise ValueError(f"max_unreadable must be from 0 to 1, got {max_unreadable}")
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size
+        self.samples_per_epoch = samples_per_epoch
+        self.num_workers = num_workers
+        self.seed = seed
+        self.errors = errors
+        self.max_unreadable = max_unreadable
+        self.worker_timeout = worker_timeout
 
-    def _check(self) -> None:
-        """Refuse settings that every data module has.
+    def training_set(self) -> Any:
+        """Make the data set to train on.
 
         Raises:
-            ValueError: one is out of its range.
+            ValueError: nothing was given.
         """
-        if min(self.num_workers, self.seed) < 0:
+        raise NotImplementedError  # each module has its own
+
+    @cached_property
+    def trained_on(self) -> Any:
+        """`training_set`, made once: large folders take long to look through."""
+        return self.training_set()
+
+    def num_batches(self, processes: int = 1) -> int:
+        """Batches of an epoch on each of several processes; all are full.
+
+        Raises:
+            ValueError: there are not enough images for one.
+        """
+        samples = self.samples_per_epoch or len(self.trained_on)
+        batches = samples // processes // self.batch_size
+        if not batches:
             raise ValueError(
-                f"num_workers and seed must not be negative, got {self.num_workers}, {self.seed}"
+                f"fewer images than the batch: {samples} samples an epoch on {processes} "
+                f"process(es) do not fill one batch of {self.batch_size}; lower data.batch_size, "
+                "or raise data.samples_per_epoch so that images repeat with fresh draws"
             )
-        if not 0 <= self.worker_timeout < math.inf:
-            raise ValueError(f"worker_timeout must be 0 or more seconds, got {self.worker_timeout}")
-        if not 0 <= self.max_unreadable <= 1:
-            raise ValueError(f"max_unreadable must be from 0 to 1, got {self.max_unreadable}")
+        return batches
+
+    def train_dataloader(self) -> DataLoader:
+        """Loader of full batches in random order; the rest of an epoch is left out.
+
+        Raises:
+            ValueError: nothing to train on, or not enough for one batch.
+        """
+        self.num_batches(self._place()[0])
+        return self._loader(
+            self.trained_on, self.batch_size, self._training_order(), drop_last=True
+        )
+
+    @staticmethod
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Stack samples to a batch.
+
+        Raises:
+            ValueError: their images differ in size.
+        """
+        sizes = {tuple(sample["image"].shape[1:]) for sample in samples if "image" in sample}
+        if len(sizes) > 1:
+            found = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
+            raise ValueError(
+                f"images of different sizes cannot share a batch: {found} pixels; set "
+                "data.val_batch_size to 1, or give the transform a crop"
+            )
+        return default_collate(samples)
 
     def _place(self) -> tuple[int, int]:
         """Number of processes, and which one this is."""
@@ -54,14 +137,10 @@ class LoadingModule(L.LightningDataModule):
             return 1, 0
         return self.trainer.world_size, self.trainer.global_rank
 
-    def _training_order(self, num_images: int, samples: int | None) -> TrainingSampler:
-        """The order of the training images, from where a resumed training stands.
-
-        Args:
-            num_images: in the data set.
-            samples: draws in an epoch, over all processes; None for one pass over the images.
-        """
-        sampler = TrainingSampler(num_images, samples, self.seed, *self._place())
+    def _training_order(self) -> TrainingSampler:
+        """The order of the training images, from where a resumed training stands."""
+        images = len(self.trained_on)
+        sampler = TrainingSampler(images, self.samples_per_epoch, self.seed, *self._place())
         if self.trainer is not None:
             # On resuming, Lightning starts the first loop over the loader before it tells the
             # epoch, and workers fetch ahead: without this they would replay epoch 0.
@@ -75,17 +154,50 @@ class LoadingModule(L.LightningDataModule):
                 sampler.skip(batch.processed * self.batch_size)
         return sampler
 
-    def _loading(self) -> dict[str, Any]:
-        """Arguments of every loader."""
-        return {
+    def _loader(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        order: Sampler | None = None,
+        drop_last: bool = False,
+    ) -> DataLoader:
+        return WatchedLoader(
+            dataset,
+            batch_size=batch_size,  # by name: Lightning makes a loader like it, to predict
+            sampler=order,
+            drop_last=drop_last,
+            collate_fn=self.collate,
             # Loaders draw a seed for their workers. Drawn from torch's own generator, a resumed
             # training would be one draw ahead of, or behind, one that was not stopped.
-            "generator": torch.Generator().manual_seed(self.seed),
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "timeout": self.worker_timeout if self.num_workers else 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
+            generator=torch.Generator().manual_seed(self.seed),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            timeout=self.worker_timeout if self.num_workers else 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class ScoringModule(LoadingModule):
+    """A `LoadingModule` with labelled samples, each of which is scored once.
+
+    A subclass defines `validation_set`.
+    """
+
+    def validation_set(self) -> Any:
+        """Make the data set to score; None where nothing was given."""
+        raise NotImplementedError  # each module has its own
+
+    @cached_property
+    def scored_on(self) -> Any:
+        """`validation_set`, made once."""
+        return self.validation_set()
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Loader of what to score; no loader where nothing was given."""
+        if self.scored_on is None:
+            return []
+        order = EvaluationSampler(len(self.scored_on), *self._place())
+        return self._loader(self.scored_on, self.val_batch_size, order)
 
 
 class WatchedLoader(DataLoader):

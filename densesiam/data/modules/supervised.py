@@ -1,118 +1,69 @@
 """Lightning's view of labelled data, whatever the labels are."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import default_collate
 
-from densesiam.data.modules.loading import LoadingModule, WatchedLoader
-from densesiam.data.order.sampler import EvaluationSampler
+from densesiam.data.modules.loading import ScoringModule
 from densesiam.data.sets.classified import ClassifiedImages
 from densesiam.data.sets.crops import LabelledCrops
 from densesiam.data.sets.labelled import LabelledFiles
 from densesiam.data.sets.layout import listing
 from densesiam.data.sets.objects import DetectionSamples, ObjectImages
-from densesiam.data.sets.substitutes import Errors
 
 
-class SupervisedData(LoadingModule):
-    """Batches of labelled samples to train on, and each labelled sample once to score.
-
-    A subclass defines `training_set` and `validation_set`, whose items are asked for by `Draw`, and
-    `collate` where samples do not stack.
+class SupervisedData(ScoringModule):
+    """Labelled samples to train on and to score, of the same classes.
 
     Args:
+        train: what to train on.
+        val: what to score.
         batch_size: samples in a training batch, on each process.
-        val_batch_size: samples in a validation batch, on each process.
-        num_workers: processes that load data, for each loader; 0 loads in the main process.
-        seed: all draws and orders follow from it.
-        errors: what to do about training images that cannot be read; see `ImageFiles`.
-        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
-            ends.
-        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
-
-    Raises:
-        ValueError: a size below 1, a negative number of workers or seed.
+        **loading: the arguments of `LoadingModule`.
     """
 
     def __init__(
-        self,
-        batch_size: int = 16,
-        val_batch_size: int = 1,
-        num_workers: int = 0,
-        seed: int = 0,
-        errors: Errors = "skip",
-        max_unreadable: float = 0.1,
-        worker_timeout: float = 600.0,
+        self, train: Any = None, val: Any = None, batch_size: int = 16, **loading: Any
     ) -> None:
-        super().__init__()
-        if min(batch_size, val_batch_size) < 1:
-            raise ValueError(
-                "batch_size and val_batch_size must be at least 1, got "
-                f"{batch_size}, {val_batch_size}"
-            )
-        self.batch_size = batch_size
-        self.val_batch_size = val_batch_size
-        self.num_workers = num_workers
-        self.seed = seed
-        self.errors = errors
-        self.max_unreadable = max_unreadable
-        self.worker_timeout = worker_timeout
-        self._check()
+        super().__init__(batch_size, **loading)
+        self.train = train
+        self.val = val
 
-    def training_set(self) -> Dataset:
-        """What to train on.
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes.
 
         Raises:
-            ValueError: nothing was given.
+            ValueError: no data was given, or two sets of different classes.
         """
-        raise NotImplementedError  # each task has its own
+        names = [list(each) for each in self._names()]
+        if not names:
+            raise ValueError("nothing to learn or to score: give data.train and data.val")
+        if names[0] != names[-1]:
+            differing = sorted(set(names[0]) ^ set(names[-1]))
+            raise ValueError(
+                "data.train and data.val differ in their classes: "
+                + (f"only one has {listing(differing)}" if differing else "their order")
+            )
+        return names[0]
 
-    def validation_set(self) -> Dataset | None:
-        """What to score; None where nothing was given."""
-        raise NotImplementedError  # each task has its own
+    def _names(self) -> list[Sequence[str]]:
+        """Of each set that was given, the names of its classes."""
+        return [data.classes for data in self._given()]
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Make a batch."""
-        return default_collate(samples)
+    def _given(self) -> list[Any]:
+        return [data for data in (self.train, self.val) if data is not None]
 
-    def train_dataloader(self) -> DataLoader:
-        """Loader of full, shuffled batches; the rest of an epoch is left out.
+    def _to_train_on(self) -> Any:
+        """What was given to train on.
 
         Raises:
-            ValueError: there are not enough samples for one batch.
+            ValueError: nothing was.
         """
-        dataset = self.training_set()
-        assert isinstance(dataset, Sized)
-        replicas, _ = self._place()
-        if len(dataset) // replicas < self.batch_size:
-            raise ValueError(
-                f"fewer images than the batch: {len(dataset)} on {replicas} process(es) do not "
-                f"fill one batch of {self.batch_size}; lower data.batch_size"
-            )
-        return WatchedLoader(
-            dataset,
-            self.batch_size,
-            sampler=self._training_order(len(dataset), None),
-            drop_last=True,
-            collate_fn=self.collate,
-            **self._loading(),
-        )
-
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Loader of what to score; no loader where nothing was given."""
-        dataset = self.validation_set()
-        if dataset is None:
-            return []
-        assert isinstance(dataset, Sized)
-        sampler = EvaluationSampler(len(dataset), *self._place())
-        return WatchedLoader(
-            dataset,
-            self.val_batch_size,
-            sampler=sampler,
-            collate_fn=self.collate,
-            **self._loading(),
-        )
+        if self.train is None:
+            raise ValueError("nothing to train on: give data.train")
+        return self.train
 
 
 class LabelledData(SupervisedData):
@@ -136,29 +87,13 @@ class LabelledData(SupervisedData):
         p_flip: float = 0.5,
         **loading: Any,
     ) -> None:
-        super().__init__(**loading)
-        self.train = train
-        self.val = val
+        super().__init__(train, val, **loading)
         self.size = size
         self.scale = scale
         self.p_flip = p_flip
 
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of the classes.
-
-        Raises:
-            ValueError: no data was given, or two sets of different classes.
-        """
-        tables = [data.classes.names for data in (self.train, self.val) if data is not None]
-        if not tables:
-            raise ValueError("no labelled images: give data.train and data.val")
-        if list(tables[0]) != list(tables[-1]):
-            raise ValueError(
-                f"data.train and data.val differ in their classes: {list(tables[0])} and "
-                f"{list(tables[-1])}"
-            )
-        return list(tables[0])
+    def _names(self) -> list[Sequence[str]]:
+        return [data.classes.names for data in self._given()]
 
     @property
     def ignore_index(self) -> int:
@@ -167,34 +102,19 @@ class LabelledData(SupervisedData):
         Raises:
             ValueError: two sets with different ones.
         """
-        found = {data.ignore_index for data in (self.train, self.val) if data is not None}
+        found = {data.ignore_index for data in self._given()}
         if len(found) > 1:
             raise ValueError(f"data.train and data.val differ in ignore_index: {sorted(found)}")
         return found.pop() if found else 255
 
     def training_set(self) -> LabelledCrops:
         """The crops."""
-        if self.train is None:
-            raise ValueError("no labelled images to train on: give data.train")
-        return LabelledCrops(self.train, self.size, self.scale, self.p_flip, self.seed, self.errors)
+        train = self._to_train_on()
+        return LabelledCrops(train, self.size, self.scale, self.p_flip, self.seed, self.errors)
 
     def validation_set(self) -> LabelledFiles | None:
         """The whole images."""
         return self.val
-
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Stack samples.
-
-        Raises:
-            ValueError: they differ in size.
-        """
-        sizes = {tuple(sample["image"].shape[1:]) for sample in samples}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"images of different sizes cannot share a batch: {sorted(sizes)}; set "
-                "data.val_batch_size to 1"
-            )
-        return default_collate(samples)
 
 
 class ClassifiedData(SupervisedData):
@@ -207,12 +127,7 @@ class ClassifiedData(SupervisedData):
         resize: shorter side of the images to score, before the centre is cut out.
         batch_size: images in a training batch, on each process.
         val_batch_size: images in a validation batch, on each process.
-        num_workers: processes that load data, for each loader; 0 loads in the main process.
-        seed: all draws and orders follow from it.
-        errors: what to do about training images that cannot be read; see `ImageFiles`.
-        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
-            ends.
-        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
+        **loading: the arguments of `SupervisedData`.
     """
 
     def __init__(
@@ -223,49 +138,19 @@ class ClassifiedData(SupervisedData):
         resize: int = 256,
         batch_size: int = 256,
         val_batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 0,
-        errors: Errors = "skip",
-        max_unreadable: float = 0.1,
-        worker_timeout: float = 600.0,
+        **loading: Any,
     ) -> None:
-        super().__init__(
-            batch_size,
-            val_batch_size,
-            num_workers,
-            seed,
-            errors,
-            max_unreadable,
-            worker_timeout,
-        )
-        self.train = train
-        self.val = val
+        super().__init__(train, val, batch_size, val_batch_size=val_batch_size, **loading)
         self.size = size
         self.resize = resize
 
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of the classes.
-
-        Raises:
-            ValueError: no folder was given, or two with different classes.
-        """
-        sets = [s for s in (self.train and self.training_set(), self.validation_set()) if s]
-        if not sets:
-            raise ValueError("no images: give data.train and data.val, folders of classes")
-        if sets[0].classes != sets[-1].classes:
-            differing = sorted(set(sets[0].classes) ^ set(sets[-1].classes))
-            raise ValueError(
-                f"{self.train} and {self.val} differ in their classes: only one has "
-                f"{', '.join(differing[:5])}"
-            )
-        return sets[0].classes
+    def _given(self) -> list[ClassifiedImages]:
+        sets = (None if self.train is None else self.trained_on, self.scored_on)
+        return [images for images in sets if images is not None]
 
     def training_set(self) -> ClassifiedImages:
         """Random crops."""
-        if self.train is None:
-            raise ValueError("no images to train on: give data.train, a folder of classes")
-        return ClassifiedImages(self.train, self.size, None, self.seed, self.errors)
+        return ClassifiedImages(self._to_train_on(), self.size, None, self.seed, self.errors)
 
     def validation_set(self) -> ClassifiedImages | None:
         """Centre crops."""
@@ -278,68 +163,24 @@ class DetectionData(SupervisedData):
     Args:
         train: annotated images to train on.
         val: annotated images to score.
-        batch_size: images in a training batch, on each process.
-        val_batch_size: images in a validation batch, on each process.
-        num_workers: processes that load data, for each loader; 0 loads in the main process.
-        seed: all draws and orders follow from it.
-        errors: what to do about training images that cannot be read; see `ImageFiles`.
-        max_unreadable: share of an epoch's images, rounded up; if more cannot be read, training
-            ends.
-        worker_timeout: seconds to wait for a batch from processes that load data; 0 waits for ever.
+        **loading: the arguments of `SupervisedData`.
     """
 
     def __init__(
-        self,
-        train: ObjectImages | None = None,
-        val: ObjectImages | None = None,
-        batch_size: int = 16,
-        val_batch_size: int = 1,
-        num_workers: int = 0,
-        seed: int = 0,
-        errors: Errors = "skip",
-        max_unreadable: float = 0.1,
-        worker_timeout: float = 600.0,
+        self, train: ObjectImages | None = None, val: ObjectImages | None = None, **loading: Any
     ) -> None:
-        super().__init__(
-            batch_size,
-            val_batch_size,
-            num_workers,
-            seed,
-            errors,
-            max_unreadable,
-            worker_timeout,
-        )
-        self.train = train
-        self.val = val
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of the classes.
-
-        Raises:
-            ValueError: no data was given, or two sets of different classes.
-        """
-        given = [list(data.classes) for data in (self.train, self.val) if data is not None]
-        if not given:
-            raise ValueError("no annotated images: give data.train and data.val")
-        if given[0] != given[-1]:
-            differing = listing(sorted(set(given[0]) ^ set(given[-1])))
-            raise ValueError(
-                f"data.train and data.val differ in their classes or their order: {differing}"
-            )
-        return given[0]
+        super().__init__(train, val, **loading)
 
     def training_set(self) -> DetectionSamples:
         """The images with something to learn, mirrored at random."""
-        if self.train is None:
-            raise ValueError("no annotated images to train on: give data.train")
-        return DetectionSamples(self.train, True, self.seed, self.errors)
+        return DetectionSamples(self._to_train_on(), True, self.seed, self.errors)
 
     def validation_set(self) -> DetectionSamples | None:
         """All images, as they are."""
         return None if self.val is None else DetectionSamples(self.val, training=False)
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    @staticmethod
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Lists of images and targets, since sizes and numbers of objects differ."""
         return {
             "images": [sample["image"] for sample in samples],

@@ -182,15 +182,27 @@ def test_prediction(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "must be at least 1, got 0, None"),
+        ({"batch_size": 0}, "^batch_size must be at least 1, got 0"),
         ({"val_batch_size": 0}, "val_batch_size must be at least 1, got 0"),
-        ({"samples_per_epoch": 0}, "must be at least 1, got 32, 0"),
+        ({"samples_per_epoch": 0}, "samples_per_epoch must be at least 1, got 0"),
         ({"num_workers": -1}, "must not be negative, got -1, 0"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         SegmentationData(**options)
+
+
+def test_a_folder_is_looked_through_once(folder, monkeypatch):
+    made = []
+    make = SegmentationData.training_set
+    monkeypatch.setattr(SegmentationData, "training_set", lambda self: made.append(1) or make(self))
+    data = SegmentationData(str(folder), views=VIEWS, batch_size=2)
+    assert data.num_batches() == 2
+    assert data.num_batches(2) == 1
+    for _ in range(2):  # PiCIE asks once an epoch
+        assert len(data.train_dataloader().dataset) == 5
+    assert made == [1]
 
 
 def test_missing_data(folder, tmp_path):
