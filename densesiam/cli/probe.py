@@ -115,6 +115,8 @@ def _run_knn(config: Namespace) -> None:
         config.accelerator == "auto" and torch.cuda.is_available()
     )
     device = torch.device("cuda" if on_gpu else "cpu")
+    if (loaded := built.knn.encoder.weights_report) is not None:
+        say(f"weights: {loaded}")
     knn = built.knn.to(device)
     scores = SegmentationScores(knn.num_classes, knn.ignore_index).to(device)
     # One image at a time, since their sizes may differ.

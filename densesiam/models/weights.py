@@ -4,6 +4,8 @@ import argparse
 import difflib
 import importlib.util
 import pickle
+import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ class WeightsReport:
         matched: the file's tensors that were loaded.
         missing: the backbone's that the file lacks; at most counters of batch normalisation.
         unexpected: the file's tensors that the backbone has no place for, such as its classifier.
+        layout: whose names they were translated from; empty if they needed none.
+        input_range: what the backbone's images are taken to be normalised with, and who says so.
     """
 
     source: str
@@ -44,12 +48,16 @@ class WeightsReport:
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    layout: str = ""
+    input_range: str = ""
 
     def __str__(self) -> str:
         under = f" under {self.prefix!r}" if self.prefix else ""
+        layout = f" from {self.layout} names" if self.layout else ""
+        images = f"; images {self.input_range}" if self.input_range else ""
         return (
-            f"{self.source}: {len(self.matched)} tensors loaded{under}, missing "
-            f"{listed(self.missing)}, not used {listed(self.unexpected)}"
+            f"{self.source}: {len(self.matched)} tensors loaded{under}{layout}, missing "
+            f"{listed(self.missing)}, not used {listed(self.unexpected)}{images}"
         )
 
 
@@ -61,13 +69,15 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher")
 _FOLLOWERS = ("encoder_k", "momentum", "target", "ema")
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | Path, network: str | None = None) -> dict[str, Tensor]:
     """Read the named tensors of a file, without ever running code from it.
 
     Args:
         path: a ``.safetensors`` file, or one that `torch.save` wrote. In the latter the tensors
             may lie under one of `WRAPPERS`, as most training programs leave them, beside other
             plain values.
+        network: which of several networks in the file: the key that it lies under, such as
+            ``student``, or a part of its tensors' names, such as ``encoder_k``.
 
     Returns:
         Tensors on the CPU, by name.
@@ -75,7 +85,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file cannot be read, holds objects other than tensors and plain values,
-            holds no named tensors, or holds NaN or infinity.
+            holds no named tensors, no such network, or NaN or infinity.
     """
     path = Path(path)
     if not path.is_file():
@@ -98,8 +108,21 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             "is refused, since loading it could run its code. Save the model's state_dict() alone "
             f"and load that. ({error})"
         ) from error
-    while wrapped := [key for key in WRAPPERS if isinstance(_entry(content, key), Mapping)]:
+    keys = [*([network] if network else []), *WRAPPERS]
+    networks: list[str] = []
+    while wrapped := [key for key in keys if isinstance(_entry(content, key), Mapping)]:
+        networks += [key for key in content if isinstance(content[key], Mapping)]
         content = content[wrapped[0]]
+        if wrapped[0] == network:
+            network = None
+    if network is not None and isinstance(content, Mapping):
+        parts = Counter(part for key in content for part in str(key).split(".")[:2])
+        content = {key: value for key, value in content.items() if network in key.split(".")}
+        if not content:
+            networks += [part for part, count in parts.most_common(8) if count > 1]
+            raise ValueError(
+                f"weights: {str(path)!r} has no network {network!r}; it has {', '.join(networks)}"
+            )
     if isinstance(content, Mapping):
         content = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not content or not isinstance(content, dict):
@@ -184,6 +207,13 @@ def efficientnet_lite0_state_dict(backbone: str = "tf_efficientnet_lite0") -> di
     return state_dict
 
 
+RANGES: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and deviation of each channel, RGB in [0, 1], that weights are usually trained with."""
+
+
 def input_range(mean: Sequence[float], std: Sequence[float]) -> dict[str, Tensor]:
     """Describe how to bring images from ImageNet's normalisation to another.
 
@@ -208,11 +238,13 @@ def load_backbone(
     timm renames some modules when it cuts a model down to its features (``stages.0`` becomes
     ``stages_0``), and training programs put prefixes before names (``module.encoder.``). So names
     are compared with underscores in place of dots, behind the prefix under which most of them fit.
+    What does not fit then is given to timm's own converter of the family, which knows the names of
+    the authors' repositories; transformers' names are translated to those first.
 
     Args:
         backbone: `timm.create_model(name, features_only=True)`; its tensors are replaced.
         name: timm's name of it.
-        state_dict: tensors under timm's or torchvision's names.
+        state_dict: tensors under timm's, torchvision's, transformers' or the authors' names.
         source: where they come from, for messages.
 
     Returns:
@@ -222,58 +254,246 @@ def load_backbone(
         ValueError: the tensors belong to another architecture: no name fits, some of the
             backbone's tensors are missing or of another shape, or there are further layers.
     """
-    own = backbone.state_dict()
-    places = _places(backbone)
-    found = {_flat(key): key for key in state_dict}
-
-    prefixes = Counter(
-        key.removesuffix(place) for place in places for key in found if key.endswith(place)
-    )
-    if not prefixes:
-        raise ValueError(
-            f"weights: nothing in {source} fits {name}. The backbone looks for names such as "
-            f"{listed(places.values())}; the file has {listed(state_dict)}."
-        )
-    most = max(prefixes.values())
-    best = [prefix for prefix, count in prefixes.items() if count == most]
-    leading = [p for p in best if not any(name in p for name in _FOLLOWERS)]
-    prefix = (leading or best)[0]
-    inside = {key.removeprefix(prefix): key for key in found if key.startswith(prefix)}
-
-    matched = {place: found[inside[place]] for place in places if place in inside}
-    missing = [key for place, key in places.items() if place not in inside]
-    unexpected = [key for key in state_dict if key not in matched.values()]
-    reshaped = [
-        f"{key} {tuple(state_dict[key].shape)} instead of {tuple(own[places[place]].shape)}"
-        for place, key in matched.items()
-        if state_dict[key].shape != own[places[place]].shape
-    ]
-    # A head that the backbone was cut from is welcome; more blocks than it ever had are not.
+    layout = ""
+    if (translated := from_transformers(state_dict)) is not None:
+        state_dict, layout = translated, "transformers'"
     full: Any = timm.create_model(name)
-    known = {_flat(key) for key in full.state_dict()}
-    classifiers = np.atleast_1d(full.pretrained_cfg.get("classifier") or [])
-    body = {child for child, _ in full.named_children()} - {c.split(".")[0] for c in classifiers}
-    foreign = [
-        found[key]
-        for place, key in inside.items()
-        if place not in known and found[key][len(prefix) :].split(".")[0] in body
-    ]
-    lacking = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if reshaped or lacking or foreign:
+    fit = _Fit.of(backbone, name, full, state_dict, source)
+    if fit.misfits:
+        converted = _converted(fit, full)
+        if converted is not None:
+            other = _Fit.of(backbone, name, full, converted, source)
+            if not other.misfits:
+                written = fit.written
+                fit, layout = other, layout or "its authors'"
+                fit.written = written
+    if fit.misfits or fit.foreign:
         raise ValueError(
-            f"weights: {source} is not of the architecture {name}: of its {len(places)} tensors "
-            f"{len(matched)} have a namesake, missing {listed(lacking)}, of another shape "
-            f"{listed(reshaped)}, unknown layers {listed(foreign)}. Choose the backbone that the "
-            "file was made with."
+            f"weights: {source} is not of the architecture {name}: of its {len(fit.places)} "
+            f"tensors {len(fit.matched)} have a namesake, missing {listed(fit.lacking)}, of "
+            f"another shape {listed(fit.reshaped)}, unknown layers {listed(fit.foreign)}. Choose "
+            "the backbone that the file was made with."
         )
     backbone.load_state_dict(
-        {places[place]: state_dict[key] for place, key in matched.items()}, strict=False
+        {fit.places[place]: fit.tensors[key] for place, key in fit.matched.items()}, strict=False
     )
-    some = next(iter(matched.values()))
-    written = some[: len(prefix)]  # as the file has it, dots and all
     return WeightsReport(
-        source, written, tuple(matched.values()), tuple(missing), tuple(unexpected)
+        source,
+        fit.written,
+        tuple(fit.matched.values()),
+        tuple(fit.missing),
+        tuple(fit.unexpected),
+        layout,
     )
+
+
+@dataclass
+class _Fit:
+    """How the tensors of a file fit a backbone.
+
+    Attributes:
+        tensors: the file's.
+        places: the backbone's names, by what they have in common with the file's.
+        written: the prefix, as the file has it.
+        inside: the file's names behind the prefix, by what they have in common.
+        matched: the file's names that fit, by place.
+        missing: the backbone's names that the file lacks.
+        lacking: those of them that matter.
+        reshaped: tensors of another shape, in words.
+        foreign: the file's names in layers that the whole network does not have.
+    """
+
+    tensors: Mapping[str, Tensor]
+    places: dict[str, str]
+    written: str
+    inside: dict[str, str]
+    matched: dict[str, str]
+    missing: list[str]
+    lacking: list[str]
+    reshaped: list[str]
+    foreign: list[str]
+
+    @property
+    def misfits(self) -> list[str]:
+        return [*self.lacking, *self.reshaped]
+
+    @property
+    def unexpected(self) -> list[str]:
+        used = set(self.matched.values())
+        return [key for key in self.tensors if key not in used]
+
+    @classmethod
+    def of(
+        cls,
+        backbone: nn.Module,
+        name: str,
+        full: Any,
+        state_dict: Mapping[str, Tensor],
+        source: str,
+    ) -> "_Fit":
+        own = backbone.state_dict()
+        places = _places(backbone)
+        found = {_flat(key): key for key in state_dict}
+        prefixes = Counter(
+            key.removesuffix(place) for place in places for key in found if key.endswith(place)
+        )
+        if not prefixes:
+            raise ValueError(
+                f"weights: nothing in {source} fits {name}. The backbone looks for names such as "
+                f"{listed(places.values())}; the file has {listed(state_dict)}."
+            )
+        most = max(prefixes.values())
+        best = [prefix for prefix, count in prefixes.items() if count == most]
+        leading = [p for p in best if not any(follower in p for follower in _FOLLOWERS)]
+        prefix = (leading or best)[0]
+        inside = {key.removeprefix(prefix): key for key in found if key.startswith(prefix)}
+        inside = {place: found[key] for place, key in inside.items()}
+
+        matched = {place: inside[place] for place in places if place in inside}
+        missing = [key for place, key in places.items() if place not in inside]
+        reshaped = [
+            f"{key} {tuple(state_dict[key].shape)} instead of {tuple(own[places[place]].shape)}"
+            for place, key in matched.items()
+            if state_dict[key].shape != own[places[place]].shape
+        ]
+        # A head that the backbone was cut from is welcome; more blocks than it ever had are not.
+        known = {_flat(key) for key in full.state_dict()}
+        heads = np.atleast_1d(full.pretrained_cfg.get("classifier") or [])
+        body = {child for child, _ in full.named_children()} - {c.split(".")[0] for c in heads}
+        foreign = [
+            key
+            for place, key in inside.items()
+            if place not in known and key[len(prefix) :].split(".")[0] in body
+        ]
+        some = next(iter(matched.values()))
+        written = some[: len(prefix)]  # as the file has it, dots and all
+        lacking = [key for key in missing if not key.endswith("num_batches_tracked")]
+        return cls(
+            state_dict, places, written, inside, matched, missing, lacking, reshaped, foreign
+        )
+
+
+def _converted(fit: _Fit, full: Any) -> dict[str, Tensor] | None:
+    """The file's tensors behind their prefix, by timm's converter of the network's family.
+
+    None where there is none, or where it would make patches of another size of the file's.
+    """
+    convert = getattr(sys.modules[type(full).__module__], "checkpoint_filter_fn", None)
+    patches = "patch_embed.proj.weight"
+    own = full.state_dict()
+    plain = {key[len(fit.written) :]: fit.tensors[key] for key in fit.inside.values()}
+    if convert is None or (
+        patches in plain and patches in own and plain[patches].shape != own[patches].shape
+    ):
+        return None
+    # Networks that DINO's later programs train keep their blocks in chunks: chunk, block.
+    plain = {_CHUNKED.sub(r"blocks.\1.", key): tensor for key, tensor in plain.items()}
+    for key in [key for key in plain if key.endswith("attn.qkv.bias")]:
+        # timm has most of DINOv3's networks twice, without these biases where they ended at zero.
+        if key in own or key.replace("qkv.bias", "q_bias") in own:
+            continue
+        if plain[key].any():
+            name = full.pretrained_cfg["architecture"]
+            raise ValueError(
+                f"weights: the file has biases of queries and values ({key}) that {name} has no "
+                f"place for: take the backbone {name}_qkvb"
+            )
+        del plain[key]
+    try:
+        return dict(convert(plain, full))
+    except Exception:  # written for the files that it knows, it fails on others in its own ways
+        return None
+
+
+_CHUNKED = re.compile(r"^blocks\.\d+\.(\d+)\.")
+
+# transformers' names of a tensor, and those of the authors' repositories.
+_TRANSFORMERS_VIT = (
+    (r"embeddings\.(cls_token|mask_token)", r"\1"),
+    (r"embeddings\.position_embeddings", "pos_embed"),
+    (r"embeddings\.patch_embeddings\.(?:projection\.)?(weight|bias)", r"patch_embed.proj.\1"),
+    (r"layernorm\.(.*)", r"norm.\1"),
+    (r"norm\.(.*)", r"norm.\1"),
+    (r"(?:encoder\.|model\.)?layer\.(\d+)\.(norm[12]\..*)", r"blocks.\1.\2"),
+    (r"(?:encoder\.|model\.)?layer\.(\d+)\.layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(.*)", r"blocks.\1.attn.proj.\2"),
+    (r"(?:model\.)?layer\.(\d+)\.attention\.o_proj\.(.*)", r"blocks.\1.attn.proj.\2"),
+    (r"encoder\.layer\.(\d+)\.mlp\.(fc[12]\..*)", r"blocks.\1.mlp.\2"),
+    (r"encoder\.layer\.(\d+)\.mlp\.weights_in\.(.*)", r"blocks.\1.mlp.w12.\2"),
+    (r"encoder\.layer\.(\d+)\.mlp\.weights_out\.(.*)", r"blocks.\1.mlp.w3.\2"),
+)
+_TRANSFORMERS_QKV = re.compile(
+    r"(?:encoder\.|model\.)?layer\.(\d+)\.attention\.(?:attention\.)?"
+    r"(?:(query|key|value)|([qkv])_proj)\.(weight|bias)"
+)
+_TRANSFORMERS_MLP = re.compile(r"(?:model\.)?layer\.(\d+)\.mlp\.(gate|up|down)_proj\.(.*)")
+_TRANSFORMERS_RESNET = (
+    (r"embedder\.embedder\.convolution\.(.*)", lambda m: f"conv1.{m[1]}"),
+    (r"embedder\.embedder\.normalization\.(.*)", lambda m: f"bn1.{m[1]}"),
+    (
+        r"encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.(convolution|normalization)\.(.*)",
+        lambda m: f"layer{int(m[1]) + 1}.{m[2]}.downsample.{int(m[3] == 'normalization')}.{m[4]}",
+    ),
+    (
+        r"encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.(convolution|normalization)\.(.*)",
+        lambda m: (
+            f"layer{int(m[1]) + 1}.{m[2]}.{'conv' if m[4] == 'convolution' else 'bn'}"
+            f"{int(m[3]) + 1}.{m[5]}"
+        ),
+    ),
+)
+# Before the names, where a model has a head: that of the network in it.
+_TRANSFORMERS_PREFIX = re.compile(r"^(?:dinov2|dinov2_with_registers|dinov3_vit|resnet|backbone)\.")
+
+
+def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Translate the names of transformers' ResNet, DINOv2 and DINOv3 to those of their authors.
+
+    Queries, keys and values become one matrix again; where keys have no bias, it is zero.
+
+    Args:
+        state_dict: of a ``safetensors`` file as ``save_pretrained`` writes it.
+
+    Returns:
+        The tensors under ResNet's names in torchvision, DINOv2's or DINOv3's in their repositories;
+        those without a counterpart keep their names. None where the names are not transformers'.
+    """
+    names = {key: _TRANSFORMERS_PREFIX.sub("", key) for key in state_dict}
+    if any(name.startswith("embedder.embedder.") for name in names.values()):
+        return {_renamed(n, _TRANSFORMERS_RESNET): state_dict[k] for k, n in names.items()}
+    if "embeddings.cls_token" not in names.values():
+        return None
+    gated = any(".mlp.gate_proj." in name for name in names.values())
+    registers = "storage_tokens"
+    if "embeddings.position_embeddings" in names.values():
+        registers = "register_tokens"  # as DINOv2 calls them; DINOv3 has no position embeddings
+    places = {"gate": "w1", "up": "w2", "down": "w3"} if gated else {"up": "fc1", "down": "fc2"}
+    result: dict[str, Tensor] = {}
+    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for key, name in names.items():
+        tensor = state_dict[key]
+        if attention := _TRANSFORMERS_QKV.fullmatch(name):
+            block, long, short, kind = attention.groups()
+            parts.setdefault((block, kind), {})[short or long[0]] = tensor
+        elif mlp := _TRANSFORMERS_MLP.fullmatch(name):
+            result[f"blocks.{mlp[1]}.mlp.{places[mlp[2]]}.{mlp[3]}"] = tensor
+        elif name == "embeddings.register_tokens":
+            result[registers] = tensor
+        else:
+            result[_renamed(name, _TRANSFORMERS_VIT)] = tensor
+    for (block, kind), found in parts.items():
+        if found.keys() >= {"q", "v"}:
+            k = found.get("k", torch.zeros_like(found["q"]))
+            result[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat([found["q"], k, found["v"]])
+    return result
+
+
+def _renamed(name: str, rules: Iterable[tuple[str, Any]]) -> str:
+    """A name by the first rule that knows it, or as it is."""
+    for pattern, replacement in rules:
+        if (match := re.fullmatch(pattern, name)) is not None:
+            return match.expand(replacement) if isinstance(replacement, str) else replacement(match)
+    return name
 
 
 def explain_mismatch(module: nn.Module, state_dict: Mapping[str, Tensor]) -> str | None:

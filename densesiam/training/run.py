@@ -387,7 +387,8 @@ def training_run(
         _check_batch(built, runner)
         if (size := getattr(built.data.views, "size", None)) is not None:
             built.model.encoder.check_size(*output_size(size))
-        if (loaded := built.model.encoder.weights_report) is not None:
+    for module in built.model.modules():
+        if (loaded := getattr(module, "weights_report", None)) is not None:
             say(f"weights: {loaded}")
     with interruptible(runner, run.signals, lambda: _what_is_left(run, path)):
         yield runner

@@ -3,8 +3,9 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import timm.layers
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
@@ -16,16 +17,19 @@ from densesiam.models.backbone import stage_maps
 from densesiam.transfer.base import Supervised
 
 _STRIDES = (4, 8, 16, 32)
-_NO_SUCH_OBJECTS = -1  # how the metric says that there was nothing to find
 
-# The metric's names and ours.
-_SCORES = {
-    "map": "ap",
-    "map_50": "ap50",
-    "map_75": "ap75",
-    "map_small": "ap_small",
-    "map_medium": "ap_medium",
-    "map_large": "ap_large",
+# COCO's own, in float64: rounded to float32, 0.6 lies beyond a recall of 3 / 5.
+_OVERLAPS = np.linspace(0.5, 0.95, 10).tolist()
+_RECALLS = np.linspace(0.0, 1.0, 101).tolist()
+
+# Overlaps and sizes (all, small, medium, large) that each score is the mean over.
+_SCORES: dict[str, tuple[slice, int]] = {
+    "ap": (slice(None), 0),
+    "ap50": (slice(0, 1), 0),
+    "ap75": (slice(5, 6), 0),
+    "ap_small": (slice(None), 1),
+    "ap_medium": (slice(None), 2),
+    "ap_large": (slice(None), 3),
 }
 
 
@@ -36,12 +40,14 @@ class PyramidBackbone(nn.Module):
 
     Attributes:
         out_channels: channels of every level.
+        weights_report: as of `Encoder`.
 
     Args:
         backbone: name of a timm model with stages of strides 4 to 32; see `Encoder`.
         weights: what to start from, see `Encoder`.
         frozen_batchnorm: keep the backbone's batch normalisation as it is, and have none in the
             pyramid.
+        **options: more arguments of `Encoder`.
 
     Raises:
         ValueError: as of `Encoder`; or a backbone that does not take images of any size.
@@ -50,9 +56,11 @@ class PyramidBackbone(nn.Module):
     input_scale: Tensor
     input_shift: Tensor
 
-    def __init__(self, backbone: str, weights: str | None, frozen_batchnorm: bool) -> None:
+    def __init__(
+        self, backbone: str, weights: str | None, frozen_batchnorm: bool, **options: Any
+    ) -> None:
         super().__init__()
-        encoder = Encoder(backbone, weights, _STRIDES)
+        encoder = Encoder(backbone, weights, _STRIDES, **options)
         if not encoder.any_size:
             raise ValueError(
                 f"{backbone} takes images of few sizes, and a detector meets many: take a backbone "
@@ -60,6 +68,7 @@ class PyramidBackbone(nn.Module):
             )
         self.register_buffer("input_scale", encoder.input_scale)
         self.register_buffer("input_shift", encoder.input_shift)
+        self.weights_report = encoder.weights_report
         body = encoder.backbone
         channels = body.feature_info.channels()  # type: ignore[union-attr,operator] # timm's type
         self.body = timm.layers.freeze_batch_norm_2d(body) if frozen_batchnorm else body
@@ -96,6 +105,8 @@ class DetectionTransfer(Supervised):
         max_size: most of their longer sides.
         proposals: regions of each image that the first stage passes on.
         sampled_proposals: how many of them the second stage learns from.
+        weights_network: which of several networks in a file of weights, see `Encoder`.
+        input_range: what images were normalised with for the weights, see `Encoder`.
         **training: the arguments of `Supervised`.
     """
 
@@ -110,6 +121,8 @@ class DetectionTransfer(Supervised):
         max_size: int = 1333,
         proposals: int = 1000,
         sampled_proposals: int = 512,
+        weights_network: str | None = None,
+        input_range: Literal["auto", "imagenet", "half"] = "auto",
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -122,7 +135,13 @@ class DetectionTransfer(Supervised):
             )
         detector = MaskRCNN if masks else FasterRCNN
         self.detector = detector(
-            PyramidBackbone(backbone, weights, frozen_batchnorm),
+            PyramidBackbone(
+                backbone,
+                weights,
+                frozen_batchnorm,
+                weights_network=weights_network,
+                input_range=input_range,
+            ),
             len(classes) + 1,
             min_size=tuple(sizes),
             max_size=max_size,
@@ -134,7 +153,11 @@ class DetectionTransfer(Supervised):
         )
         self.masks = masks
         self.evaluator = MeanAveragePrecision(
-            iou_type=("bbox", "segm") if masks else "bbox", backend="pycocotools"
+            iou_type=("bbox", "segm") if masks else "bbox",
+            iou_thresholds=_OVERLAPS,
+            rec_thresholds=_RECALLS,
+            extended_summary=True,  # precisions in float64
+            backend="pycocotools",
         )
         self.evaluator.warn_on_many_detections = False
 
@@ -162,6 +185,8 @@ class DetectionTransfer(Supervised):
                 "model.masks is on, but the training data has none: set model.masks to false"
             )
         targets = [{name: target[name] for name in needed} for target in batch["targets"]]
+        for target in targets:
+            target["boxes"] = target["boxes"].float()  # as the detector's own
         parts = self.detector(batch["images"], targets)
         return {name.removeprefix("loss_"): value for name, value in parts.items()}
 
@@ -173,19 +198,34 @@ class DetectionTransfer(Supervised):
                 continue
             truth = {"boxes": target["boxes"], "labels": target["labels"]}
             truth |= {"iscrowd": target["ignored"].int(), "area": target["area"]}
+            result["boxes"] = result["boxes"].double()  # sides are differences
             if self.masks:
                 result["masks"] = result["masks"].squeeze(1) > 0.5
                 truth["masks"] = target["masks"].bool()
             self.evaluator.update([result], [truth])
 
     def score(self) -> dict[str, float]:
-        """COCO's average precisions."""
+        """COCO's average precisions: those of pycocotools' COCOeval."""
         result = self.evaluator.compute()
         self.evaluator.reset()
         kinds = {"box": "bbox_", "mask": "segm_"} if self.masks else {"box": ""}
-        scores = {
-            f"{kind}/{name}": float(result[prefix + key])
+        return {
+            f"{kind}/{name}": _mean(result.get(prefix + "precision"), *over)
             for kind, prefix in kinds.items()
-            for key, name in _SCORES.items()
+            for name, over in _SCORES.items()
         }
-        return {k: math.nan if v == _NO_SUCH_OBJECTS else v for k, v in scores.items()}
+
+
+def _mean(precision: Tensor | None, overlaps: slice, size: int) -> float:
+    """Mean precision over recalls, classes and some overlaps; nan if there was nothing to find.
+
+    Args:
+        precision: (overlaps, recalls, classes, sizes, numbers of detections), -1 for classes that
+            have no object of the size; None if there was no image.
+        overlaps: those to average over.
+        size: number of the size.
+    """
+    if precision is None:
+        return math.nan
+    found = precision[overlaps, :, :, size, -1]
+    return float(found[found > -1].mean())

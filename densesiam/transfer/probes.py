@@ -1,7 +1,7 @@
 """Probes: what a frozen encoder's features hold, read off by the simplest of classifiers."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ class LinearSegmentationProbe(SupervisedSegmentation):
         backbone: name of a timm model; see `Encoder`.
         weights: what to probe, see `Encoder`; None probes the random initialisation.
         strides: output strides of the stages to read, finest first; one of them probes it alone.
+        weights_network: which of several networks in a file of weights, see `Encoder`.
+        input_range: what images were normalised with for the weights, see `Encoder`.
+        layers: blocks of a plain transformer to read, in place of strides; see `Encoder`.
         **training: the arguments of `SupervisedSegmentation`.
     """
 
@@ -36,6 +39,9 @@ class LinearSegmentationProbe(SupervisedSegmentation):
         backbone: str = "resnet50",
         weights: str | None = None,
         strides: Sequence[int] = (4, 8, 16, 32),
+        weights_network: str | None = None,
+        input_range: Literal["auto", "imagenet", "half"] = "auto",
+        layers: Sequence[int] | None = None,
         **training: Any,
     ) -> None:
         super().__init__(classes, **training)
@@ -47,6 +53,9 @@ class LinearSegmentationProbe(SupervisedSegmentation):
             channels=len(classes),
             normalize_stages=True,
             backbone_lr_factor=0,
+            weights_network=weights_network,
+            input_range=input_range,
+            layers=layers,
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -65,6 +74,8 @@ class LinearClassificationProbe(Supervised):
         backbone: name of a timm model; see `Encoder`.
         weights: what to probe, see `Encoder`; None probes the random initialisation.
         stride: output stride of the stage to read; the last has 32.
+        weights_network: which of several networks in a file of weights, see `Encoder`.
+        input_range: what images were normalised with for the weights, see `Encoder`.
         **training: the arguments of `Supervised`.
     """
 
@@ -74,10 +85,20 @@ class LinearClassificationProbe(Supervised):
         backbone: str = "resnet50",
         weights: str | None = None,
         stride: int = 32,
+        weights_network: str | None = None,
+        input_range: Literal["auto", "imagenet", "half"] = "auto",
         **training: Any,
     ) -> None:
         super().__init__(**training)
-        self.encoder = Encoder(backbone, weights, (stride,), fpn=False, backbone_lr_factor=0)
+        self.encoder = Encoder(
+            backbone,
+            weights,
+            (stride,),
+            fpn=False,
+            backbone_lr_factor=0,
+            weights_network=weights_network,
+            input_range=input_range,
+        )
         width = self.encoder.out_channels
         self.classifier = nn.Sequential(
             nn.BatchNorm1d(width, affine=False), nn.Linear(width, len(classes))

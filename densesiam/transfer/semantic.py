@@ -91,6 +91,8 @@ class SegmentationTransfer(SupervisedSegmentation):
         fpn: add up the stages in the paper's pyramid; otherwise a single stage is used.
         fpn_channels: channels of the pyramid.
         head: ``"fcn"``, `FCNHead`; ``"linear"``, a 1x1 convolution.
+        weights_network: which of several networks in a file of weights, see `Encoder`.
+        input_range: what images were normalised with for the weights, see `Encoder`.
         **training: the arguments of `SupervisedSegmentation`.
     """
 
@@ -104,11 +106,20 @@ class SegmentationTransfer(SupervisedSegmentation):
         fpn: bool = False,
         fpn_channels: int = 256,
         head: Literal["fcn", "linear"] = "fcn",
+        weights_network: str | None = None,
+        input_range: Literal["auto", "imagenet", "half"] = "auto",
         **training: Any,
     ) -> None:
         super().__init__(classes, **training)
         self.encoder = Encoder(
-            backbone, weights, strides, fpn_channels, fpn, output_stride=output_stride
+            backbone,
+            weights,
+            strides,
+            fpn_channels,
+            fpn,
+            output_stride=output_stride,
+            weights_network=weights_network,
+            input_range=input_range,
         )
         width = self.encoder.out_channels
         self.head = (

@@ -678,6 +678,29 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_where(config, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "interrupted"
 
 
+def test_dinov2s_configuration_trains_and_predicts(photos, monkeypatch, tmp_path):
+    narrow = partial(timm.create_model, embed_dim=24, num_heads=2)  # and random weights
+    monkeypatch.setattr(timm, "create_model", narrow)
+    small = {
+        "data.train": photos,
+        "data.views.init_args.resize": 48,
+        "data.views.init_args.size": 45,  # no multiple of 14
+        "data.batch_size": 2,
+        "data.num_workers": 0,
+        "model.region_weight": 0,  # two steps are too few for it
+        "trainer.max_epochs": 1,
+        "trainer.accelerator": "cpu",
+        "output": tmp_path / "dino",
+    }
+    options = [str(part) for name, value in small.items() for part in (f"--{name}", value)]
+    config = ROOT / "configs" / "folder_dinov2.yaml"
+    assert cli.main(["fit", "--config", str(config), *options]) == 0
+    last, segmented = tmp_path / "dino" / "checkpoints" / "last.ckpt", tmp_path / "segmented"
+    args = [str(last), str(photos), "--resize", "40", "--output", str(segmented)]
+    assert cli.main(["predict", *args]) == 0
+    assert list(segmented.rglob("*.png"))
+
+
 # Tested where they are used: in test_pretrain and tests/transfer.
 ELSEWHERE = {"pretrain", "transfer"}
 CONFIGS = [

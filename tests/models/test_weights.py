@@ -2,6 +2,8 @@
 
 import argparse
 import pickle
+import re
+import warnings
 
 import pytest
 import safetensors.torch
@@ -165,6 +167,271 @@ def test_other_peoples_checkpoints(tmp_path, style):
     assert not report.missing
     assert all(name.startswith(prefix) for name in report.matched)
     assert f"loaded under {prefix!r}" in str(report) or not prefix
+
+
+TWO_NETWORKS = {
+    "encoder_k": lambda a, b: {**under("encoder_q.", a), **under("encoder_k.", b)},
+    "student": lambda a, b: {
+        "teacher": under("backbone.", a),
+        "student": under("module.backbone.", b),
+    },
+    "momentum_encoder": lambda a, b: {
+        "state_dict": {
+            **under("module.base_encoder.", a),
+            **under("module.momentum_encoder.", b),
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("network", TWO_NETWORKS)
+def test_which_of_several_networks(tmp_path, network):
+    model = full_model()
+    torch.save(
+        TWO_NETWORKS[network](other(model.state_dict()), model.state_dict()), tmp_path / "w.pth"
+    )
+    encoder = Encoder(TINY, str(tmp_path / "w.pth"), weights_network=network)
+    assert_same_backbone(encoder, model)
+    with pytest.raises(ValueError, match=f"no network 'nobody'; it has .*{network}"):
+        Encoder(TINY, str(tmp_path / "w.pth"), weights_network="nobody")
+
+
+def test_a_network_is_chosen_in_files_alone():
+    with pytest.raises(ValueError, match=r"weights_network='student' chooses .* weights is 'timm'"):
+        Encoder(TINY, "timm", weights_network="student")
+
+
+# Names of transformers, and of DINOv2's and DINOv3's repositories. Each was compared with what
+# transformers 5.24 writes, and the features with those of its models.
+
+
+def separated(state):
+    """A transformer's queries, keys and values as matrices of their own: (name, q, k, v)."""
+    result = {}
+    for name, tensor in state.items():
+        if ".attn.qkv." in name:
+            block, kind = name.split(".")[1], name.split(".")[-1]
+            result[block, kind] = tensor.chunk(3)
+    return result
+
+
+def in_transformers_dinov2(state, registers=False):
+    """timm's DINOv2 as transformers saves it."""
+    places = {
+        "mask_token": "embeddings.mask_token",
+        "patch_embed.proj.": "embeddings.patch_embeddings.projection.",
+        "norm.": "layernorm.",
+        "blocks.": "encoder.layer.",
+        ".attn.proj.": ".attention.output.dense.",
+        ".ls1.gamma": ".layer_scale1.lambda1",
+        ".ls2.gamma": ".layer_scale2.lambda1",
+    }
+    result = {"embeddings.mask_token": torch.zeros(1, state["cls_token"].shape[2])}
+    for name, tensor in state.items():
+        if ".qkv." in name or name in ("cls_token", "pos_embed", "reg_token"):
+            continue
+        for ours, theirs in places.items():
+            if name.startswith(ours) or (ours.startswith(".") and ours in name):
+                name = name.replace(ours, theirs, 1)
+        result[name] = tensor
+    for (block, kind), parts in separated(state).items():
+        for letter, part in zip(("query", "key", "value"), parts, strict=True):
+            name = f"encoder.layer.{block}.attention.attention.{letter}.{kind}"
+            result[name] = part
+    position = state["pos_embed"]
+    if registers:  # timm has added the class token's position to it
+        result["embeddings.register_tokens"] = state["reg_token"]
+        position = torch.cat([torch.full_like(position[:, :1], 0.25), position], dim=1)
+        result["embeddings.cls_token"] = state["cls_token"] - 0.25
+    else:
+        result["embeddings.cls_token"] = state["cls_token"]
+    result["embeddings.position_embeddings"] = position
+    return result
+
+
+def in_dinov3s_repository(state, gated=False):
+    """timm's DINOv3 as its authors save it."""
+    width = state["cls_token"].shape[2]
+    result = {"mask_token": torch.zeros(1, width), "rope_embed.periods": torch.ones(16)}
+    for name, tensor in state.items():
+        for ours, theirs in (
+            ("reg_token", "storage_tokens"),
+            (".gamma_1", ".ls1.gamma"),
+            (".gamma_2", ".ls2.gamma"),
+            *([(".fc1_g.", ".w1."), (".fc1_x.", ".w2."), (".fc2.", ".w3.")] if gated else []),
+        ):
+            name = name.replace(ours, theirs)
+        if name.endswith(("q_bias", "v_bias")):
+            continue
+        result[name] = tensor
+        if name.endswith("qkv.weight"):
+            q = state.get(name.replace("qkv.weight", "q_bias"), torch.zeros(width))
+            v = state.get(name.replace("qkv.weight", "v_bias"), torch.zeros(width))
+            result[name.replace("weight", "bias")] = torch.cat([q, torch.zeros(width), v])
+    return result
+
+
+def in_transformers_dinov3(state, gated=False):
+    """timm's DINOv3 as transformers saves it; keys have no bias."""
+    result = {}
+    for name, tensor in in_dinov3s_repository(state, gated).items():
+        for ours, theirs in (
+            ("mask_token", "embeddings.mask_token"),
+            ("cls_token", "embeddings.cls_token"),
+            ("storage_tokens", "embeddings.register_tokens"),
+            ("patch_embed.proj.", "embeddings.patch_embeddings."),
+            ("blocks.", "layer."),
+            (".attn.proj.", ".attention.o_proj."),
+            (".ls1.gamma", ".layer_scale1.lambda1"),
+            (".ls2.gamma", ".layer_scale2.lambda1"),
+            (".w1.", ".gate_proj."),
+            (".w2.", ".up_proj."),
+            (".w3.", ".down_proj."),
+            (".fc1.", ".up_proj."),
+            (".fc2.", ".down_proj."),
+        ):
+            name = name.replace(ours, theirs)
+        if ".attn.qkv." in name:
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                if (letter, name[-4:]) != ("k", "bias"):
+                    result[name.replace("attn.qkv", f"attention.{letter}_proj")] = part
+        elif "rope" not in name:
+            result[name] = tensor
+    return result
+
+
+def in_transformers_resnet(state):
+    """timm's or torchvision's ResNet as transformers saves it, with a head."""
+    result = {}
+    for name, tensor in state.items():
+        stage = re.match(r"layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))\.(.*)", name)
+        kinds = {"conv": "convolution", "bn": "normalization", "0": "convolution"}
+        if name.startswith("fc."):
+            place = name.replace("fc.", "classifier.1.")
+        elif stage is None:
+            kind, rest = re.match(r"(conv|bn)1\.(.*)", name).groups()
+            place = f"resnet.embedder.embedder.{kinds[kind]}.{rest}"
+        else:
+            number, block, kind, layer, branch, rest = stage.groups()
+            inside = f"layer.{int(layer) - 1}" if layer else "shortcut"
+            place = (
+                f"resnet.encoder.stages.{int(number) - 1}.layers.{block}.{inside}."
+                f"{kinds.get(kind or branch, 'normalization')}.{rest}"
+            )
+        result[place] = tensor
+    return result
+
+
+FOREIGN = {
+    "transformers, DINOv2": ("vit_small_patch14_dinov2", in_transformers_dinov2),
+    "transformers, DINOv2 with a head": (
+        "vit_small_patch14_dinov2",
+        lambda s: {
+            **under("dinov2.", in_transformers_dinov2(s)),
+            "classifier.bias": s["norm.bias"],
+        },
+    ),
+    "transformers, DINOv2 with registers": (
+        "vit_small_patch14_reg4_dinov2",
+        lambda s: in_transformers_dinov2(s, registers=True),
+    ),
+    "transformers, DINOv3": ("vit_small_patch16_dinov3_qkvb", in_transformers_dinov3),
+    "transformers, DINOv3 without biases": ("vit_small_patch16_dinov3", in_transformers_dinov3),
+    "transformers, gated DINOv3": (
+        "vit_small_plus_patch16_dinov3_qkvb",
+        lambda s: in_transformers_dinov3(s, gated=True),
+    ),
+    "DINOv3's repository": ("vit_small_patch16_dinov3_qkvb", in_dinov3s_repository),
+    "DINOv2's training": (
+        "vit_small_patch14_dinov2",
+        lambda s: {
+            "teacher": {
+                f"backbone.{re.sub(r'^blocks[.]', 'blocks.0.', k)}": v for k, v in s.items()
+            }
+        },
+    ),
+    "transformers, ResNet": ("resnet18", in_transformers_resnet),
+}
+
+
+@pytest.fixture
+def _shallow(monkeypatch):
+    """Transformers of three narrow blocks."""
+    create = timm.create_model
+    small = {"depth": 3, "embed_dim": 48, "num_heads": 3}
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda name, **k: create(name, **k, **(small if name.startswith("vit") else {})),
+    )
+
+
+@pytest.mark.usefixtures("_shallow")
+@pytest.mark.parametrize("style", FOREIGN)
+def test_other_libraries_names(tmp_path, style):
+    name, translate = FOREIGN[style]
+    torch.manual_seed(7)
+    model = timm.create_model(name)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.1, 1)
+    torch.save(translate(model.state_dict()), tmp_path / "w.pth")
+    strides = (4, 32) if name == "resnet18" else (14,) if "patch14" in name else (16,)
+    encoder = Encoder(name, str(tmp_path / "w.pth"), strides=strides)
+    own, state = encoder.backbone.state_dict(), model.state_dict()
+    for key, tensor in own.items():
+        assert_close(tensor, state[key.removeprefix("model.")], terms=2)
+    assert len(encoder.weights_report.matched) == len(own)
+    whose = "transformers'" if "transformers" in style else "its authors'"
+    assert f"from {whose} names" in str(encoder.weights_report)
+
+
+@pytest.mark.usefixtures("_shallow")
+def test_biases_without_a_place_are_not_dropped(tmp_path):
+    state = timm.create_model("vit_small_patch16_dinov3_qkvb").state_dict()
+    for name, tensor in state.items():
+        if name.endswith("q_bias"):
+            tensor.fill_(0.5)
+    torch.save(in_transformers_dinov3(state), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="take the backbone vit_small_patch16_dinov3_qkvb"):
+        Encoder("vit_small_patch16_dinov3", str(tmp_path / "w.pth"), strides=(16,))
+
+
+@pytest.mark.usefixtures("_shallow")
+def test_patches_of_another_size_are_refused(tmp_path):
+    state = timm.create_model("vit_tiny_patch16_224").state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"of another shape .*patch_embed\.proj\.weight"):
+        Encoder("vit_small_patch14_dinov2", str(tmp_path / "w.pth"), strides=(14,))
+
+
+def test_the_range_is_said_and_from_where(tmp_path):
+    torch.save(full_model().state_dict(), tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match=r"does not say .* set input_range to imagenet"):
+        encoder = Encoder(TINY, str(tmp_path / "w.pth"))
+    said = (
+        r"images \(RGB - \[0\.5, 0\.5, 0\.5\]\) / \[0\.5, 0\.5, 0\.5\], as for timm's test_resnet"
+    )
+    assert re.search(said, str(encoder.weights_report))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chosen = Encoder(TINY, str(tmp_path / "w.pth"), input_range="imagenet")
+        assert chosen.input_scale.eq(1).all()
+        assert chosen.input_shift.abs().max() < 1e-6
+        assert "[0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], as input_range says" in str(
+            chosen.weights_report
+        )
+        half = Encoder(TINY, str(tmp_path / "w.pth"), input_range="half")
+        assert torch.equal(half.input_scale, encoder.input_scale)
+        torch.save(
+            {f"encoder.{k}": v for k, v in chosen.state_dict().items()}, tmp_path / "own.ckpt"
+        )
+        again = Encoder(TINY, str(tmp_path / "own.ckpt"))
+        assert torch.equal(again.input_scale, chosen.input_scale)
+        assert str(again.weights_report).endswith("/ [0.229, 0.224, 0.225], as the weights say")
+    with pytest.raises(ValueError, match="auto, imagenet or half, got 'unit'"):
+        Encoder(TINY, input_range="unit")
 
 
 def test_own_checkpoint_of_another_encoder(tmp_path):

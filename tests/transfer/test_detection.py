@@ -2,8 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 
@@ -254,6 +259,114 @@ def test_what_is_found_in_a_crowd_is_no_false_alarm(tmp_path):
     model.detector = Oracle(found)
     model.count(batch)
     assert model.score()["box/ap"] == 1
+
+
+def random_scenes(folder, images=8, height=120, width=160):
+    """COCO's json of boxes and crowds with fractions of pixels, and what a detector may find.
+
+    Returns:
+        The ground truth, and for each image what was found, as detectors give it.
+    """
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:height, :width]
+    found, annotations = [], []
+    for image in range(images):
+        Image.new("RGB", (width, height)).save(folder / f"{image}.png")
+        results = []
+        for _ in range(5):
+            side = int(random.choice([12, 40, 110]))  # small, medium, large
+            box = [round(random.uniform(0, limit - side), 2) for limit in (width, height)]
+            box += [round(side * random.uniform(0.7, 1), 2) for _ in range(2)]
+            label = int(random.integers(1, 4))
+            left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
+            outline = [left, top, right, top, right, bottom, left, bottom]
+            entry = {"bbox": box, "area": round(box[2] * box[3] * 0.9, 2), "iscrowd": 0}
+            entry |= {"segmentation": [outline]}
+            if random.random() < 0.15:  # a crowd, which has run lengths
+                inside = (columns >= left) & (columns < right) & (rows >= top) & (rows < bottom)
+                runs = mask_utils.encode(np.asfortranarray(inside.astype(np.uint8)))
+                runs["counts"] = runs["counts"].decode()
+                entry |= {"segmentation": runs, "iscrowd": 1}
+            entry |= {"id": len(annotations) + 1, "image_id": image, "category_id": 10 * label}
+            annotations.append(entry)
+            for _ in range(random.integers(0, 3)):
+                corners = np.float32([left, top, right, bottom]) + np.float32(
+                    random.normal(0, 2, 4)
+                )
+                guess = label if random.random() < 0.8 else int(random.integers(1, 4))
+                results.append((corners, guess, np.float32(round(random.random(), 1))))  # with ties
+        boxes = torch.tensor(np.array([r[0] for r in results]).reshape(-1, 4))
+        x1, y1, x2, y2 = (edge[:, None, None] for edge in boxes.unbind(1))
+        xs, ys = torch.tensor(columns), torch.tensor(rows)
+        masks = (xs >= x1) & (xs < x2 - 1) & (ys >= y1) & (ys < y2)
+        found.append(
+            {
+                "boxes": boxes,
+                "labels": torch.tensor([r[1] for r in results], dtype=torch.int64),
+                "scores": torch.tensor([float(r[2]) for r in results], dtype=torch.float32),
+                "masks": 0.2 + 0.6 * masks[:, None].float(),
+            }
+        )
+    sizes = {"height": height, "width": width}
+    truth = {
+        "info": {},
+        "images": [{"id": i, "file_name": f"{i}.png", **sizes} for i in range(images)],
+        "annotations": annotations,
+        "categories": [{"id": 10 * label, "name": f"kind {label}"} for label in (1, 2, 3)],
+    }
+    return truth, found
+
+
+def cocos_own_scores(truth_file, found, kind):
+    """What pycocotools makes of a file of annotations and of results in its own layout."""
+    results = []
+    for image, result in enumerate(found):
+        for box, label, score, mask in zip(*(result[k] for k in result), strict=True):
+            x1, y1, x2, y2 = box.tolist()
+            entry = {"image_id": image, "category_id": 10 * int(label), "score": float(score)}
+            if kind == "bbox":
+                entry["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+            else:
+                inside = (mask[0] > 0.5).numpy().astype(np.uint8)
+                entry["segmentation"] = mask_utils.encode(np.asfortranarray(inside))
+            results.append(entry)
+    truth = COCO(str(truth_file))
+    evaluation = COCOeval(truth, truth.loadRes(results), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats[:6]
+
+
+def test_scores_are_cocos_own(tmp_path):
+    truth, found = random_scenes(tmp_path)
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps(truth))
+    data = DetectionData(val=CocoObjects(tmp_path, file), val_batch_size=4)
+    model = DetectionTransfer(data.classes, backbone="test_resnet").eval()
+    boxes_alone = DetectionTransfer(data.classes, backbone="test_resnet", masks=False).eval()
+    for k, batch in enumerate(data.val_dataloader()):
+        for one in (model, boxes_alone):
+            one.detector = Oracle([dict(result) for result in found[4 * k : 4 * k + 4]])
+            one.count(batch)
+    boxes, masks = (cocos_own_scores(file, found, kind) for kind in ("bbox", "segm"))
+    assert (boxes[:3] > 0.1).all()
+    assert (masks[:3] > 0.1).all()
+    # Six means of at most 3030 numbers each; COCO adds them in another order.
+    assert np.abs(np.array(list(model.score().values())) - [*boxes, *masks]).max() < 1e-8
+    assert np.abs(np.array(list(boxes_alone.score().values())) - boxes).max() < 1e-8
+
+
+def test_three_of_five_objects_reach_a_recall_of_three_fifths(tmp_path):
+    # In float32 the threshold 0.6 is 0.6000000238, beyond it: 60 of 101 recalls rather than 61.
+    model = DetectionTransfer(["one"], backbone="test_resnet", masks=False).eval()
+    boxes = torch.tensor([[10.0 * k, 0, 10 * k + 8, 8] for k in range(5)])
+    ones = torch.ones(5, dtype=torch.int64)
+    model.detector = Oracle([{"boxes": boxes[:3], "labels": ones[:3], "scores": torch.rand(3)}])
+    target = {"boxes": boxes.double(), "labels": ones, "ignored": ones == 0}
+    target["area"] = torch.full((5,), 64.0, dtype=torch.float64)
+    model.count({"images": [], "targets": [target], "counts": torch.tensor([True])})
+    assert model.score()["box/ap50"] == pytest.approx(61 / 101, abs=1e-12)
 
 
 # The command

@@ -29,10 +29,10 @@ class Objects:
     """The objects of one image.
 
     Attributes:
-        boxes: (n, 4) float32, left, top, right, bottom in the image's pixels, continuous.
+        boxes: (n, 4) float64, left, top, right, bottom in the image's pixels, continuous.
         labels: (n,) int64, numbers of the classes from 1; 0 is the detectors' background.
         ignored: (n,) bool, what scores pass over: COCO's crowds, VOC's difficult objects.
-        area: (n,) float32, of the object in pixels; COCO sorts small from large by it.
+        area: (n,) float64, of the object in pixels; COCO sorts small from large by it.
         masks: (n, H, W) uint8, where masks were asked for.
     """
 
@@ -122,7 +122,7 @@ class CocoObjects(ObjectImages):
     def objects(self, index: int) -> Objects:
         """The objects of one image."""
         entries = self._coco.imgToAnns.get(self._ids[index], [])
-        corners = torch.tensor([e["bbox"] for e in entries], dtype=torch.float32).reshape(-1, 4)
+        corners = torch.tensor([e["bbox"] for e in entries], dtype=torch.float64).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]  # from left, top, width, height
         masks = None
         if self._masks:
@@ -134,7 +134,7 @@ class CocoObjects(ObjectImages):
             corners,
             torch.tensor([self._label[e["category_id"]] for e in entries], dtype=torch.int64),
             torch.tensor([bool(e.get("iscrowd", 0)) for e in entries], dtype=torch.bool),
-            torch.tensor([e["area"] for e in entries], dtype=torch.float32),
+            torch.tensor([e["area"] for e in entries], dtype=torch.float64),
             masks,
         )
 
@@ -209,7 +209,7 @@ class VocObjects(ObjectImages):
                 ignored.append(entry.findtext("difficult", "0") == "1")
         except (ElementTree.ParseError, ValueError) as error:
             raise ValueError(f"{path} is no annotation in Pascal VOC's layout: {error}") from error
-        edges_of_all = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        edges_of_all = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
         width, height = (edges_of_all[:, 2:] - edges_of_all[:, :2]).unbind(1)
         return Objects(
             edges_of_all,
