@@ -14,6 +14,7 @@
 #   make bench-full   all of them (about twelve minutes), kept in RESULTS, and docs/benchmarks.md
 # With another Python or torch than python3 and the newest: make test PYTHON=python3.12 TORCH=2.10.0
 # From a clean clone in environments of their own, made by uv in build/:
+#   make oldest       build, op suite, train, measure, predict, export with the oldest of everything
 #   make three-uses   build, train and measure with Python 3.12 and torch 2.11
 #   make everywhere   the table torch x Python; JOBS=2 for two at a time (some hours of a core)
 
@@ -28,7 +29,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 # Names what the environment was made with: another choice has another name, and is made anew.
 CHOICE := $(VENV)/of-$(subst /,-,$(PYTHON))-torch-$(or $(TORCH),newest)
 
-.PHONY: demo test faults kills mutants wheel lint bench bench-full gpu-kit gpu-rehearsal three-uses everywhere clean
+.PHONY: demo test faults kills mutants wheel lint bench bench-full gpu-kit gpu-rehearsal oldest three-uses everywhere clean
 
 demo: $(VENV)/built
 	$(BIN)/densesiam demo
@@ -92,6 +93,9 @@ $(CHOICE):
 ifneq ($(TORCH),)
 export PIP_CONSTRAINT := $(abspath $(VENV)/torch.txt)
 endif
+
+oldest: $(UV)/uv
+	$(UV)/python -m tools.everywhere oldest
 
 three-uses: $(UV)/uv
 	$(UV)/python -m tools.three_uses

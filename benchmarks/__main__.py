@@ -8,6 +8,7 @@
     python -m benchmarks predict          what GPUs cannot be faster than
     python -m benchmarks ceilings         what this device reaches: copies and matrix products
     python -m benchmarks host             what a call takes beside its kernel
+    python -m benchmarks pipeline         what an image costs from its file to its views
 
 docs/benchmarks.md explains what is measured, and how to read it.
 """
@@ -16,11 +17,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+# Before torch starts its threads: where cores are shared, idle ones that spin keep the others from
+# working.
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
@@ -42,12 +48,21 @@ from benchmarks.terminal import header, render
 
 FEWER = 5  # rounds
 HOST_ROUNDS = 4  # times as many as of anything else: they are short
+
+
+def _pipeline(arguments: Sequence[str]) -> int:
+    from benchmarks import pipeline  # it alone needs torchvision and Pillow
+
+    return pipeline.main(arguments)
+
+
 COMMANDS = {
     "compare": compare.main,
     "report": report.main,
     "predict": predict.main,
     "ceilings": ceilings.main,
     "host": host.main,
+    "pipeline": _pipeline,
 }
 
 

@@ -153,6 +153,8 @@ class Problem:
         forward_bytes: what forward must read and write.
         backward_bytes: what backward must read and write.
         differentiable: which inputs receive gradients; none means forward only.
+        formula: the same, written for torch.compile where the eager composition compiles to slower
+            code; None for that one.
         release: the same in the arrangement of the authors' release, where that differs.
         comparable: from the inputs to some on which the release's arrangement gives the same
             result: it rounds crops to whole pixels. None if it always does.
@@ -175,6 +177,7 @@ class Problem:
     forward_bytes: int
     backward_bytes: int = 0
     differentiable: tuple[int, ...] = (0,)
+    formula: Callable[..., Tensor] | None = None
     release: Callable[..., Tensor] | None = None
     comparable: Callable[[list[Tensor]], list[Tensor]] | None = None
     peers: dict[str, Callable[..., Tensor]] | None = None

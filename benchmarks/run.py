@@ -185,7 +185,7 @@ def _compiled(problem: Problem, inputs: list[Tensor]) -> tuple[Callable[..., Ten
     _wake_compiler()
     torch._dynamo.reset()
     with fresh_cache():  # earlier runs left theirs
-        function = torch.compile(problem.eager)
+        function = torch.compile(problem.formula or problem.eager)
         start = time.perf_counter()
         result = function(*inputs)
         if problem.differentiable:

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
+def replacing(path: Path, previous: Path | None = None, durable: bool = True) -> Iterator[Path]:
     """Write a file that takes another's place only when all of it is on the disk.
 
     A process that is killed, or a disk that is full, leaves the file that was there before.
@@ -18,6 +18,8 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
     Args:
         path: the file.
         previous: where to keep the file that was there before; None keeps none.
+        durable: wait for the disk, so that the file outlives a power failure too; what can be made
+            again in no time need not.
 
     Yields:
         Where to write: a file beside it, since a name can be given at once within a file system
@@ -29,18 +31,25 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
         if previous is not None and path.exists():
             _keep(path, previous)
         os.replace(partial, path)
-        _flush_folder(path.parent)
+        if durable:
+            _flush_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError):
             raise OSError(f"cannot write {path}: {error.strerror or error}") from error
         raise
+
+
+def printable(text: str) -> str:
+    """Text that can be printed and written, where a file's name in it is not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _keep(path: Path, previous: Path) -> None:

@@ -15,7 +15,7 @@ from densesiam.cli.registry import build_parsers, command_module
 NAMES = {
     "densesiam.callbacks": (
         "RunReport ProgressBar SegmentationGrid CheckpointConfig PredictionWriter "
-        "output_names loss_names describe_epoch write_json"
+        "loss_names describe_epoch write_json"
     ),
     "densesiam.commands.checkpoints": (
         "keep_checkpoint resolve_checkpoint read_checkpoint check_resumable"
@@ -69,7 +69,7 @@ NAMES = {
     "densesiam.evaluation.probes": (
         "LinearSegmentationProbe LinearClassificationProbe NearestNeighbourProbe"
     ),
-    "densesiam.evaluation.report": "Example ValidationReport read_matching write_prediction_page",
+    "densesiam.evaluation.report": "Example ValidationReport read_matching",
     "densesiam.evaluation.segmentation": "SegmentationScores SupervisedSegmentation",
     "densesiam.evaluation.supervised": "Supervised score_table",
     "densesiam.methods.assignment": "label_counts assignment_statistics",

@@ -37,7 +37,6 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parents[1]
 SUBJECTS = ("densesiam/ops", "densesiam/methods", "densesiam/evaluation")
-LIMIT = 600  # seconds for the tests of one mutant; an endless loop is noticed too
 
 
 @dataclass(frozen=True)
@@ -139,14 +138,20 @@ def tests_of(module: Path, tree: Path) -> list[str]:
     return [str(own)] + (["tests/ops/test_citizens.py"] if folder.name == "ops" else [])
 
 
-def noticed(tree: Path, module: Path) -> bool:
-    """Whether a test of that module fails in the tree as it is."""
+def noticed(tree: Path, module: Path, limit: float | None = None) -> bool:
+    """Whether a test of that module fails in the tree as it is, or does not end.
+
+    Args:
+        tree: with the mutant in it, or without.
+        module: whose tests are run.
+        limit: seconds after which it counts as an endless loop; None: wait.
+    """
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     command += ["-k", "not emulator and not triton", *tests_of(module, tree)]
     variables = {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     try:
         result = subprocess.run(
-            command, cwd=tree, env=os.environ | variables, capture_output=True, timeout=LIMIT
+            command, cwd=tree, env=os.environ | variables, capture_output=True, timeout=limit
         )
     except subprocess.TimeoutExpired:
         return True
@@ -183,15 +188,18 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tree = clone(Path(folder))
         drawn = draw(tree, options.subjects, options.count, options.seed)
+        limits = {}
         for module in sorted({mutant.module for mutant in drawn}):
+            start = time.monotonic()
             if noticed(tree, module):
                 sys.exit(f"the tests of {module} fail without a mutant: mend them first")
+            limits[module] = 300 + 5 * (time.monotonic() - start)
         killed: dict[str, list[bool]] = defaultdict(list)
         for mutant in drawn:
             start = time.monotonic()
             before, after = (tree / mutant.module).read_text(), mutant.code(tree)
             (tree / mutant.module).write_text(after)
-            dead = noticed(tree, mutant.module)
+            dead = noticed(tree, mutant.module, limits[mutant.module])
             (tree / mutant.module).write_text(before)
             killed[str(mutant.module.parent)].append(dead)
             state = "killed" if dead else "SURVIVED"

@@ -35,6 +35,12 @@ def _cosine(p: Tensor, z: Tensor) -> Tensor:
     return -F.cosine_similarity(p, z.detach()).mean()
 
 
+def _cosine_formula(p: Tensor, z: Tensor) -> Tensor:
+    z = z.detach()
+    norms = p.square().sum(1) * z.square().sum(1)
+    return -((p * z).sum(1) * norms.clamp_min(1e-16).rsqrt()).mean()
+
+
 def _cross_entropy(p: Tensor, z: Tensor) -> Tensor:
     return F.cross_entropy(p, z.detach().softmax(1))
 
@@ -66,6 +72,7 @@ def problem(shape: Shape, setting: Setting) -> Problem:
         setting,
         ours=lambda p, z, weight=None: ops.pixel_similarity(p, z, kind, weight),
         eager=_EAGER[shape.variant],
+        formula=_cosine_formula if cosine else None,
         release=_RELEASE.get(shape.variant),
         weighted=weighted,
         parts={} if cosine else parts,

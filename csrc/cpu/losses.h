@@ -4,10 +4,13 @@
 //   L::tile(p, z, channels, count, out)        the losses of `count` pixels, and two statistics
 //   L::gradient(p, z, first, second, grad)     dp of one element, from its pixel's statistics and
 //                                              upstream gradient
+// and may have a third, for vectors whose channels lie next to each other:
+//   L::pixels<Bytes>(p, z, channels, count, out)
 #pragma once
 
 #include <string>
 
+#include "support/simd.h"
 #include "support/softmax.h"
 
 namespace densesiam {
@@ -26,6 +29,24 @@ struct TileLosses {
 // Sums over channels are taken over a few at a time and then added up: rounding grows with the root
 // of the number of terms in a sum.
 constexpr std::int64_t kSummed = 64;
+
+// Sums in flight at a time over vectors of channels: an addition takes four cycles.
+constexpr int kChains = 2;
+
+// sums[i] = the sum of vector i's lanes, for i < count; the vectors are changed.
+template <int Lanes, class V, class A>
+DENSESIAM_HD void sum_lanes(V* vectors,  // [Lanes]
+                            A* sums,     // [count]
+                            int count) {
+  transpose_square<Lanes>(vectors);
+#pragma GCC unroll 4
+  for (int step = Lanes / 2; step > 0; step /= 2) {
+    for (int i = 0; i < step; ++i) vectors[i] += vectors[i + step];
+  }
+  A lanes[Lanes];
+  std::memcpy(lanes, &vectors[0], sizeof(lanes));
+  std::copy_n(lanes, count, sums);
+}
 
 // What the vectors of each pixel are multiplied by before they are squared.
 template <class A>
@@ -84,6 +105,65 @@ DENSESIAM_HD void sum_products(Tile<const A> p, Tile<const A> z, std::int64_t ch
   }
 }
 
+// The same of pixels whose channels lie next to each other, without a tile: a lane of a register
+// sums every kLanes-th channel, and a transposition brings the lanes of kLanes pixels together.
+template <int Bytes, bool Scaled, class T>
+DENSESIAM_HD void sum_products_of_pixels(const T* p,  // [count, C]
+                                         const T* z,  // [count, C]
+                                         std::int64_t channels, int count,
+                                         const TileScales<Accumulate<T>>& scales,
+                                         TileLosses<Accumulate<T>>& out) {
+  using A = Accumulate<T>;
+  constexpr int kLanes = Bytes / int(sizeof(A));
+  using V = Vector<A, kLanes>;
+  for (int from = 0; from < count; from += kLanes) {
+    const int pixels = std::min(kLanes, count - from);
+    V pp[kLanes] = {}, zz[kLanes] = {}, pz[kLanes] = {};
+    for (int i = 0; i < pixels; ++i) {
+      const T* a = p + (from + i) * channels;
+      const T* b = z + (from + i) * channels;
+      for (std::int64_t start = 0; start < channels; start += kSummed * kLanes) {
+        const std::int64_t end = std::min(channels, start + kSummed * kLanes);
+        V pp_sum[kChains] = {}, zz_sum[kChains] = {}, pz_sum[kChains] = {};
+        const auto add = [&](const T* a, const T* b, int chain) DENSESIAM_INLINE {
+          V u, v;
+          load_vector(a, u);
+          load_vector(b, v);
+          if constexpr (Scaled) {
+            u *= scales.p[from + i];
+            v *= scales.z[from + i];
+          }
+          pp_sum[chain] += u * u;
+          zz_sum[chain] += v * v;
+          pz_sum[chain] += u * v;
+        };
+        std::int64_t c = start;
+        for (; c + kChains * kLanes <= end; c += kChains * kLanes) {
+#pragma GCC unroll 4
+          for (int chain = 0; chain < kChains; ++chain) {
+            add(a + c + chain * kLanes, b + c + chain * kLanes, chain);
+          }
+        }
+        for (; c + kLanes <= end; c += kLanes) add(a + c, b + c, 0);
+        if (c < end) {
+          T a_rest[kLanes] = {}, b_rest[kLanes] = {};
+          std::copy_n(a + c, end - c, a_rest);
+          std::copy_n(b + c, end - c, b_rest);
+          add(a_rest, b_rest, 0);
+        }
+        for (int chain = 0; chain < kChains; ++chain) {
+          pp[i] += pp_sum[chain];
+          zz[i] += zz_sum[chain];
+          pz[i] += pz_sum[chain];
+        }
+      }
+    }
+    sum_lanes<kLanes>(pp, out.loss + from, pixels);
+    sum_lanes<kLanes>(zz, out.first + from, pixels);
+    sum_lanes<kLanes>(pz, out.second + from, pixels);
+  }
+}
+
 // A loss of those three numbers: Loss::finish(pp, zz, pz, p_scale, z_scale, loss, a, b), and
 // dp = -g (a z - b p).
 template <class Loss>
@@ -96,6 +176,22 @@ struct LossOfProducts {
     if (scales_of(out.loss, out.first, count, scales)) {
       sum_products<true>(p, z, channels, count, scales, out);
     }
+    finish_all(count, scales, out);
+  }
+  template <int Bytes, class T>
+  static DENSESIAM_HD void pixels(const T* p,  // [count, C]
+                                  const T* z,  // [count, C]
+                                  std::int64_t channels, int count,
+                                  TileLosses<Accumulate<T>>& out) {
+    TileScales<Accumulate<T>> scales;
+    sum_products_of_pixels<Bytes, false>(p, z, channels, count, scales, out);
+    if (scales_of(out.loss, out.first, count, scales)) {
+      sum_products_of_pixels<Bytes, true>(p, z, channels, count, scales, out);
+    }
+    finish_all(count, scales, out);
+  }
+  template <class A>
+  static DENSESIAM_HD void finish_all(int count, const TileScales<A>& scales, TileLosses<A>& out) {
 #pragma omp simd
     for (int i = 0; i < count; ++i) {
       Loss::finish(out.loss[i], out.first[i], out.second[i], scales.p[i], scales.z[i], out.loss[i],

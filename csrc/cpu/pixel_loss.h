@@ -55,6 +55,16 @@ struct Weights {
   }
 };
 
+// Whether a loss reads pixels whose channels lie next to each other without a tile, see losses.h.
+template <class Loss, class T, class = void>
+constexpr bool kTakesPixels = false;
+template <class Loss, class T>
+constexpr bool kTakesPixels<Loss, T,
+                            std::void_t<decltype(Loss::template pixels<16>(
+                                std::declval<const T*>(), std::declval<const T*>(), std::int64_t(),
+                                int(), std::declval<TileLosses<Accumulate<T>>&>()))>> = true;
+constexpr std::int64_t kFewChannels = 16;
+
 template <class Loss, class T>
 void losses_of_tiles(const T* p,                                                      // [B, C, P]
                      const T* z,                                                      // [B, C, P]
@@ -65,9 +75,12 @@ void losses_of_tiles(const T* p,                                                
 ) {
   using A = Accumulate<T>;
   const std::int64_t C = tiling.channels, P = tiling.pixels;
+  // Few channels would leave lanes empty.
+  const bool direct = kTakesPixels<Loss, T> && layout == Layout::pixels && C >= kFewChannels;
   std::vector<double> partial(mean ? tiling.tiles() : 0);
   parallel_blocks(tiling.tiles(), C * kTile, [&](std::int64_t begin, std::int64_t end) {
-    Scratch<A> p_scratch(C * kTileStride), z_scratch(C * kTileStride);
+    const std::int64_t elements = direct ? 0 : C * kTileStride;
+    Scratch<A> p_scratch(elements), z_scratch(elements);
     TileLosses<A> out;
     for (std::int64_t tile = begin; tile < end; ++tile) {
       const std::int64_t image = tiling.image(tile), start = tiling.start(tile);
@@ -79,10 +92,17 @@ void losses_of_tiles(const T* p,                                                
         vectorised([&](auto width) DENSESIAM_INLINE {
           const T* p_image = p + image * C * P;
           const T* z_image = z + image * C * P;
-          Loss::template tile<A>(
-              load_tile<width()>(p_image, C, P, layout, start, count, p_scratch.data()),
-              load_tile<width()>(z_image, C, P, layout, start, count, z_scratch.data()), C, count,
-              out);
+          if (direct) {
+            if constexpr (kTakesPixels<Loss, T>) {
+              const std::int64_t first = start * C;
+              Loss::template pixels<width()>(p_image + first, z_image + first, C, count, out);
+            }
+          } else {
+            Loss::template tile<A>(
+                load_tile<width()>(p_image, C, P, layout, start, count, p_scratch.data()),
+                load_tile<width()>(z_image, C, P, layout, start, count, z_scratch.data()), C, count,
+                out);
+          }
           for (int i = 0; i < count; ++i) out.loss[i] *= weight;
         });
       }
@@ -129,6 +149,10 @@ DENSESIAM_HD void backward_tile(const T* p,  // [C, P]
   }
 }
 
+// Pixels a tile of the backward pass, which keeps nothing but three numbers of each: the longer its
+// rows, the better memory streams.
+constexpr int kGradientTile = 2048;
+
 template <class Loss, class T>
 void gradients_of_tiles(const Accumulate<T>* grad,                   // [] if mean, else [B, P]
                         bool mean, const T* p,                       // [B, C, P]
@@ -140,30 +164,34 @@ void gradients_of_tiles(const Accumulate<T>* grad,                   // [] if me
   using A = Accumulate<T>;
   const std::int64_t C = tiling.channels, P = tiling.pixels;
   const A mean_grad = mean ? *grad * weights.mean_factor(P) : A(0);
-  parallel_blocks(tiling.tiles(), C * kTile, [&](std::int64_t begin, std::int64_t end) {
-    A scale[kTile];
-    for (std::int64_t tile = begin; tile < end; ++tile) {
-      const std::int64_t image = tiling.image(tile), start = tiling.start(tile);
-      const int count = tiling.count(tile);
-      const A weight = weights[image];
-      T* target = out + image * C * P;
-      if (weight == A(0)) {
-        zero_tile(target, C, P, layout, start, count);
-        continue;
-      }
-      for (int i = 0; i < count; ++i) {
-        scale[i] = weight * (mean ? mean_grad : grad[image * P + start + i]);
-      }
-      const A* first = statistics + image * 2 * P + start;
-      vectorised([&](auto width) DENSESIAM_INLINE {
-        backward_tile<Loss, width()>(p + image * C * P, z + image * C * P, target, layout, tiling,
-                                     start, count, first, first + P, scale);
-      });
-    }
-  });
+  parallel_blocks(tiling.tiles(), C * std::min<std::int64_t>(P, tiling.length),
+                  [&](std::int64_t begin, std::int64_t end) {
+                    A scale[kGradientTile];
+                    for (std::int64_t tile = begin; tile < end; ++tile) {
+                      const std::int64_t image = tiling.image(tile), start = tiling.start(tile);
+                      const int count = tiling.count(tile);
+                      const A weight = weights[image];
+                      T* target = out + image * C * P;
+                      if (weight == A(0)) {
+                        zero_tile(target, C, P, layout, start, count);
+                        continue;
+                      }
+                      for (int i = 0; i < count; ++i) {
+                        scale[i] = weight * (mean ? mean_grad : grad[image * P + start + i]);
+                      }
+                      const A* first = statistics + image * 2 * P + start;
+                      vectorised([&](auto width) DENSESIAM_INLINE {
+                        backward_tile<Loss, width()>(p + image * C * P, z + image * C * P, target,
+                                                     layout, tiling, start, count, first, first + P,
+                                                     scale);
+                      });
+                    }
+                  });
 }
 
-inline Tiling tiling_of(const Tensor& p) { return {p.size(0), p.size(1), p.size(2)}; }
+inline Tiling tiling_of(const Tensor& p, int length = kTile) {
+  return {p.size(0), p.size(1), p.size(2), length};
+}
 
 // The loss of p (B, C, P) to z (B, C, P): its mean (), or that of each pixel (B, P), times the
 // image's weight (B,); and the statistics (B, 2, P).
@@ -204,7 +232,7 @@ Tensor pixel_loss_backward(const char* op, const Tensor& grad, const Tensor& p, 
   const Tensor upstream = checked_grad(op, grad, mean, {p.size(0), p.size(2)}, p);
   const Tensor kept = checked_kept(op, "statistics", statistics, accumulate_type(p.scalar_type()),
                                    {p.size(0), 2, p.size(2)}, p);
-  const Tiling tiling = tiling_of(p);
+  const Tiling tiling = tiling_of(p, kGradientTile);
   const std::optional<Tensor> weights = checked_weight(op, weight, p);
   Tensor out =
       empty_in_layout({tiling.batch, tiling.channels, tiling.pixels}, layout, p.scalar_type(), p);

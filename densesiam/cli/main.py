@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext, suppress
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from densesiam.cli.allocation import keep_memory
 from densesiam.cli.mistakes import readable
 from densesiam.cli.outline import outlines
 from densesiam.cli.registry import COMMANDS, build_parsers, command_module
@@ -56,6 +57,7 @@ def run(args: Sequence[str] | None = None) -> None:
         said = _said_by_task(args, parsers) or str(error)
         raise UsageError(readable(said, parsers)) from error
     command = config.command
+    keep_memory()
     command_module(command).run(parsers[command], config[command])
 
 
@@ -95,8 +97,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         0 for success, 1 after an error, 2 after a mistake on the command line or in a config file,
-        130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, 129 after SIGHUP. With
-        DENSESIAM_DEBUG=1 in the environment, errors are raised instead, with their traceback.
+        3 where some images could not be predicted, 130 after Ctrl-C, 143 after SIGTERM, 138 after
+        SIGUSR1, 129 after SIGHUP. With DENSESIAM_DEBUG=1 in the environment, errors are raised
+        instead, with their traceback.
     """
     args = sys.argv[1:] if args is None else args
     with _calm() if _named(args) and not _asks_for_help(args) else nullcontext():
@@ -109,7 +112,7 @@ def main(args: Sequence[str] | None = None) -> int:
             if os.environ.get("DENSESIAM_DEBUG") == "1":
                 raise
             print(f"densesiam: error: {_message(error)}", file=sys.stderr)
-            return 2 if isinstance(error, UsageError) else 1
+            return 2 if isinstance(error, UsageError) else getattr(error, "code", 1)
     return 0
 
 

@@ -1,37 +1,86 @@
 """``densesiam predict``: segment photographs with a trained model."""
 
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import yaml
+import torch
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.callbacks import Callback
+from PIL import Image
 
 from densesiam import __version__
-from densesiam.data import Evaluation, SamplePhotos
-from densesiam.data.modules.two_views import SegmentationData
-from densesiam.methods import METHODS, Method, Segmenter
-from densesiam.reports.prediction import PredictionWriter
+from densesiam._writing import printable
+from densesiam.cli.segmenters import Head, Trained, load_segmenter
+from densesiam.data.image.files import ImageReadError, read_header, read_image
+from densesiam.data.sets.gathered import Gathered, Photo, gather
+from densesiam.methods.whole import WholeImages
+from densesiam.reports.annotations import Form, write_annotations
+from densesiam.reports.naming import Categories, read_categories
+from densesiam.reports.prediction import PredictionWriter, Unused
+from densesiam.reports.record import Record, fingerprint, is_unfinished
 from densesiam.reports.validation import read_matching
-from densesiam.training.checkpoints import CheckpointConfig, read_checkpoint
-from densesiam.training.console import interactive, say
-from densesiam.training.folders import claim_folder
+from densesiam.training.console import Interrupted, interactive, say
+from densesiam.training.folders import check_writable, choose_folder
+from densesiam.training.interrupts import Signals
 from densesiam.training.launch import join
-from densesiam.training.options import TrainerOptions, build_trainer, probe
-from densesiam.training.report import ProgressBar, RunReport
-from densesiam.training.run import interruptible
+from densesiam.training.options import TrainerOptions, probe
 
-USAGE = "CHECKPOINT IMAGES [--output FOLDER] [--resize PIXELS] [--matching FILE]"
+USAGE = "CHECKPOINT IMAGES [IMAGES ...] [--output FOLDER] [--resize PIXELS] [other settings]"
+
+_DEFAULT = "outputs/predictions"
+_MAX_PIXELS = 178_956_970  # twice what Pillow warns of, where it refuses
+# What is read ahead while the network works: of larger images, two would be in memory.
+_READ_AHEAD = 1 << 24
+
+
+class Unsegmented(RuntimeError):  # noqa: N818 # the rest is there
+    """Some images could not be segmented.
+
+    Attributes:
+        code: what the process ends with.
+    """
+
+    code = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to segment; see ``densesiam predict --help``."""
+
+    resize: int | None = None
+    large: Literal["tile", "reduce"] = "tile"
+    tile: int = 1024
+    overlap: int = 256
+    max_pixels: int = _MAX_PIXELS
+    head: Head = "main"
+    names: Path | None = None
+    matching: Path | None = None
+    confidence: bool = False
+    format: Sequence[Form] = ()
+    errors: Literal["list", "raise"] = "list"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     parser.add_argument("checkpoint", type=str, help="The trained model, a .ckpt file.")
     parser.add_argument(
-        "images", type=str, help='A folder of images, one image, or "samples" for nine photographs.'
+        "images",
+        type=str,
+        nargs="+",
+        help="Folders of images, image files, patterns such as 'day*/*.jpg', or \"samples\" for "
+        "nine photographs.",
     )
     parser.add_argument(
-        "--output", type=str | None, help="Folder for the results. Default: outputs/predictions."
+        "--output",
+        type=str | None,
+        help="Folder for the results; one that this command has begun is gone on with. Default: "
+        f"{_DEFAULT}, numbered where it is taken.",
     )
     parser.add_argument(
         "--resize",
@@ -39,10 +88,62 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Shorter side that the network sees, in pixels. Default: as the model was trained.",
     )
     parser.add_argument(
+        "--large",
+        type=Literal["tile", "reduce"],
+        default="tile",
+        help="What becomes of images that are then larger than --tile: overlapping tiles whose "
+        "logits are blended, or a smaller image.",
+    )
+    parser.add_argument(
+        "--tile", type=int, default=1024, help="Longest side that the network sees at once."
+    )
+    parser.add_argument(
+        "--overlap", type=int, default=256, help="Least overlap of tiles, in pixels."
+    )
+    parser.add_argument(
+        "--max_pixels",
+        type=int,
+        default=_MAX_PIXELS,
+        help="Images of more pixels are listed, and not segmented.",
+    )
+    parser.add_argument(
+        "--errors",
+        type=Literal["list", "raise"],
+        default="list",
+        help="list goes on after an image that cannot be segmented, lists it with the reason, and "
+        f"ends with code {Unsegmented.code}; raise ends there.",
+    )
+    parser.add_argument(
+        "--head",
+        type=Head,
+        default="main",
+        help="aux takes the over-clustering head, with model.aux_classes categories.",
+    )
+    parser.add_argument(
+        "--names",
+        type=str | None,
+        help="YAML file that names, merges and drops categories; each prediction writes one to be "
+        "filled in, names.yaml.",
+    )
+    parser.add_argument(
         "--matching",
         type=str | None,
         help="The scores.json of a validation of this model: categories are called after the "
         "classes that they were matched to.",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=bool,
+        default=False,
+        help="Write how sure the model is of each pixel too.",
+    )
+    parser.add_argument(
+        "--format",
+        type=Form,
+        nargs="+",
+        default=[],
+        help="What to write beside label PNGs: coco (run lengths), coco-polygons, labelme. Can be "
+        "asked for afterwards too.",
     )
     parser.add_argument(
         "--accelerator",
@@ -55,79 +156,294 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(parser: ArgumentParser, config: Namespace) -> None:
     """Run the command."""
     join(probe(TrainerOptions(accelerator=config.accelerator, devices=1)), devices=None)
-    folder = claim_folder(config.output, "outputs/predictions")
-    predict(
-        Path(config.checkpoint),
-        config.images,
-        folder,
-        config.resize,
-        Path(config.matching) if config.matching else None,
-        config.accelerator,
-    )
+    settings = {name: config[name] for name in Settings.__dataclass_fields__}
+    for name in ("names", "matching"):
+        settings[name] = None if settings[name] is None else Path(settings[name])
+    predict(Path(config.checkpoint), config.images, config.output, Settings(**settings))
 
 
 def predict(
     ckpt_path: Path,
-    images: str,
-    folder: Path,
-    resize: int | None = None,
-    matching: Path | None = None,
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
-) -> None:
+    sources: Sequence[str],
+    output: str | None = None,
+    settings: Settings | None = None,
+) -> Path:
     """Segment photographs with a trained model; see `PredictionWriter` for the files.
+
+    What cannot be read, is too large or does not fit into memory is listed in ``summary.json`` and
+    on the page. A prediction that was stopped goes on where the settings are the same, as one does
+    whose folders have got more images since.
 
     Args:
         ckpt_path: the trained model.
-        images: a folder, an image file, or "samples".
-        folder: where the files go; it exists.
-        resize: shorter side that the network sees, in pixels; by default the ``predict_transform``
-            that the model was trained with.
-        matching: the ``scores.json`` of a validation of this model, which names the categories.
-        accelerator: "auto", "cpu" or "gpu".
+        sources: what to segment, see `gather`.
+        output: the folder; by default ``outputs/predictions``, numbered where it is taken.
+        settings: how.
+
+    Returns:
+        The folder.
 
     Raises:
-        Interrupted: Ctrl-C; the files written so far are kept.
-        ValueError: the checkpoint is none, or of another model; or the matching is.
-        OSError: there are no images, or one cannot be read; or there is no such matching.
+        Interrupted: a signal; the files written so far are kept.
+        Unsegmented: all is written, but for images that could not be segmented.
+        ValueError: the checkpoint is none, or of another model; or names or matching are; or the
+            folder holds predictions with other settings.
+        OSError: there are no images; or the folder holds something else, or cannot be written; or,
+            with ``errors="raise"``, an image cannot be read.
     """
-    checkpoint = read_checkpoint(ckpt_path)
-    method = METHODS[checkpoint[Method.KEY]]
-    model = method.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
-    assert isinstance(model, Segmenter)
-    if resize is None:
-        trained = yaml.safe_load(checkpoint.get(CheckpointConfig.KEY, "{}"))
-        resize = trained.get("data", {}).get("predict_transform", {}).get("resize")
-    data = SegmentationData(predict=images, predict_transform=Evaluation(resize=resize))
-    categories = [f"category {k}" for k in range(model.num_classes)]
-    named = "learned without labels"
-    if matching is not None:
-        assignment, classes, learned = read_matching(matching, model.num_classes)
-        for k, c in enumerate(assignment):
-            if c >= 0:
-                categories[k] = f"{classes[c]} ({k})"
-        named += f"; called after the classes that they were matched to in {matching} ({learned})"
-    samples = images == "samples"
-    root = None if samples or not Path(images).is_dir() else Path(images)
+    settings = settings or Settings()
+    trained = load_segmenter(ckpt_path, settings.head)
+    categories, named = _categories(trained, settings)
+    device = _device(settings.accelerator)
+    segmenter = WholeImages(
+        trained.model.to(device),
+        trained.num_classes,
+        trained.model.encoder.stride,
+        trained.multiple,
+        device,
+        trained.resize if settings.resize is None else settings.resize,
+        settings.large,
+        settings.tile,
+        settings.overlap,
+        settings.confidence,
+    )
+    gathered = gather(sources)
+    kept = {
+        "checkpoint": fingerprint(ckpt_path),
+        "resize": segmenter.resize,
+        "large": settings.large,
+        "tile": settings.tile,
+        "overlap": settings.overlap,
+        "head": settings.head,
+        "confidence": settings.confidence,
+        **{
+            name: None if (path := getattr(settings, name)) is None else fingerprint(path)
+            for name in ("names", "matching")
+        },
+    }
+    folder, record = _open(output, kept)
+    seen = "its own size" if segmenter.resize is None else f"shorter side {segmenter.resize} pixels"
+    beyond = (
+        f"in tiles of {settings.tile} pixels that overlap by {settings.overlap} and are blended"
+        if settings.large == "tile"
+        else "made smaller"
+    )
     protocol = {
-        "from": images,
+        "from": ", ".join(sources),
         "checkpoint": str(ckpt_path),
-        "categories": f"{model.num_classes}, {named}",
-        "resizing": f"{data.predict_transform.description}; logits enlarged bilinearly to the "
-        "source's size, the greatest of a pixel decides",
+        "categories": f"{trained.num_classes}, {named}",
+        "resizing": f"{seen}; above {settings.tile} pixels {beyond}; logits enlarged bilinearly to "
+        "the source's size, the greatest of a pixel decides",
         "software": f"densesiam {__version__}",
     }
-    writer = PredictionWriter(
-        folder, root, categories, protocol, SamplePhotos.names if samples else None
-    )
-    callbacks: list[Callback] = [writer]
-    if interactive():
-        callbacks.append(ProgressBar(RunReport(Path())))
-    # One device: several would share out the images, and each would count only its own.
-    options = TrainerOptions(accelerator=accelerator, devices=1)
-    trainer = build_trainer(options, callbacks, logger=False)
-    with interruptible(trainer):
-        trainer.predict(model, data, return_predictions=False)
+    writer = PredictionWriter(folder, categories, protocol, record)
+    signals = Signals()
+    with signals.handled():
+        try:
+            failed = _segment(segmenter, gathered.photos, writer, settings)
+            done = [
+                record.done[str(photo.path)]
+                for photo in gathered.photos
+                if str(photo.path) in record.done
+            ]
+            more = write_annotations(folder, done, categories, settings.format)
+            writer.finish(done, _unused(gathered, failed))
+        except Interrupted as interrupt:
+            count = sum(str(photo.path) in record.done for photo in gathered.photos)
+            name = signals.received.name if signals.received else "Ctrl-C"
+            raise Interrupted(
+                signals.received,
+                f"interrupted by {name}: {count} of {len(gathered.photos)} images are done; the "
+                "same command goes on",
+            ) from interrupt
     say(
         f"wrote {folder}: report.html, labels/, overlays/, contact_sheet.jpg, legend.png, "
-        "categories.csv, summary.json"
+        f"{', '.join(['names.yaml, categories.csv, areas.csv, summary.json', *more])}"
     )
+    for name, text in _unused(gathered, {}).facts().items():
+        say(f"{name}: {text}")
+    if failed:
+        first = next(iter(failed.items()))
+        raise Unsegmented(
+            f"{len(failed)} of {len(gathered.photos)} images could not be segmented, and "
+            f"{folder / 'summary.json'} lists why: {printable(first[0])}: {printable(first[1])}"
+            + (" ..." if len(failed) > 1 else "")
+        )
+    return folder
+
+
+def _categories(trained: Trained, settings: Settings) -> tuple[Categories, str]:
+    """What categories are called, and why."""
+    if settings.names is not None and settings.matching is not None:
+        raise ValueError("--names and --matching both name the categories: give one of them")
+    if settings.names is not None:
+        return read_categories(settings.names, trained.num_classes), f"named by {settings.names}"
+    if settings.matching is not None:
+        assignment, classes, learned = read_matching(settings.matching, trained.num_classes)
+        return (
+            Categories.called(classes, trained.num_classes, assignment),
+            "learned without labels; called after the classes that they were matched to in "
+            f"{settings.matching} ({learned})",
+        )
+    if trained.classes is not None:
+        return Categories.called(trained.classes, trained.num_classes), "learned from labels"
+    return Categories.plain(trained.num_classes), "learned without labels"
+
+
+def _device(accelerator: str) -> torch.device:
+    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def _open(output: str | None, settings: dict[str, Any]) -> tuple[Path, Record]:
+    """The folder to write to, and what is done in it.
+
+    Without `output`, that is the first of outputs/predictions, -2, -3 ... which is free, or in
+    which a prediction with these settings was stopped.
+    """
+    number = 1
+    while output is None:
+        folder = Path(_DEFAULT if number == 1 else f"{_DEFAULT}-{number}")
+        number += 1
+        if is_unfinished(folder):
+            record = Record(folder)
+            with suppress(ValueError):
+                record.open(settings)
+                return folder, record
+        elif not folder.exists() or not any(folder.iterdir()):
+            break
+    else:
+        folder = Path(output)
+    record = Record(folder)
+    if not record.path.exists():
+        choose_folder(str(folder), _DEFAULT)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            check_writable(folder)
+        except OSError as error:
+            raise OSError(
+                f"cannot write to {folder} ({error.strerror}): give another --output"
+            ) from error
+    record.open(settings)
+    return folder, record
+
+
+def _unused(gathered: Gathered, failed: dict[str, str]) -> Unused:
+    return Unused(
+        failed,
+        gathered.others,
+        [str(path) for path in gathered.repeated],
+        [str(path) for path in gathered.own],
+    )
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A photograph as it was read."""
+
+    photo: Photo
+    stamp: tuple[int, int]
+    image: Image.Image
+    note: str
+
+
+def _read(photo: Photo, max_pixels: int) -> _Read:
+    status = photo.path.stat()
+    header = read_header(photo.path)
+    image = read_image(photo.path, max_pixels)
+    note = (
+        f"{header.page}s 2 to {header.pages}" if header.pages > 2 else f"{header.page} 2"
+    ) + " not used"
+    stamp = (status.st_size, status.st_mtime_ns)
+    return _Read(photo, stamp, image, note if header.pages > 1 else "")
+
+
+def _segment(
+    segmenter: WholeImages, photos: Sequence[Photo], writer: PredictionWriter, settings: Settings
+) -> dict[str, str]:
+    """Segment what is not done yet; return why some could not be, by their paths."""
+    record = writer.record
+    waiting = [photo for photo in photos if not _is_done(photo, record)]
+    if len(waiting) < len(photos):
+        say(f"{len(photos) - len(waiting)} of {len(photos)} images are done already")
+    failed: dict[str, str] = {}
+    progress = _Progress(len(waiting))
+    for photo, reading in _ahead(waiting, settings.max_pixels):
+        try:
+            read = reading.result()
+            found = segmenter(read.image)
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:
+            if settings.errors == "raise":
+                raise
+            reason = str(error) or type(error).__name__
+            failed[str(photo.path)] = reason.removeprefix(f"cannot read image {photo.path}: ")
+            say(f"not segmented: {photo.path}: {failed[str(photo.path)]}")
+        else:
+            writer.add(photo, read.image, found, read.stamp, read.note)
+        progress.step()
+    progress.end()
+    return failed
+
+
+def _is_done(photo: Photo, record: Record) -> bool:
+    done = record.done.get(str(photo.path))
+    if done is None or done.name != photo.name:
+        return False
+    try:
+        status = photo.path.stat()
+    except OSError:
+        return False
+    return done.stamp == (status.st_size, status.st_mtime_ns)
+
+
+def _ahead(photos: Sequence[Photo], max_pixels: int) -> Iterator[tuple[Photo, "Future[_Read]"]]:
+    """Read photographs in another thread, one ahead unless it is large."""
+    with ThreadPoolExecutor(1) as reader:
+        coming: Future[_Read] | None = None
+        for i, photo in enumerate(photos):
+            now = coming or reader.submit(_read, photo, max_pixels)
+            now.exception()  # read, before the next one is asked for
+            coming = None
+            if i + 1 < len(photos) and _is_small(photos[i + 1]):
+                coming = reader.submit(_read, photos[i + 1], max_pixels)
+            yield photo, now
+
+
+def _is_small(photo: Photo) -> bool:
+    try:
+        width, height = read_header(photo.path).size
+    except ImageReadError:
+        return True
+    return width * height <= _READ_AHEAD
+
+
+class _Progress:
+    """Tells how far it is: a line that is overwritten on a terminal, else one a minute."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.done = 0
+        self.begun = self.told = time.monotonic()
+
+    def step(self) -> None:
+        """One more is done."""
+        self.done += 1
+        now = time.monotonic()
+        live = interactive()
+        if now - self.told < (0.2 if live else 60):
+            return
+        self.told = now
+        rate = self.done / (now - self.begun)
+        left = (self.count - self.done) / rate
+        text = f"{self.done} of {self.count} images, {rate:.1f} a second, {left:.0f} s left"
+        if live:
+            sys.stdout.write(f"\r{text}\033[K")
+            sys.stdout.flush()
+        else:
+            say(text)
+
+    def end(self) -> None:
+        """Leave the line."""
+        if interactive() and self.done:
+            sys.stdout.write("\r\033[K")
+            sys.stdout.flush()

@@ -1,7 +1,7 @@
 """``densesiam validate``: score a model on labelled images, and report on it."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from densesiam import __version__, ops
 from densesiam._writing import write_json
+from densesiam.cli.segmenters import Head, segment_with_aux
 from densesiam.data import LabelledFiles, to_image
 from densesiam.data.modules.two_views import SegmentationData
 from densesiam.evaluation import ClusterMetrics
@@ -32,7 +33,6 @@ _RULES = {
     "hungarian": "Hungarian on pixel counts, one cluster a class",
     "majority": "majority of pixels, many clusters a class",
 }
-Head = Literal["main", "aux"]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -122,7 +122,7 @@ def validate(
     if ckpt_path is not None:
         model.load_state_dict(read_checkpoint(ckpt_path)["state_dict"])
     if head == "aux":
-        _segment_with_aux(model)
+        segment_with_aux(model)
     kind: Matching = "majority" if matching == "majority" else "hungarian"
     assignment, rule = None, f"{_RULES[kind]}, learned from the very labels it is scored on"
     if matching not in get_args(Matching):
@@ -153,16 +153,6 @@ def validate(
     report.write(folder)
     write_json(folder / "scores.json", report.content())
     say(f"wrote {folder}: report.html, scores.txt, scores.csv, scores.json, confusion.png, images/")
-
-
-def _segment_with_aux(model: Segmenter) -> None:
-    """Let the over-clustering head's categories be the model's."""
-    if not isinstance(model, DenseSiamSegmentation) or not model.weights["aux"]:
-        raise ValueError(
-            "--head aux: the model has no over-clustering head (it is PiCIE, model.aux_classes is "
-            "null, or model.aux_weight is 0)"
-        )
-    model.projector, model.num_classes = model.aux_projector, model.hparams["aux_classes"]
 
 
 def _report(

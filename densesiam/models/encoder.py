@@ -5,12 +5,20 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame, Format
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from densesiam import ops
+from densesiam.models.backbone import (
+    ANY_SIZE_NAMES,
+    build_backbone,
+    enable_checkpoints,
+    sizes_taken,
+    stage_maps,
+    takes,
+)
 from densesiam.models.statistics import check_batch_statistics
 from densesiam.models.weights import (
     EFFICIENTNET_LITE0_BACKBONES,
@@ -21,7 +29,6 @@ from densesiam.models.weights import (
     input_range,
     load_backbone,
     read_state_dict,
-    suggest_backbones,
 )
 
 log = logging.getLogger(__name__)
@@ -57,12 +64,18 @@ class FeaturePyramid(nn.Module):
 class Encoder(nn.Module):
     """A timm backbone, with the paper's feature pyramid or alone.
 
-    Images of any size work, though a side that is no multiple of the stride makes the last
-    column or row of features reach beyond the image.
+    Images of any size work. Where a side is no multiple of the coarsest stride (for a transformer,
+    of its patch), the image is continued by its last column or row up to the next; features that
+    lie beyond the image are cut off, so that those returned cover the image exactly. A fraction of
+    the map is the same fraction of the image, whatever the sizes: boxes and crops fit both. A plain
+    transformer's position embeddings are resampled to each image's grid.
+
+    Some networks take one size alone, or few (hiera, maxvit, beit): `check_size` says so.
 
     Attributes:
         out_channels: channels of the features.
-        strides: output strides of the stages in use, finest first.
+        strides: output strides of the stages in use, finest first; of layers, all the same.
+        any_size: whether the backbone is known to take images of any size.
         weights_report: what was loaded from a file or package; None if nothing was.
 
     Args:
@@ -72,10 +85,13 @@ class Encoder(nn.Module):
             or of `torch.save`, under timm's or torchvision's names, perhaps with a prefix (the
             checkpoints of this project are such files). A foreign file's images are taken to
             have been normalised as for timm's weights of that backbone.
-        strides: output strides of the stages to use, finest first. The features have the first.
+        strides: output strides of the stages to use, finest first. The features have the first. A
+            plain transformer has one, its patch (such as [16]), which stands for the last block.
+        layers: blocks of a plain transformer to use as stages, counted from 0, such as
+            [2, 5, 8, 11]. They take the place of strides.
         channels: channels of the feature pyramid.
-        fpn: whether to have the pyramid. Without it, ``strides`` names one stage, which is
-            the output.
+        fpn: whether to have the pyramid. Without it, ``strides`` (or ``layers``) names one stage,
+            which is the output.
         normalize_stages: normalise each stage over the batch, without scale or shift. It puts
             the stages of a pretrained backbone on one footing.
         backbone_lr_factor: learning rate of the backbone relative to that of everything else.
@@ -84,9 +100,11 @@ class Encoder(nn.Module):
         output_stride: 16 or 8 make the last stages of a ResNet dilated rather than coarser, as
             semantic segmentation has them; the weights stay the same. Stages that share a stride
             count as one, the deepest.
+        checkpoint_gradients: compute the backbone's blocks anew in backward, rather than keep all
+            their maps: less memory for a third more time. For networks without batch normalisation.
 
     Raises:
-        ValueError: an unknown backbone or stride, a file of another architecture, or
+        ValueError: an unknown backbone, stride or layer, a file of another architecture, or
             options that contradict each other.
         FileNotFoundError: no such weights file.
         ModuleNotFoundError: the package with the weights is not installed.
@@ -106,14 +124,18 @@ class Encoder(nn.Module):
         normalize_stages: bool = False,
         backbone_lr_factor: float = 1.0,
         output_stride: Literal[8, 16, 32] = 32,
+        layers: Sequence[int] | None = None,
+        checkpoint_gradients: bool = False,
     ) -> None:
         super().__init__()
         if not strides or list(strides) != sorted(set(strides)):
             raise ValueError(f"strides must rise, finest first, got {list(strides)}")
-        if not fpn and len(strides) != 1:
+        stages = strides if layers is None else layers
+        if not fpn and len(stages) > 1:
+            kind = "stride" if layers is None else "layer"
             raise ValueError(
-                f"without a feature pyramid the output is a single stage: give one stride, such as "
-                f"[{strides[-1]}], got {list(strides)}"
+                f"without a feature pyramid the output is a single stage: give one {kind}, such as "
+                f"[{stages[-1]}], got {list(stages)}"
             )
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
@@ -122,7 +144,10 @@ class Encoder(nn.Module):
                 f"backbone_lr_factor must not be negative, got {backbone_lr_factor}; 0 freezes the "
                 "backbone"
             )
-        self.backbone = _backbone(backbone, weights, strides, output_stride)
+        self.backbone, self.any_size = build_backbone(
+            backbone, strides, layers, weights == "timm", output_stride
+        )
+        self._name = backbone
         config: Any = self.backbone.pretrained_cfg
         # From ImageNet's range to the weights' own. It travels with them, in the state dict.
         for name, value in input_range(config["mean"], config["std"]).items():
@@ -137,9 +162,11 @@ class Encoder(nn.Module):
         )
         self.fpn = FeaturePyramid(stage_channels, channels) if fpn else None
         self.out_channels: int = channels if fpn else stage_channels[0]
-        self.strides = tuple(strides)
+        self.strides = tuple(int(stride) for stride in info.reduction())
         self.backbone_lr_factor = backbone_lr_factor
         self.backbone.requires_grad_(not self.frozen)
+        if checkpoint_gradients and not self.frozen:
+            enable_checkpoints(self.backbone, backbone)
         self.to(memory_format=torch.channels_last)
         self.train()
 
@@ -151,25 +178,69 @@ class Encoder(nn.Module):
                 Backbones trained on another range get it.
 
         Returns:
-            (B, out_channels, ceil(H / stride), ceil(W / stride)) features, channels last in memory
-            where the backbone is made of convolutions; where H or W is no multiple of the stride,
-            some backbones round down.
+            (B, out_channels, ceil(H / stride), ceil(W / stride)) features that cover the image,
+            channels last in memory where the backbone is made of convolutions.
 
         Raises:
-            ValueError: in training, if the coarsest stage has a single feature to normalise.
+            ValueError: in training, if the coarsest stage has a single feature to normalise; or
+                images of a size that the backbone does not take.
         """
+        height, width = images.shape[-2:]
         if self.training:
-            B, _, H, W = images.shape
-            coarsest = B * math.ceil(H / self.strides[-1]) * math.ceil(W / self.strides[-1])
+            B = images.shape[0]
+            coarsest = B * math.ceil(height / self.multiple) * math.ceil(width / self.multiple)
             check_batch_statistics(self, coarsest, images.shape)
+        below, right = -height % self.multiple, -width % self.multiple
+        if below or right:
+            images = F.pad(images, (0, right, 0, below), mode="replicate")
         # Convolutions compute in this layout on most devices; in the other they reorder every map.
         images = images.contiguous(memory_format=torch.channels_last)
         images = images * self.input_scale + self.input_shift
-        stages = self.backbone(images)
-        if getattr(self.backbone, "output_fmt", Format.NCHW) == Format.NHWC:
-            stages = [stage.permute(0, 3, 1, 2) for stage in stages]
+        try:
+            stages = stage_maps(self.backbone, images)
+        except (AssertionError, RuntimeError, ValueError):
+            self._refuse(height, width)
+            raise
         stages = [norm(stage) for norm, stage in zip(self.norms, stages, strict=True)]
-        return stages[0] if self.fpn is None else self.fpn(stages)
+        features = stages[0] if self.fpn is None else self.fpn(stages)
+        return self._cut(features, height, width) if below or right else features
+
+    def _cut(self, features: Tensor, height: int, width: int) -> Tensor:
+        """Take from a continued image's features those that cover the image."""
+        rows, columns = (math.ceil(length / self.stride) for length in (height, width))
+        covered = [
+            0.0,
+            0.0,
+            width / (self.stride * features.shape[3]),
+            height / (self.stride * features.shape[2]),
+        ]
+        boxes = features.new_tensor(covered, dtype=torch.float32).expand(features.shape[0], 4)
+        return ops.overlap_sample(features, boxes, (rows, columns))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse images of a size that the backbone does not take, before there are any.
+
+        Args:
+            height: of the images, in pixels.
+            width: of the images, in pixels.
+
+        Raises:
+            ValueError: it does not; the message says which sizes it takes.
+        """
+        if not self.any_size:
+            self._refuse(height, width)
+
+    def _refuse(self, height: int, width: int) -> None:
+        """Raise an error if it is the size that the backbone does not take."""
+        padded = (length + -length % self.multiple for length in (height, width))
+        if takes(self.backbone, *padded):
+            return
+        known = sizes_taken(self.backbone, self._name, self.multiple)
+        if known is not None:
+            raise ValueError(
+                f"{known}, not of {height} x {width}: give images of such a size, or take a "
+                f"backbone for any size, such as {ANY_SIZE_NAMES}"
+            )
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; a frozen backbone stays in evaluation."""
@@ -182,6 +253,11 @@ class Encoder(nn.Module):
     def stride(self) -> int:
         """Image pixels per feature, along each axis."""
         return self.strides[0]
+
+    @property
+    def multiple(self) -> int:
+        """Image pixels that sides are filled up to multiples of: the coarsest stride."""
+        return self.strides[-1]
 
     @property
     def frozen(self) -> bool:
@@ -236,41 +312,3 @@ class Encoder(nn.Module):
                 self.get_buffer(name).copy_(tensor)
         log.info("%s", report)
         return report
-
-
-def _backbone(
-    name: str, weights: str | None, strides: Sequence[int], output_stride: int
-) -> nn.Module:
-    """Build timm's feature extractor for the stages with these strides."""
-    if not timm.is_model(name):
-        close = suggest_backbones(name)
-        hint = f"did you mean {', '.join(close)}? " if close else ""
-        raise ValueError(f"unknown backbone {name!r}: {hint}timm.list_models() has all the names")
-    dilation: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
-    try:
-        probe: Any = timm.create_model(name, features_only=True, **dilation)
-    except (TypeError, NotImplementedError, AssertionError) as error:  # as timm refuses
-        if not dilation:
-            raise
-        raise ValueError(
-            f"timm's {name} cannot be dilated to output_stride={output_stride}: leave it at 32, or "
-            "choose a ResNet"
-        ) from error
-    # The last stage of a stride is the deepest: a transformer's blocks all share one.
-    stage_of = {info["reduction"]: i for i, info in enumerate(probe.feature_info.info)}
-    if unknown := [s for s in strides if s not in stage_of]:
-        raise ValueError(f"{name} has stages of strides {sorted(stage_of)}, but not {unknown}")
-    stages = tuple(stage_of[stride] for stride in strides)
-    try:
-        return timm.create_model(
-            name,
-            features_only=True,
-            out_indices=stages,
-            pretrained=weights == "timm",
-            **dilation,
-        )
-    except Exception as error:  # whatever the download meets
-        raise RuntimeError(
-            f"timm could not provide the weights of {name}; with no way to its servers, give a "
-            f"local file as weights. ({error})"
-        ) from error

@@ -13,6 +13,7 @@ Everything given as plain text is escaped; what is HTML says so in its name or t
 
 import base64
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -22,7 +23,7 @@ from typing import Literal
 
 from PIL import Image
 
-from densesiam._writing import write_text
+from densesiam._writing import printable, write_text
 
 _SHOWN = 380  # longest side of a picture on a page, in pixels
 
@@ -57,7 +58,7 @@ def html(text: Cell) -> Html:
     """Escape plain text; `Html` stays as it is, and None becomes a dash."""
     if isinstance(text, Html):
         return text
-    return Html("&ndash;" if text is None else escape(str(text)))
+    return Html("&ndash;" if text is None else escape(printable(str(text))))
 
 
 def join(parts: Iterable[Cell]) -> Html:
@@ -127,7 +128,7 @@ def picture(image: Image.Image, description: str, kind: Literal["png", "jpeg"] =
         image.save(stream, "png", optimize=True)
     data = base64.b64encode(stream.getvalue()).decode("ascii")
     return Html(
-        f'<img src="data:image/{kind};base64,{data}" alt="{escape(description)}" '
+        f'<img src="data:image/{kind};base64,{data}" alt="{html(description)}" '
         f'width="{image.width}" height="{image.height}">'
     )
 
@@ -136,6 +137,70 @@ def figure(content: Html, caption: str = "") -> Html:
     """Pictures (or any content) with a line below."""
     below = f"<figcaption>{html(caption)}</figcaption>" if caption else ""
     return Html(f"<figure>{content}{below}</figure>")
+
+
+def gallery(figures: Sequence[Html]) -> Html:
+    """Figures beside and below each other."""
+    return Html(f'<div class="gallery">{join(figures)}</div>')
+
+
+def strip(title: Html, pictures: Sequence[Html]) -> Html:
+    """A line of small pictures behind their title."""
+    return Html(f'<div class="strip"><h3>{title}</h3><div>{join(pictures)}</div></div>')
+
+
+def strips(lines: Sequence[Html]) -> Html:
+    """Several of `strip`, beside and below each other."""
+    return Html(f'<div class="strips">{join(lines)}</div>')
+
+
+def compare(photo: Image.Image, painted: Image.Image, name: str, caption: str) -> Html:
+    """A photograph with colours over it, and a slider between before and after.
+
+    Args:
+        photo: the photograph.
+        painted: the colours, of the same size; see `names_of_colours`.
+        name: of the photograph.
+        caption: a line below.
+    """
+    below = picture(photo, f"photograph {name}", "jpeg")
+    above = picture(painted, f"categories of {name}")
+    slider = f'<input type="range" value="50" aria-label="before and after, {html(name)}">'
+    return Html(
+        f'<figure class="compare"><div class="stage">{below}{above}<output></output></div>'
+        f"{slider}<figcaption>{html(caption)}</figcaption></figure>"
+    )
+
+
+def strength() -> Html:
+    """A slider for how strong the colours of all `compare` are."""
+    return Html(
+        '<label class="strength">strength of the colours '
+        '<input type="range" value="60" aria-label="strength of the colours"></label>'
+    )
+
+
+def names_of_colours(entries: Iterable[tuple[Sequence[int], str]]) -> Html:
+    """What colours in `compare` are called where the pointer rests on them."""
+    table = {",".join(str(int(v)) for v in colour): printable(name) for colour, name in entries}
+    text = json.dumps(table).replace("<", "\\u003c")  # which would end the script
+    return Html(f'<script type="application/json" id="colours">{text}</script>')
+
+
+def pages(files: Sequence[str], current: int) -> Html:
+    """Links to the other pages; nothing where there is one alone.
+
+    Args:
+        files: of the pages, in the same folder.
+        current: which of them this is.
+    """
+    if len(files) == 1:
+        return Html("")
+    links = (
+        f"<b>{i + 1}</b>" if i == current else f'<a href="{html(file)}">{i + 1}</a>'
+        for i, file in enumerate(files)
+    )
+    return Html(f"<nav>Pages {' '.join(links)}</nav>")
 
 
 def table(

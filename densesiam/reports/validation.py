@@ -20,6 +20,7 @@ from densesiam.reports.page import Cell, Column, Html
 from densesiam.reports.visualize import contact_sheet, heat_map, legend, overlay, palette
 
 _UNMATCHED = (40, 40, 40)
+_LARGEST = 2048  # longest side of an example's pictures, in pixels
 
 _READING = (
     "The model was trained without labels: it sorts pixels into numbered clusters and knows no "
@@ -137,8 +138,8 @@ class ValidationReport:
 
     def _colours(self) -> np.ndarray:
         """Of the classes, and of what was matched to none."""
-        given = self.classes.colours
-        colours = palette(len(self.classes.names)) if given is None else np.array(given)
+        # The table's own colours are not told apart by every reader, nor are they predict's.
+        colours = palette(len(self.classes.names))
         return np.concatenate([colours, [_UNMATCHED]]).astype(np.uint8)
 
     def _names(self) -> list[str]:
@@ -198,13 +199,12 @@ class ValidationReport:
     def _pictures(self, example: Example) -> list[tuple[str, Image.Image]]:
         colours = self._colours()
         count = len(colours)
-        size = example.truth.shape[::-1]
-        photo = example.photo.resize(size, Image.Resampling.BILINEAR)
-        painted = overlay(
-            photo, example.prediction, count, ignore_index=self.ignore_index, colours=colours
-        )
-        truth = overlay(
-            photo, example.truth, count, ignore_index=self.ignore_index, colours=colours
+        step = max(1, -(-max(example.truth.shape) // _LARGEST))
+        maps = [each[::step, ::step] for each in (example.prediction, example.truth)]
+        photo = example.photo.resize(maps[0].shape[::-1], Image.Resampling.BILINEAR)
+        painted, truth = (
+            overlay(photo, each, count, ignore_index=self.ignore_index, colours=colours)
+            for each in maps
         )
         return [("photograph", photo), ("prediction", painted), ("truth", truth)]
 

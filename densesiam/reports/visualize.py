@@ -49,6 +49,10 @@ _LMS_TO_OKLAB = np.array(
 )
 
 _MARGIN = 8
+_WIDEST = 4  # a picture on a sheet is no wider than so many heights
+_HEAT_MAP = 3200  # longest side of a heat map's cells together, in pixels
+_READABLE = 18  # a cell that has room for a number, and a line for a name
+_CHARACTERS = 60  # of a name in a picture
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont  # what Pillow loads, by how it was built
 
 
@@ -176,6 +180,7 @@ def legend(names: Sequence[str], colours: np.ndarray | None = None) -> Image.Ima
         RGB picture, white behind.
     """
     colours = palette(len(names)) if colours is None else colours
+    names = [_short(name) for name in names]
     font = ImageFont.load_default(size=14)
     line = 22
     width = max((int(font.getlength(name)) for name in names), default=0) + line + 3 * _MARGIN
@@ -212,8 +217,14 @@ def heat_map(
     Returns:
         RGB picture, white behind.
     """
-    cell = 34 if max(shares.shape) <= 16 else 26
-    font, small = ImageFont.load_default(size=13), ImageFont.load_default(size=cell * 3 // 8)
+    cell = 34 if max(shares.shape) <= 16 else max(1, min(26, _HEAT_MAP // max(shares.shape)))
+    rows, columns = [_short(name) for name in rows], [_short(name) for name in columns]
+    if cell < _READABLE:
+        rows, columns = [""] * len(rows), [""] * len(columns)
+    font, small = (
+        ImageFont.load_default(size=13),
+        ImageFont.load_default(size=max(1, cell * 3 // 8)),
+    )
     left = 3 * _MARGIN + max(int(font.getlength(name)) for name in rows) + 16
     top = 3 * _MARGIN + max(int(font.getlength(name)) for name in columns) + 16
     width = left + cell * len(columns) + _MARGIN
@@ -232,7 +243,7 @@ def heat_map(
             x, share = left + j * cell, shares[i, j]
             blank = np.isnan(share)
             draw.rectangle((x, y, x + cell, y + cell), _heat(0 if blank else share), "#e4e8ec")
-            if not blank and share >= 0.005:
+            if not blank and share >= 0.005 and cell >= _READABLE:
                 ink = "white" if share > 0.55 else "#1c2430"
                 middle = (x + cell / 2, y + cell / 2)
                 draw.text(middle, f"{100 * share:.0f}", ink, small, anchor="mm")
@@ -263,7 +274,8 @@ def contact_sheet(
     """Set pictures side by side on one white sheet, for example photograph | segmentation.
 
     Args:
-        rows: pictures that belong together; each row is scaled to one height.
+        rows: pictures that belong together; each row is scaled to one height, but for pictures that
+            would be wider than four times that.
         titles: a line above each row.
         height: height of every picture, in pixels.
         rows_across: how many rows stand next to each other.
@@ -294,21 +306,24 @@ def contact_sheet(
     return sheet
 
 
+def _short(name: str) -> str:
+    """A name that pictures have room for."""
+    return name if len(name) <= _CHARACTERS else f"{name[: _CHARACTERS - 3]}..."
+
+
 def _strip(pictures: Sequence[Image.Image], title: str | None, height: int) -> Image.Image:
     """Pictures scaled to one height side by side, below their title."""
-    scaled = [
-        picture.convert("RGB").resize(
-            (max(1, round(picture.width * height / picture.height)), height),
-            Image.Resampling.LANCZOS,
-        )
-        for picture in pictures
-    ]
+    scaled = []
+    for picture in pictures:
+        scale = min(height / picture.height, _WIDEST * height / picture.width)
+        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        scaled.append(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
     top = 0 if title is None else 20
     gap = _MARGIN // 2
     width = sum(picture.width + gap for picture in scaled) - gap
     strip = Image.new("RGB", (width, top + height), "white")
     if title is not None:
-        ImageDraw.Draw(strip).text((0, 2), title, "black", ImageFont.load_default(size=14))
+        ImageDraw.Draw(strip).text((0, 2), _short(title), "black", ImageFont.load_default(size=14))
     left = 0
     for picture in scaled:
         strip.paste(picture, (left, top))

@@ -3,6 +3,8 @@
 import signal
 import sys
 
+from densesiam._writing import printable
+
 
 class Interrupted(KeyboardInterrupt):  # Python's own is no error either
     """A signal, such as Ctrl-C, with what to tell about it.
@@ -55,4 +57,4 @@ def first_process() -> bool:
 def say(text: str) -> None:
     """Print, once for all processes."""
     if first_process():
-        print(text, flush=True)
+        print(printable(text), flush=True)

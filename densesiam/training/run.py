@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from densesiam._writing import write_text
+from densesiam.data.views.paired import output_size
 from densesiam.methods import Method
 from densesiam.models.weights import explain_mismatch
 from densesiam.training.checkpoints import (
@@ -381,6 +382,8 @@ def training_run(
     _check_normalisation(built, runner)
     if isinstance(built.model, Method):
         _check_batch(built, runner)
+        if (size := getattr(built.data.views, "size", None)) is not None:
+            built.model.encoder.check_size(*output_size(size))
         if (loaded := built.model.encoder.weights_report) is not None:
             say(f"weights: {loaded}")
     with interruptible(runner, run.signals, lambda: _what_is_left(run, path)):

@@ -12,6 +12,7 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from densesiam.models import Encoder
+from densesiam.models.backbone import stage_maps
 from densesiam.transfer.base import Supervised
 
 _STRIDES = (4, 8, 16, 32)
@@ -41,6 +42,9 @@ class PyramidBackbone(nn.Module):
         weights: what to start from, see `Encoder`.
         frozen_batchnorm: keep the backbone's batch normalisation as it is, and have none in the
             pyramid.
+
+    Raises:
+        ValueError: as of `Encoder`; or a backbone that does not take images of any size.
     """
 
     input_scale: Tensor
@@ -49,6 +53,11 @@ class PyramidBackbone(nn.Module):
     def __init__(self, backbone: str, weights: str | None, frozen_batchnorm: bool) -> None:
         super().__init__()
         encoder = Encoder(backbone, weights, _STRIDES)
+        if not encoder.any_size:
+            raise ValueError(
+                f"{backbone} takes images of few sizes, and a detector meets many: take a backbone "
+                "with stages for any size, such as ResNet, ConvNeXt, Swin or SwinV2"
+            )
         self.register_buffer("input_scale", encoder.input_scale)
         self.register_buffer("input_shift", encoder.input_shift)
         body = encoder.backbone
@@ -64,7 +73,7 @@ class PyramidBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The levels, finest first, of images (B, 3, H, W)."""
-        stages = self.body(images * self.input_scale + self.input_shift)
+        stages = stage_maps(self.body, images * self.input_scale + self.input_shift)
         return self.fpn(OrderedDict((str(i), stage) for i, stage in enumerate(stages)))
 
 

@@ -39,8 +39,8 @@ def test_demo_trains_segments_and_says_where(tiny, tmp_path, capsys):
     assert summary["training"]["epochs"][0]["train/loss"] > 0
     assert len(summary["predictions"]["images"]) == len(SamplePhotos.names) == 9
     assert sum(summary["predictions"]["category_shares"]) == pytest.approx(1)
-    for path in sample_paths():
-        label = Image.open(out / "predictions" / "labels" / f"{path.stem}.png")
+    for name, path in zip(SamplePhotos.names, sample_paths(), strict=True):
+        label = Image.open(out / "predictions" / "labels" / f"{name}.png")
         assert label.size == Image.open(path).size
         assert np.asarray(label).max() < 12
 

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -19,13 +21,11 @@ from densesiam import cli
 from densesiam.cli import fit
 from densesiam.cli.registry import build_parsers
 from densesiam.data.sets.classes import known_table
-from densesiam.reports.prediction import PredictionWriter
 from densesiam.training import run as training_run
 from densesiam.training.checkpoints import read_checkpoint
 from densesiam.training.folders import claim_folder
 from densesiam.training.report import RunReport
 from tests import PATIENCE
-from tests.tolerance import assert_close
 
 ROOT = Path(cli.__file__).parents[2]
 
@@ -394,63 +394,6 @@ def trained(tmp_path_factory):
     return root / "run" / "checkpoints" / "last.ckpt"
 
 
-def test_predictions_have_the_sources_names_and_sizes(trained, tmp_path, capsys):
-    folder = tmp_path / "holiday"
-    (folder / "day 1").mkdir(parents=True)
-    for name, size in (("a.png", (61, 33)), ("a.jpg", (40, 40)), ("day 1/b.jpg", (30, 50))):
-        scene(*size, 0)[0].save(folder / name)
-    out = tmp_path / "out"
-    assert cli.main(["predict", str(trained), str(folder), "--output", str(out)]) == 0
-    assert str(out) in capsys.readouterr().out
-    sizes = {"a.png": (61, 33), "a.jpg": (40, 40), "day 1/b": (30, 50)}
-    counts = np.zeros(3, dtype=int)
-    for name, size in sizes.items():
-        label = Image.open(out / "labels" / f"{name}.png")
-        assert label.size == size
-        assert label.mode == "L"
-        counts += np.bincount(np.asarray(label).ravel(), minlength=3)
-        assert Image.open(out / "overlays" / f"{name}.jpg").size == size
-    summary = json.loads((out / "summary.json").read_text())
-    assert sorted(summary["images"]) == sorted(sizes)
-    shares = torch.tensor(summary["category_shares"], dtype=torch.float32)  # as it was computed
-    assert_close(shares, torch.from_numpy(counts / counts.sum()), terms=2)
-    assert (out / "contact_sheet.jpg").is_file()
-    assert (out / "legend.png").is_file()
-    assert len((out / "categories.csv").read_text().splitlines()) == 1 + 3
-    assert summary["protocol"]["images"] == "3"
-    assert (out / "report.html").read_text().count("<figcaption>") == 3
-
-
-def test_prediction_sees_images_as_training_did_unless_told(trained, tmp_path):
-    picture = tmp_path / "one.png"
-    scene(80, 80, 0)[0].save(picture)
-    seen = {}
-
-    def remember(self, trainer, module, prediction, indices, batch, *rest):
-        seen[self.folder.name] = tuple(batch["image"].shape[2:])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PredictionWriter, "write_on_batch_end", remember)
-        patch.setattr(PredictionWriter, "on_predict_end", lambda *_: None)
-        for name, more in (("trained", []), ("told", ["--resize", "24"])):
-            args = ["predict", str(trained), str(picture), "--output", str(tmp_path / name)]
-            assert cli.main([*args, *more]) == 0
-    assert seen == {"trained": (40, 40), "told": (24, 24)}
-
-
-def test_prediction_names_the_unreadable_image(trained, tmp_path, capsys):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    (folder / "broken.jpg").write_bytes(b"not a picture")
-    said = error(capsys, "predict", trained, folder, "--output", tmp_path / "out")
-    assert f"cannot read image {folder / 'broken.jpg'}" in said
-
-
-def test_prediction_on_a_missing_folder(trained, tmp_path, capsys):
-    said = error(capsys, "predict", trained, tmp_path / "none", "--output", tmp_path / "out")
-    assert f"no such folder of images: {tmp_path / 'none'}" in said
-
-
 # Mistakes on the command line and in config files
 
 
@@ -570,6 +513,15 @@ def test_fewer_images_than_the_batch(config, capsys):
 def test_one_image_a_batch(config, capsys):
     said = fit_error(capsys, config, "--data.batch_size", "1")
     assert "batch normalisation needs at least 2 images" in said
+
+
+def test_a_backbone_of_another_size_is_refused_first(config, capsys, monkeypatch, tmp_path):
+    small = partial(timm.create_model, depth=3, embed_dim=12, num_heads=3)
+    monkeypatch.setattr(timm, "create_model", small)
+    choice = ("--model.backbone", "beit_base_patch16_224", "--model.strides", "[16]")
+    said = fit_error(capsys, config, *choice)
+    assert "beit_base_patch16_224 takes images of 224 x 224 pixels alone, not of 32 x 32" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -9,7 +9,6 @@ from densesiam.data.sets.classes import ClassTable, known_table
 from densesiam.evaluation.metrics import ClusterMetrics
 from densesiam.evaluation.ranking import rank_images
 from densesiam.reports import validation
-from densesiam.reports.prediction import write_prediction_page
 from densesiam.reports.validation import Example, ValidationReport, read_matching
 from densesiam.reports.visualize import heat_map
 from tests.browser import needs_browser, open_page
@@ -158,20 +157,6 @@ def test_a_browser_shows_the_whole_report(tmp_path, width):
     assert seen.overflow <= 0
     for text in ("three <images>", "cat & dog", "all stuff", "sub <c>.png: mIoU 50.0"):
         assert text in seen.text
-
-
-@needs_browser
-def test_a_browser_shows_a_prediction(tmp_path):
-    row = [Image.new("RGB", (60, 40), colour) for colour in ("red", "lime", "blue")]
-    path = tmp_path / "report.html"
-    names = ["cat & dog (0)", "category 1", "category 2"]
-    write_prediction_page(path, ["a <b>"], [row], names, [0.25, 0.75, 0.0], {"images": "some"})
-    seen = open_page(path, tmp_path)
-    assert seen.wrong == []
-    assert seen.requests == []
-    assert [image[0] for image in seen.images] == [60] * 3
-    assert seen.text.count("cat & dog (0)") == 2  # legend and table
-    assert seen.text.count("category 2") == 1  # no pixel has it
 
 
 def test_many_classes_and_clusters(tmp_path):

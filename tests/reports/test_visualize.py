@@ -141,3 +141,11 @@ def test_colours_of_a_data_set_take_the_palettes_place():
     photo = Image.new("RGB", (3, 1), (0, 0, 0))
     covered = np.asarray(overlay(photo, np.array([[0, 1, 255]]), 2, 1.0, colours=colours))
     assert covered[0].tolist() == [[1, 2, 3], [4, 5, 6], [0, 0, 0]]
+
+
+def test_pictures_are_bounded():
+    sheet = contact_sheet([[Image.new("RGB", (4000, 5)), Image.new("RGB", (5, 4000))]], ["x" * 500])
+    assert sheet.width <= 6 * 160
+    assert legend(["x" * 5000]).width < 1000
+    many = [f"class {k}" for k in range(500)]
+    assert max(heat_map(np.eye(500), many, many).size) < 4000

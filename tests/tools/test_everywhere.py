@@ -237,6 +237,14 @@ class TestEverywhere:
         assert "not run: no python3.99" in text
         assert text.strip().endswith("3 combinations: 1 passed, 1 FAILED, 1 not run")
 
+    def test_what_was_named_and_could_not_run_is_a_failure(self, world, monkeypatch, tmp_path):
+        monkeypatch.setattr(everywhere, "find_python", lambda version: None)
+        monkeypatch.setattr(everywhere, "git", lambda *_: "c0")
+        monkeypatch.setattr(everywhere, "uncommitted", lambda: "clean")
+        output = ["--output", str(tmp_path / "table")]
+        assert everywhere.main(output) == 0
+        assert everywhere.main([*output, "oldest"]) == 1
+
     def test_names(self, capsys):
         assert everywhere.main(["--list", "newest-*", "make-2*"]) == 0
         listed = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]

@@ -29,16 +29,17 @@ struct Tile {
   DENSESIAM_HD A* row(std::int64_t channel) const { return data + channel * stride; }
 };
 
-// (B, C, P) and how it is cut into tiles: never across images.
+// (B, C, P) and how it is cut into tiles of `length` pixels: never across images.
 struct Tiling {
   std::int64_t batch, channels, pixels;
-  std::int64_t tiles_per_image = ceil_divide(pixels, kTile);
+  int length = kTile;
+  std::int64_t tiles_per_image = ceil_divide(pixels, length);
 
   std::int64_t tiles() const { return batch * tiles_per_image; }
   std::int64_t image(std::int64_t tile) const { return tile / tiles_per_image; }
-  std::int64_t start(std::int64_t tile) const { return tile % tiles_per_image * kTile; }
+  std::int64_t start(std::int64_t tile) const { return tile % tiles_per_image * length; }
   int count(std::int64_t tile) const {
-    return int(std::min<std::int64_t>(kTile, pixels - start(tile)));
+    return int(std::min<std::int64_t>(length, pixels - start(tile)));
   }
 };
 

@@ -2,22 +2,38 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+
+from densesiam.data.image.values import is_tiff, tiff_size, tiff_to_rgb, to_rgb
 
 EXTENSIONS = frozenset(
-    [".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
+    [
+        *(".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"),
+        *(".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+        *([".avif"] if features.check("avif") else []),
+    ]
 )
 
+# Photographs' sides by the EXIF tag "orientation": 1 is upright.
+_ORIENTATION = 0x0112
+# What has several pictures in one file. A phone's MPO is none: its further ones are previews.
+_WITH_PAGES = {"TIFF": "page", "GIF": "frame", "WEBP": "frame", "PNG": "frame", "AVIF": "frame"}
 
 # A network's file system may be away for a moment. Where waiting has been in vain, files are gone,
 # and the next ones are not waited for.
 _WAITS = (0.1, 0.4, 1.5)  # seconds
 _IN_VAIN = 60.0  # seconds
+
+# What tells folders of this package's results: predictions, a run, a validation.
+PREDICTIONS = "predictions.jsonl"
+_OWN = ({PREDICTIONS}, {"config.yaml", "checkpoints"}, {"report.html", "scores.json"})
 
 _Content = TypeVar("_Content")
 
@@ -26,14 +42,40 @@ class ImageReadError(OSError):
     """An image or label file that is missing, damaged or of a kind that cannot be read."""
 
 
-def find_images(root: str | Path) -> list[Path]:
-    """All image files under a folder, at any depth, sorted by their path within it.
+@dataclass
+class Scan:
+    """What lies under a folder.
+
+    Attributes:
+        root: the folder.
+        images: files with one of `EXTENSIONS`, sorted by their path within the folder.
+        others: how many files of each other kind, by extension; "" for files without one.
+        repeated: links to files and folders that were found under another name.
+        own: folders of results that this package has written, which are passed over.
+    """
+
+    root: Path
+    images: list[Path] = field(default_factory=list)
+    others: dict[str, int] = field(default_factory=dict)
+    repeated: list[Path] = field(default_factory=list)
+    own: list[Path] = field(default_factory=list)
+
+
+def scan_folder(root: str | Path, links: Literal["once", "each"] = "once") -> Scan:
+    """Look for image files under a folder, at any depth.
 
     A file counts by its extension (one of `EXTENSIONS`, in either case); hidden files and folders
-    do not count. Symbolic links are followed. No file is opened.
+    do not count, nor do folders below it of results that this package has written. Symbolic links
+    are followed, and never in a circle. No file is opened.
+
+    Args:
+        root: the folder.
+        links: "once" takes no file twice that links give several names (files and folders are told
+            apart by device and inode; of several names the one without a link counts); "each"
+            takes each name, as for labels that several images share.
 
     Raises:
-        FileNotFoundError: the folder does not exist, or holds no image.
+        FileNotFoundError: the folder does not exist.
         NotADirectoryError: the path is a file.
     """
     root = Path(root)
@@ -41,45 +83,190 @@ def find_images(root: str | Path) -> list[Path]:
         raise FileNotFoundError(f"no such folder of images: {root}")
     if not root.is_dir():
         raise NotADirectoryError(f"expected a folder of images, got a file: {root}")
-    found = []
-    others = 0
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if name.startswith("."):
-                continue
-            if os.path.splitext(name)[1].lower() in EXTENSIONS:
-                found.append(Path(folder, name))
+    scan = Scan(root)
+    seen: set[tuple[int, int]] = set()
+
+    def walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[Path, Any]]:
+        """Take a folder's files; yield the links in it, to be followed after all else."""
+        here = _identity(folder)
+        if here in above or (links == "once" and here in seen):
+            scan.repeated.append(folder)
+            return
+        seen.add(here)
+        with os.scandir(folder) as entries:
+            found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        names = {entry.name for entry in found}
+        if above and any(marks <= names for marks in _OWN):
+            scan.own.append(folder)
+            return
+        for entry in found:
+            path = folder / entry.name
+            if entry.is_symlink():
+                yield path, above | {here}
+            elif entry.is_dir():
+                yield from walk(path, above | {here})
             else:
-                others += 1
-    if not found:
+                take(path)
+
+    def take(path: Path) -> None:
+        kind = path.suffix.lower()
+        if kind not in EXTENSIONS:
+            scan.others[kind] = scan.others.get(kind, 0) + 1
+            return
+        if links == "once" and path.exists():
+            if path.is_symlink() and _identity(path) in seen:
+                scan.repeated.append(path)
+                return
+            seen.add(_identity(path))
+        scan.images.append(path)
+
+    waiting = list(walk(root, frozenset()))
+    while waiting:
+        path, above = waiting.pop(0)
+        if path.is_dir():
+            waiting += walk(path, above)
+        else:
+            take(path)
+    scan.images.sort(key=lambda path: path.relative_to(root).parts)
+    return scan
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def find_images(root: str | Path, links: Literal["once", "each"] = "once") -> list[Path]:
+    """All image files under a folder, at any depth, sorted by their path within it.
+
+    See `scan_folder` for what counts.
+
+    Args:
+        root: the folder.
+        links: whether several names of one file count once or each.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, or holds no image.
+        NotADirectoryError: the path is a file.
+    """
+    scan = scan_folder(root, links)
+    if not scan.images:
+        others = sum(scan.others.values())
         content = f"it holds {others} other files" if others else "it is empty"
         extensions = " ".join(sorted(EXTENSIONS))
         raise FileNotFoundError(f"no images in {root}: {content}; expected any of {extensions}")
-    return sorted(found, key=lambda path: path.relative_to(root).parts)
+    return scan.images
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(
+    path: str | Path, max_pixels: int | None = None, upright: bool = True
+) -> Image.Image:
     """Decode an image file to 8-bit RGB, upright.
 
     The EXIF orientation is applied. Transparent pixels are laid over white, since the colours
-    stored beneath them were never meant to be seen. 16-bit grey keeps its eight high bits. Of an
-    animation, the first frame is read. A file that the system cannot give is tried again, for two
-    seconds in all; where that was in vain, others are tried once for a minute.
+    stored beneath them were never meant to be seen. What more than 8 bits mean is said in
+    `densesiam.data.image.values`. Of several pages or frames, the first is read. A file that the
+    system cannot give is tried again, for two seconds in all; where that was in vain, others are
+    tried once for a minute.
+
+    Args:
+        path: the file.
+        max_pixels: refuse what is larger, before it is decoded; None takes Pillow's own limit.
+        upright: apply the EXIF orientation; otherwise pixels stay as they are stored.
 
     Raises:
-        ImageReadError: the file cannot be decoded, or its values have no known range (32-bit
-            integers beyond 16 bits, floating point).
+        ImageReadError: the file cannot be decoded, is too large, or has values of no known range.
     """
-    return _Patience.read(path, "image", _decode_image)
+    return Patience.read(path, "image", lambda p: _decode_image(p, max_pixels, upright))
 
 
-def _decode_image(path: str | Path) -> Image.Image:
-    with Image.open(path) as file:
-        return _to_rgb(ImageOps.exif_transpose(file))
+def _decode_image(path: str | Path, max_pixels: int | None, upright: bool) -> Image.Image:
+    with _opened(path, max_pixels) as file:
+        image = to_rgb(file, Path(path)) if file else tiff_to_rgb(Path(path))
+        # Asked for now: Pillow has turned a TIFF that it has loaded, and no longer says so.
+        orientation = file.getexif().get(_ORIENTATION, 1) if file else 1
+    if upright and orientation != 1:
+        image.getexif()[_ORIENTATION] = orientation  # what was converted may have lost it
+        # In place, as a copy of a large image would need its memory twice.
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
-class _Patience:
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself before it is decoded.
+
+    Attributes:
+        size: width and height of the upright image, in pixels.
+        turned: whether its EXIF orientation is another than upright.
+        pages: pictures in the file.
+        page: what these are called: "page" or "frame".
+    """
+
+    size: tuple[int, int]
+    turned: bool
+    pages: int
+    page: str
+
+
+def read_header(path: str | Path) -> Header:
+    """Read what a file says of itself, without decoding it.
+
+    Raises:
+        ImageReadError: the file cannot be opened as an image.
+    """
+
+    def read(path: str | Path) -> Header:
+        with _opened(path, None, checked=False) as file:
+            if file is None:
+                return Header(tiff_size(Path(path)), False, 1, "page")
+            orientation = file.getexif().get(_ORIENTATION, 1)
+            width, height = file.size
+            # A TIFF's size is told upright already.
+            if orientation in (5, 6, 7, 8) and file.format != "TIFF":
+                width, height = height, width
+            page = _WITH_PAGES.get(file.format or "", "")
+            pages = getattr(file, "n_frames", 1) if page else 1
+            return Header((width, height), orientation in range(2, 9), pages, page)
+
+    return Patience.read(path, "image", read)
+
+
+@contextmanager
+def _opened(
+    path: str | Path, max_pixels: int | None, checked: bool = True
+) -> Iterator[Image.Image | None]:
+    """Open an image file, under a limit of ours in place of Pillow's where there is one.
+
+    Yields:
+        The image; None for a TIFF of a kind that Pillow does not know.
+
+    Raises:
+        ValueError: the image is larger.
+    """
+    # Pillow has one limit for all threads of a process, and no argument.
+    before = Image.MAX_IMAGE_PIXELS
+    if max_pixels is not None or not checked:
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        try:
+            opened = Image.open(path)
+        except UnidentifiedImageError:
+            if not is_tiff(Path(path)):
+                raise
+            opened = None
+        with opened or nullcontext() as file:
+            width, height = file.size if file else tiff_size(Path(path))
+            if max_pixels is not None and width * height > max_pixels:
+                raise ValueError(
+                    f"{width} x {height} pixels are more than the limit of {max_pixels:,}"
+                )
+            yield file
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+class Patience:
     """Read files, with a second and a third try where the system fails."""
 
     lost = -_IN_VAIN
@@ -117,40 +304,61 @@ class _Patience:
             time.sleep(wait)  # a file system that is away for a moment comes back
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(
-                f"integer values from {values.min()} to {values.max()} exceed 16 bits; "
-                "convert it to 8 or 16 bits"
-            )
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no set range; convert it to 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def read_label(path: str | Path) -> np.ndarray:
+def read_label(
+    path: str | Path,
+    colours: Sequence[tuple[int, int, int]] | None = None,
+    upright: bool = True,
+) -> np.ndarray:
     """Read a label image as it is: (H, W) of integers, palette indices where it has a palette.
 
     A file that the system cannot give is tried again, as by `read_image`.
 
+    Args:
+        path: the file.
+        colours: (red, green, blue), 0 to 255: the file is an RGB picture, and the label of a pixel
+            is the number of its colour among these.
+        upright: apply the file's EXIF orientation, if it has one.
+
     Raises:
-        ImageReadError: the file cannot be decoded, or has several channels.
+        ImageReadError: the file cannot be decoded, has several channels but no colours are given,
+            or holds other colours.
     """
-    return _Patience.read(path, "label", _decode_label)
+    return Patience.read(path, "label", lambda p: _decode_label(p, colours, upright))
 
 
-def _decode_label(path: str | Path) -> np.ndarray:
+def _decode_label(
+    path: str | Path, colours: Sequence[tuple[int, int, int]] | None, upright: bool
+) -> np.ndarray:
     with Image.open(path) as file:
-        values = np.array(file)
+        image: Image.Image = file
+        if upright:
+            image = ImageOps.exif_transpose(image)
+        if colours is not None:
+            return _numbers_of_colours(np.asarray(image.convert("RGB")), colours)
+        values = np.array(image)
     if values.ndim != 2 or values.dtype.kind not in "uib":
         raise ValueError(
-            f"expected one channel of integers (grey or palette), got mode {file.mode}"
+            f"expected one channel of integers (grey or palette), got mode {file.mode}; where "
+            "colours stand for classes, give the class table `label_colours`"
         )
     return values.astype(np.int64)
+
+
+def _numbers_of_colours(pixels: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """The number of each pixel's colour (H, W, 3) in a list."""
+    shifts = np.array([1 << 16, 1 << 8, 1])
+    known = np.array(colours, dtype=np.int64) @ shifts
+    order = known.argsort()
+    packed = pixels.astype(np.int32) @ shifts.astype(np.int32)
+    place = np.searchsorted(known[order], packed).clip(max=len(known) - 1)
+    numbers = order[place]
+    unknown = known[numbers] != packed
+    if unknown.any():
+        found = np.unique(pixels[unknown], axis=0)
+        listed = ", ".join(str(tuple(colour)) for colour in found[:5].tolist())
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ValueError(
+            f"colours that are not among `label_colours`: {listed}{more}, "
+            f"{unknown.mean():.1%} of the pixels (a JPEG's colours are never exact)"
+        )
+    return numbers

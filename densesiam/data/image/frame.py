@@ -15,6 +15,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+LONGEST = 4096
+"""The longest side that an image is enlarged to: 5 x 4000 pixels would become 256 x 204,800."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """The image after resizing its shorter side and cropping its centre, without resampling it.
@@ -39,7 +43,8 @@ class Frame:
 
         Args:
             source: width and height of the source image.
-            resize: length of the frame's shorter side before the crop; None keeps the source's.
+            resize: length of the frame's shorter side before the crop; None keeps the source's. An
+                image that is not cropped is enlarged to a longer side of `LONGEST` at most.
             crop: side of the square cut from the centre; None keeps the whole image.
 
         Raises:
@@ -48,6 +53,8 @@ class Frame:
         width, height = source
         pixel = min(source) / resize if resize else 1.0
         if not crop:
+            if pixel < 1:
+                pixel = max(pixel, min(1.0, max(source) / LONGEST))
             return cls(width / pixel, height / pixel, 0.0, 0.0, pixel)
         if crop > min(source) / pixel:
             raise ValueError(

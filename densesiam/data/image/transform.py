@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from densesiam.data.image.frame import Frame, check_frame, nearest, resample, to_normalised
+from densesiam.data.image.frame import Frame, check_frame, nearest, to_normalised
+from densesiam.data.image.lazy import Decode, LazyImage, Part, check_decode, read_parts
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Evaluation:
         crop: side of the centre crop; None keeps the whole image.
         full_size_labels: keep the source's pixels in labels, so that scores at different sizes of
             the image compare.
+        decode: "reduced" decodes a file no finer than its image needs, see `LazyImage`; or "full".
 
     Raises:
         ValueError: a value out of its range, or (when called) an image smaller than the crop.
@@ -43,9 +45,11 @@ class Evaluation:
     resize: int | None = None
     crop: int | None = None
     full_size_labels: bool = False
+    decode: Decode = "reduced"
 
     def __post_init__(self) -> None:
         check_frame(self.resize, self.crop)
+        check_decode(self.decode)
 
     @property
     def description(self) -> str:
@@ -54,12 +58,15 @@ class Evaluation:
         crop = "no crop" if self.crop is None else f"centre crop {self.crop} x {self.crop}"
         return f"{size}, {crop}"
 
-    def __call__(self, image: Image.Image, label: np.ndarray | None = None) -> dict[str, Tensor]:
+    def __call__(
+        self, image: Image.Image | LazyImage, label: np.ndarray | None = None
+    ) -> dict[str, Tensor]:
         """Transform an 8-bit RGB image and, where there is one, its (H, W) label."""
         frame = Frame.of(image.size, self.resize, self.crop)
         box = frame.in_source(frame.whole)
         height, width = round(frame.height), round(frame.width)
-        sample = {"image": to_normalised(resample(image, box, (height, width), flip=False))}
+        (shown,) = read_parts(image, [Part(box, (height, width), flip=False)], self.decode)
+        sample = {"image": to_normalised(shown)}
         if label is not None:
             left, top, right, bottom = box
             if self.full_size_labels:

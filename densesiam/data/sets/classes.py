@@ -25,6 +25,9 @@ class ClassTable:
         void: values of the label files that stand for no class.
         colours: (red, green, blue) of each class, 0 to 255, for pictures.
         things: names of the countable classes; the others are stuff. None: not told apart.
+        label_colours: (red, green, blue), 0 to 255: label files are RGB pictures, and a pixel's
+            label value is the number of its colour here. Without `values`, colour k is class k;
+            colours beyond the classes belong in `void`.
 
     Raises:
         ValueError: a repeated name, or entries that do not fit together.
@@ -35,6 +38,7 @@ class ClassTable:
     void: Sequence[int] = ()
     colours: Sequence[tuple[int, int, int]] | None = None
     things: Sequence[str] | None = None
+    label_colours: Sequence[tuple[int, int, int]] | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names) or not self.names:
@@ -50,6 +54,20 @@ class ClassTable:
             )
         if both := sorted(set(self.void) & set(self.class_of)):
             raise ValueError(f"label values that are both a class and void: {both}")
+        if self.label_colours is not None:
+            self._check_label_colours(self.label_colours)
+
+    def _check_label_colours(self, colours: Sequence[tuple[int, int, int]]) -> None:
+        given = [tuple(colour) for colour in colours]
+        if any(len(c) != 3 or not all(0 <= level <= 255 for level in c) for c in given):
+            raise ValueError(f"`label_colours` must be of three levels from 0 to 255, got {given}")
+        if twice := sorted({colour for colour in given if given.count(colour) > 1}):
+            raise ValueError(f"`label_colours` has a colour twice: {twice}")
+        if without := sorted(set(range(len(given))) ^ {*self.class_of, *self.void}):
+            raise ValueError(
+                f"`label_colours` has {len(given)} colours, and each needs a class in `values` or "
+                f"a place in `void`; missing or beyond: {without}"
+            )
 
     @property
     def class_of(self) -> Mapping[int, int]:
@@ -102,6 +120,7 @@ class ClassTable:
             things=None
             if self.things is None
             else [group for group, members in groups.items() if members[0] in self.things],
+            label_colours=self.label_colours,
         )
 
 

@@ -3,16 +3,19 @@
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
-from densesiam.data.image.files import find_images, read_image
-from densesiam.data.image.frame import to_normalised
+from densesiam.data.image.files import find_images
+from densesiam.data.image.frame import Frame, to_normalised
+from densesiam.data.image.lazy import LazyImage, Part
 from densesiam.data.image.transform import Evaluation
-from densesiam.data.order.draws import Draw, seeded_generator
+from densesiam.data.order.draws import Draw, chance, seeded_generator
 from densesiam.data.sets.substitutes import Errors, Substitutes
+from densesiam.data.views.paired import resized_crop
+
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+"""Shares of the area and aspect ratios of the crops to train on: ImageNet's usual ones."""
 
 
 class ClassifiedImages(Dataset[dict[str, Tensor]]):
@@ -62,7 +65,7 @@ class ClassifiedImages(Dataset[dict[str, Tensor]]):
             (path, label) for label, folder in enumerate(folders) for path in find_images(folder)
         ]
         self._whole = None if resize is None else Evaluation(resize, size)
-        self._crop = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
+        self._size = size
         self.seed = seed
         self._files = Substitutes(len(self._samples), self._read, errors)
 
@@ -77,16 +80,10 @@ class ClassifiedImages(Dataset[dict[str, Tensor]]):
     def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
         """One image and its class."""
         draw = Draw.of(draw)
-        photo, index, skipped = self._files.find(draw)
+        image, index, skipped = self._files.find(draw, lambda photo: self._shown(photo, draw))
         label = self._samples[index][1]
-        if self._whole is None:
-            generator = seeded_generator(self.seed, draw.epoch, draw.repetition, draw.index)
-            with torch.random.fork_rng(devices=[]):  # torchvision draws from the global state
-                torch.manual_seed(generator.initial_seed())
-                image = to_normalised(self._crop(photo))
-        else:
-            image = self._whole(photo)["image"]
-            label = -1 if draw.repetition else label
+        if self._whole is not None and draw.repetition:
+            label = -1
         return {
             "image": image,
             "label": torch.tensor(label),
@@ -94,5 +91,14 @@ class ClassifiedImages(Dataset[dict[str, Tensor]]):
             "skipped": torch.tensor(skipped),
         }
 
-    def _read(self, index: int) -> Image.Image:
-        return read_image(self._samples[index][0])
+    def _read(self, index: int) -> LazyImage:
+        return LazyImage(self._samples[index][0])
+
+    def _shown(self, photo: LazyImage, draw: Draw) -> Tensor:
+        if self._whole is not None:
+            return self._whole(photo)["image"]
+        generator = seeded_generator(self.seed, draw.epoch, draw.repetition, draw.index)
+        frame = Frame.of(photo.size, None, None)
+        crop = resized_crop(frame, SCALE, RATIO, generator)
+        part = Part(crop, (self._size, self._size), chance(generator, 0.5))
+        return to_normalised(photo.read([part])[0])

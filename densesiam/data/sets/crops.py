@@ -67,7 +67,7 @@ class LabelledCrops(Dataset[dict[str, Tensor]]):
         """A crop of one image, as drawn for one epoch and repetition, or afresh."""
         draw = Draw.of(draw)
         generator = seeded_generator(self.seed, draw.epoch, draw.repetition, draw.index)
-        sample, index, skipped = self._files.find(draw)
+        sample, index, skipped = self._files.find(draw, dict)
         image, label = sample["image"], sample["label"]
         if label.shape != image.shape[1:]:
             raise ValueError(

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from densesiam.data.image.files import read_image
+from densesiam.data.image.lazy import LazyImage
 from densesiam.data.image.transform import NATIVE, Evaluation
 from densesiam.data.order.draws import Draw, seeded_generator
 from densesiam.data.sets.substitutes import Errors, Substitutes
@@ -62,18 +61,21 @@ class ImageFiles(Dataset[dict[str, Tensor]]):
         draw = Draw.of(draw)
         if not 0 <= draw.index < len(self):
             raise IndexError(f"no image {draw.index} among {len(self)}")
-        image, index, skipped = self._files.find(draw)
-        if not self.transform.redrawn:
-            draw = Draw(draw.index)
-        generator = seeded_generator(self.seed, draw.epoch, draw.repetition, draw.index)
-        try:
-            sample = self.transform(image, generator)
-        except ValueError as error:
-            raise ValueError(f"{self.paths[index]}: {error}") from error
+        drawn = draw if self.transform.redrawn else Draw(draw.index)
+
+        def views(photo: LazyImage) -> dict[str, Tensor]:
+            generator = seeded_generator(self.seed, drawn.epoch, drawn.repetition, drawn.index)
+            image: Any = photo if self.transform.lazy else photo.decode()
+            try:
+                return self.transform(image, generator)
+            except ValueError as error:
+                raise ValueError(f"{photo.path}: {error}") from error
+
+        sample, index, skipped = self._files.find(draw, views)
         return {**sample, "index": torch.tensor(index), "skipped": torch.tensor(skipped)}
 
-    def _read(self, index: int) -> Image.Image:
-        return read_image(self.paths[index])
+    def _read(self, index: int) -> LazyImage:
+        return LazyImage(self.paths[index])
 
 
 class Images(ImageFiles):
@@ -191,7 +193,7 @@ class PredictionImages(Dataset[dict[str, Any]]):
         """One image."""
         path = self.paths[index]
         try:
-            sample = self.transform(read_image(path))
+            sample = self.transform(LazyImage(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return {**sample, "index": torch.tensor(index), "path": str(path)}

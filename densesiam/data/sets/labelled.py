@@ -3,23 +3,29 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from densesiam.data.image.files import find_images, read_image, read_label
+from densesiam.data.image.files import find_images, read_header, read_label
+from densesiam.data.image.lazy import LazyImage
 from densesiam.data.image.transform import NATIVE, Evaluation
 from densesiam.data.order.draws import Draw
 from densesiam.data.sets.classes import ClassTable, LabelDecoder
 from densesiam.data.sets.layout import listing
 
+_DRAWN_ON_STORED = (
+    "if labels were drawn on the pixels as they are stored, set `exif: stored` for these images"
+)
+
 
 class LabelledFiles(Dataset[dict[str, Tensor]]):
     """Pairs of an image file and its label file.
 
-    Label images have one channel: grey values or palette indices, whose meaning the class table
-    gives.
+    Label images have one channel, grey values or palette indices, or are RGB pictures; the class
+    table gives their meaning.
 
     An item is what `Evaluation` returns for image and label, and ``index``, () int64. An item that
     `EvaluationSampler` repeats to fill up a process's share is void all over.
@@ -32,6 +38,9 @@ class LabelledFiles(Dataset[dict[str, Tensor]]):
             the classes, and a class in no group is void. See `ClassTable.grouped`.
         transform: applied to image and label.
         description: data set and split in words, for reports of results.
+        exif: "upright": photographs are turned as their EXIF orientation says, and labels as
+            theirs does, if they have one; "stored": neither is turned, for labels that were drawn
+            on the pixels as they are stored.
 
     Attributes:
         classes: the table of the classes in the items: the groups, where there are any.
@@ -50,13 +59,18 @@ class LabelledFiles(Dataset[dict[str, Tensor]]):
         groups: Mapping[str, Sequence[str]] | None = None,
         transform: Evaluation = NATIVE,
         description: str = "",
+        exif: Literal["upright", "stored"] = "upright",
     ) -> None:
+        if exif not in ("upright", "stored"):
+            raise ValueError(f'exif must be "upright" or "stored", got {exif!r}')
         self.paths = list(paths)
         self.classes = classes if groups is None else classes.grouped(groups)
         self.ignore_index = ignore_index
         self.transform = transform
         self.description = description or f"{len(self.paths):,} images"
+        self.exif = exif
         self._decode = LabelDecoder(self.classes, ignore_index)
+        self._doubted = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -66,11 +80,23 @@ class LabelledFiles(Dataset[dict[str, Tensor]]):
         if isinstance(draw, int):
             draw = Draw(draw)
         image_path, label_path = self.paths[draw.index]
-        image, values = read_image(image_path), read_label(label_path)
+        upright = self.exif == "upright"
+        image = LazyImage(image_path, upright)
+        values = read_label(label_path, self.classes.label_colours, upright)
+        turned = upright and not self._doubted and read_header(image_path).turned
+        one_sided = turned and not read_header(label_path).turned
         if values.shape != (image.height, image.width):
             raise ValueError(
                 f"label {label_path} is {values.shape[1]} x {values.shape[0]} pixels, but its "
                 f"image {image_path} is {image.width} x {image.height}"
+                + (f" after its EXIF rotation; {_DRAWN_ON_STORED}" if one_sided else "")
+            )
+        if one_sided:
+            self._doubted = True
+            warnings.warn(
+                f"{image_path} has an EXIF rotation and its label has none: the label is taken to "
+                f"show the rotated photograph; {_DRAWN_ON_STORED}",
+                stacklevel=2,
             )
         try:
             sample = self.transform(image, self._decode(values))
@@ -97,6 +123,7 @@ class LabelledImages(LabelledFiles):
         transform: applied to image and label.
         image_suffix: what to strip from the end of image names (before the extension) to match.
         label_suffix: the same for labels; label files without it are passed over.
+        exif: "upright" or "stored", see `LabelledFiles`.
 
     Raises:
         FileNotFoundError: a folder is missing or holds no image.
@@ -114,16 +141,17 @@ class LabelledImages(LabelledFiles):
         transform: Evaluation = NATIVE,
         image_suffix: str = "",
         label_suffix: str = "",
+        exif: Literal["upright", "stored"] = "upright",
     ) -> None:
         pairs = _match(_by_name(images, image_suffix), _by_name(labels, label_suffix))
         description = f"{len(pairs):,} images of {images}, labels of {labels}"
-        super().__init__(pairs, classes, ignore_index, groups, transform, description)
+        super().__init__(pairs, classes, ignore_index, groups, transform, description, exif)
 
 
 def _by_name(root: str | Path, suffix: str) -> dict[str, Path]:
     """The image files under a folder, by their path in it less suffix and extension."""
     found: dict[str, Path] = {}
-    for path in find_images(root):
+    for path in find_images(root, links="each"):  # images may share a label
         name = path.relative_to(root).with_suffix("").as_posix()
         if not name.endswith(suffix):
             continue

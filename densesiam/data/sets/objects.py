@@ -267,8 +267,7 @@ class DetectionSamples(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
         """One image."""
         draw = Draw.of(draw)
-        photo, position, skipped = self._files.find(draw)
-        image = to_normalised(photo)
+        image, position, skipped = self._files.find(draw, to_normalised)
         objects = self.source.objects(self.indices[position])
         if self.training:
             objects = self._learned(objects)

@@ -9,12 +9,13 @@ from densesiam.data.order.draws import Draw
 
 Errors = Literal["skip", "raise"]
 _Content = TypeVar("_Content")
+_Made = TypeVar("_Made")
 
 
-class Found(NamedTuple, Generic[_Content]):
+class Found(NamedTuple, Generic[_Made]):
     """What was read."""
 
-    content: _Content
+    content: _Made
     """Of the file."""
     position: int
     """Which file it is."""
@@ -46,8 +47,13 @@ class Substitutes(Generic[_Content]):
         self._errors = errors
         self._failed_in: dict[int, int] = {}  # the epoch, by the file
 
-    def find(self, draw: Draw) -> Found[_Content]:
+    def find(self, draw: Draw, use: Callable[[_Content], _Made]) -> Found[_Made]:
         """Read the file of a draw, or another.
+
+        Args:
+            draw: names the file.
+            use: makes of what was read what is wanted; where it raises ImageReadError, as a file
+                does whose pixels are decoded late, another file is read.
 
         Raises:
             ImageReadError: it cannot be read, and no other is to be taken, or none can be.
@@ -57,7 +63,7 @@ class Substitutes(Generic[_Content]):
             if self._failed_in.get(index) == draw.epoch:
                 continue
             try:
-                return Found(self._read(index), index, skipped)
+                return Found(use(self._read(index)), index, skipped)
             except ImageReadError as error:
                 if self._errors == "raise":
                     raise

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from densesiam.data.image.frame import Box, Frame, check_frame, resample, to_normalised
+from densesiam.data.image.frame import Box, Frame, check_frame, to_normalised
+from densesiam.data.image.lazy import Decode, LazyImage, Part, check_decode, read_parts
 from densesiam.data.image.photometric import MOCO_V2, Photometric
 from densesiam.data.order.draws import chance, uniform
 
@@ -28,6 +29,9 @@ class Views(ABC):
 
     redrawn: ClassVar[bool] = True
     """Whether an image gets fresh draws each time; False only where a preset reproduces a fault."""
+
+    lazy: ClassVar[bool] = False
+    """Whether it takes files that are not decoded yet, `LazyImage`; else it gets images."""
 
     @abstractmethod
     def __call__(self, image: Image.Image, generator: torch.Generator) -> dict[str, Tensor]:
@@ -54,10 +58,13 @@ class SegmentationViews(Views):
         scale_min: least side of view 1, as a share of the largest crop's.
         p_flip: probability of mirroring view 1.
         photometric: changes of colour and sharpness.
+        decode: "reduced" decodes a file no finer than its views need, see `LazyImage`; or "full".
 
     Raises:
         ValueError: a value out of its range, or (when called) a frame that the image cannot fill.
     """
+
+    lazy: ClassVar[bool] = True
 
     size: int | tuple[int, int] = 320
     resize: int | None = 640
@@ -65,14 +72,18 @@ class SegmentationViews(Views):
     scale_min: float = 0.5
     p_flip: float = 0.5
     photometric: Photometric = field(default_factory=Photometric)
+    decode: Decode = "reduced"
 
     def __post_init__(self) -> None:
+        check_decode(self.decode)
         check_frame(self.resize, self.crop)
         output_size(self.size)
         if not 0 < self.scale_min <= 1:
             raise ValueError(f"scale_min must be in (0, 1], got {self.scale_min}")
 
-    def __call__(self, image: Image.Image, generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(
+        self, image: Image.Image | LazyImage, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Draw the two views; see `Views`."""
         frame = Frame.of(image.size, self.resize, self.crop)
         height, width = output_size(self.size)
@@ -80,24 +91,20 @@ class SegmentationViews(Views):
         share = uniform(generator, self.scale_min, 1.0) * largest
         crop1 = place(frame, share * width, share * height, generator)
         flip1 = chance(generator, self.p_flip)
-        views = [
-            self._view(image, frame, crop, flip, generator)
-            for crop, flip in ((crop1, flip1), (frame.whole, False))
+        crops = crop1, frame.whole
+        parts = [
+            Part(frame.in_source(crop), (height, width), flip)
+            for crop, flip in zip(crops, (flip1, False), strict=True)
         ]
-        return pack(views[0], crop1, flip1, views[1], frame.whole, False)
+        view1, view2 = (
+            self._view(view, crop, generator)
+            for view, crop in zip(read_parts(image, parts, self.decode), crops, strict=True)
+        )
+        return pack(view1, crop1, flip1, view2, frame.whole, False)
 
-    def _view(
-        self,
-        image: Image.Image,
-        frame: Frame,
-        crop: Box,
-        flip: bool,
-        generator: torch.Generator,
-    ) -> Tensor:
-        height, width = output_size(self.size)
-        view = resample(image, frame.in_source(crop), (height, width), flip)
+    def _view(self, view: Image.Image, crop: Box, generator: torch.Generator) -> Tensor:
         left, top, right, bottom = crop
-        pixel = math.sqrt((right - left) * (bottom - top) / (width * height))
+        pixel = math.sqrt((right - left) * (bottom - top) / (view.width * view.height))
         return to_normalised(self.photometric(view, generator, pixel))
 
 
@@ -117,49 +124,45 @@ class TwoCrops(Views):
         p_flip: probability of mirroring, for each view.
         photometric: changes of colour and sharpness; blur is counted in the view's pixels, as is
             usual in pre-training.
+        decode: "reduced" decodes a file no finer than its views need, see `LazyImage`; or "full".
 
     Raises:
         ValueError: a value out of its range.
     """
+
+    lazy: ClassVar[bool] = True
 
     size: int | tuple[int, int] = 224
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     p_flip: float = 0.5
     photometric: Photometric = MOCO_V2
+    decode: Decode = "reduced"
 
     def __post_init__(self) -> None:
         output_size(self.size)
+        check_decode(self.decode)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be 0 < least <= greatest <= 1, got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio must be 0 < least <= greatest, got {self.ratio}")
 
-    def __call__(self, image: Image.Image, generator: torch.Generator) -> dict[str, Tensor]:
+    def __call__(
+        self, image: Image.Image | LazyImage, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Draw the two views; see `Views`."""
         frame = Frame.of(image.size, None, None)
-        crop1, crop2 = self._crop(frame, generator), self._crop(frame, generator)
+        crop1, crop2 = (resized_crop(frame, self.scale, self.ratio, generator) for _ in range(2))
         flip1, flip2 = chance(generator, self.p_flip), chance(generator, self.p_flip)
-        view1, view2 = (
-            to_normalised(
-                self.photometric(resample(image, crop, output_size(self.size), flip), generator)
-            )
+        parts = [
+            Part(crop, output_size(self.size), flip)
             for crop, flip in ((crop1, flip1), (crop2, flip2))
+        ]
+        view1, view2 = (
+            to_normalised(self.photometric(view, generator))
+            for view in read_parts(image, parts, self.decode)
         )
         return pack(view1, crop1, flip1, view2, crop2, flip2)
-
-    def _crop(self, frame: Frame, generator: torch.Generator) -> Box:
-        least, greatest = (math.log(ratio) for ratio in self.ratio)
-        for _ in range(10):
-            area = uniform(generator, *self.scale) * frame.width * frame.height
-            ratio = math.exp(uniform(generator, least, greatest))
-            width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
-            if width <= frame.width and height <= frame.height:
-                return place(frame, width, height, generator)
-        width = min(frame.width, frame.height * self.ratio[1])
-        height = min(frame.height, frame.width / self.ratio[0])
-        left, top = (frame.width - width) / 2, (frame.height - height) / 2
-        return left, top, left + width, top + height
 
 
 def output_size(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -172,6 +175,33 @@ def output_size(size: int | tuple[int, int]) -> tuple[int, int]:
     if min(height, width) < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     return height, width
+
+
+def resized_crop(
+    frame: Frame,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+) -> Box:
+    """A box of a share U(scale) of the frame's area, as `TwoCrops` describes it.
+
+    Args:
+        frame: the image.
+        scale: least and greatest share of the area.
+        ratio: least and greatest ratio of width to height.
+        generator: of the draws.
+    """
+    least, greatest = (math.log(bound) for bound in ratio)
+    for _ in range(10):
+        area = uniform(generator, *scale) * frame.width * frame.height
+        drawn = math.exp(uniform(generator, least, greatest))
+        width, height = math.sqrt(area * drawn), math.sqrt(area / drawn)
+        if width <= frame.width and height <= frame.height:
+            return place(frame, width, height, generator)
+    width = min(frame.width, frame.height * ratio[1])
+    height = min(frame.height, frame.width / ratio[0])
+    left, top = (frame.width - width) / 2, (frame.height - height) / 2
+    return left, top, left + width, top + height
 
 
 def place(frame: Frame, width: float, height: float, generator: torch.Generator) -> Box:

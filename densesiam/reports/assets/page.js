@@ -21,3 +21,30 @@ for (const button of document.querySelectorAll("th button")) {
     body.append(...[...body.rows].sort(compare));
   });
 }
+// A slider cuts the colours off its photograph; where the pointer rests, their category is named.
+const names = JSON.parse(document.getElementById("colours")?.textContent ?? "{}");
+for (const figure of document.querySelectorAll(".compare")) {
+  const [stage, slider] = [figure.querySelector(".stage"), figure.querySelector("input")];
+  const [, painted] = stage.querySelectorAll("img");
+  const said = stage.querySelector("output");
+  slider.addEventListener("input", () => figure.style.setProperty("--cut", `${slider.value}%`));
+  let pixels = null;
+  stage.addEventListener("pointermove", (event) => {
+    if (pixels === null) {
+      const canvas = document.createElement("canvas");
+      [canvas.width, canvas.height] = [painted.naturalWidth, painted.naturalHeight];
+      pixels = canvas.getContext("2d", { willReadFrequently: true });
+      pixels.drawImage(painted, 0, 0);
+    }
+    const box = painted.getBoundingClientRect();
+    const x = Math.floor(((event.clientX - box.left) / box.width) * painted.naturalWidth);
+    const y = Math.floor(((event.clientY - box.top) / box.height) * painted.naturalHeight);
+    said.textContent = names[[...pixels.getImageData(x, y, 1, 1).data.slice(0, 3)].join(",")] ?? "";
+  });
+  stage.addEventListener("pointerleave", () => (said.textContent = ""));
+}
+for (const label of document.querySelectorAll(".strength input")) {
+  label.addEventListener("input", () => {
+    document.body.style.setProperty("--strength", label.value / 100);
+  });
+}

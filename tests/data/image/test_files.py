@@ -1,11 +1,15 @@
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from densesiam.data import ImageReadError, find_images, read_image, read_label
 from densesiam.data.image import files
+from densesiam.data.image.files import read_header, scan_folder
 from tests.data.support import noise, save_images
 
 RAMP16 = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
@@ -31,16 +35,42 @@ def test_follows_links(tmp_path):
     assert [path.name for path in find_images(tmp_path / "set")] == ["0.png"]
 
 
-def test_bad_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no such folder of images: .*nowhere"):
-        find_images(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="it is empty"):
-        find_images(tmp_path)
-    (tmp_path / "a.txt").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"1 other files; expected any of \.bmp"):
-        find_images(tmp_path)
-    with pytest.raises(NotADirectoryError, match=r"got a file: .*a\.txt"):
-        find_images(tmp_path / "a.txt")
+def test_links_never_lead_in_a_circle_and_count_once(tmp_path):
+    photos = save_images(tmp_path / "set" / "b", [(4, 4), (4, 4)])
+    (tmp_path / "set" / "self").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "a").symlink_to(photos)  # found before the folder itself
+    (tmp_path / "set" / "c.png").symlink_to(photos / "0.png")
+    (tmp_path / "set" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    scan = scan_folder(tmp_path / "set")
+    found = [path.relative_to(scan.root).as_posix() for path in scan.images]
+    assert found == ["b/0.png", "b/1.png", "gone.png"]
+    assert sorted(path.name for path in scan.repeated) == ["a", "c.png", "self"]
+    each = [path.relative_to(scan.root).as_posix() for path in find_images(scan.root, links="each")]
+    assert each == ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "c.png", "gone.png"]
+
+
+def test_unknown_kinds_are_counted(tmp_path):
+    save_images(tmp_path, [(4, 4)])
+    for name in ("a.HEIC", "b.heic", "c.txt", "README", ".hidden"):
+        (tmp_path / name).touch()
+    scan = scan_folder(tmp_path)
+    assert [path.name for path in scan.images] == ["0.png"]
+    assert scan.others == {".heic": 2, ".txt": 1, "": 1}
+
+
+@pytest.mark.parametrize(
+    "marks", [["predictions.jsonl"], ["config.yaml", "checkpoints"], ["scores.json", "report.html"]]
+)
+def test_results_are_no_photographs(tmp_path, marks):
+    save_images(tmp_path, [(4, 4)])
+    results = save_images(tmp_path / "outputs" / "x" / "pictures", [(4, 4)]).parent
+    assert len(find_images(tmp_path)) == 2
+    for name in marks:
+        (results / name).touch()
+    scan = scan_folder(tmp_path)
+    assert scan.images == [tmp_path / "0.png"]
+    assert scan.own == [results]
+    assert len(find_images(results)) == 1  # asked for by name
 
 
 @pytest.mark.parametrize(
@@ -85,6 +115,114 @@ def test_16_bit_grey_keeps_its_high_byte(tmp_path, name):
     assert np.array_equal(np.asarray(read_image(tmp_path / name))[..., 1], RAMP8)
 
 
+def write_deep(path, values, bits=None):
+    """A PNG or TIFF of 16 bits a channel, which declares how many of them are in use, or not."""
+    if path.suffix == ".tif":
+        tags = [] if bits is None else [(281, "H", 1, 2**bits - 1, True)]
+        packing = {"b.tif": {"compression": "zlib"}, "c.tif": {"byteorder": ">"}}
+        more = packing.get(path.name, {})
+        tifffile.imwrite(path, values, photometric="rgb", extratags=tags, **more)
+        return
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", *values.shape[1::-1], 16, 2, 0, 0, 0)),
+        *([] if bits is None else [(b"sBIT", bytes([bits] * 3))]),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in values.astype(">u2")))),
+        (b"IEND", b""),
+    ]
+    packed = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "b.tif", "c.tif"])
+@pytest.mark.parametrize(
+    ("used", "declared", "kept"),
+    [(16, None, 16), (12, None, 12), (12, 12, 12), (14, 14, 14), (10, 10, 10), (10, 16, 16)],
+)
+def test_bits_in_use(tmp_path, name, used, declared, kept):
+    """What a file declares, else 12 where they are enough."""
+    values = np.random.default_rng(0).integers(0, 1 << used, (6, 8, 3), dtype=np.uint16)
+    write_deep(tmp_path / name, values, declared)
+    found = np.asarray(read_image(tmp_path / name))
+    assert np.array_equal(found, values >> (kept - 8))
+
+
+def test_12_bits_of_grey(tmp_path):
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 16
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(ramp).save(tmp_path / name)
+        assert np.array_equal(np.asarray(read_image(tmp_path / name))[..., 0], RAMP8)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1, 255])
+def test_floating_point(tmp_path, kind, scale):
+    values = (RAMP8 / 255 * scale).astype(kind)
+    values[0, 0] = np.nan  # no value: white
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    found = np.asarray(read_image(tmp_path / "a.tif"))[..., 0]
+    assert found[0, 0] == 255
+    assert np.array_equal(found.ravel()[1:], RAMP8.ravel()[1:])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("layout", ["contig", "separate"])
+def test_bands_beyond_red_green_and_blue(tmp_path, kind, layout):
+    bands = np.random.default_rng(0).integers(0, 256, (6, 8, 6), dtype=np.uint8)
+    stored = bands.astype(kind) * (257 if kind is np.uint16 else 1)
+    if layout == "separate":
+        stored = np.moveaxis(stored, -1, 0)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", planarconfig=layout)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.tif")), bands[..., :3])
+
+
+@pytest.mark.parametrize("name", ["a.avif", "a.jfif", "a.tga"])
+def test_more_kinds(tmp_path, name):
+    picture = Image.new("RGB", (16, 8), (200, 60, 20))
+    picture.save(tmp_path / name, **({"format": "jpeg"} if name == "a.jfif" else {}))
+    assert find_images(tmp_path) == [tmp_path / name]
+    # Both lossy formats keep a plain colour to a few levels.
+    difference = np.asarray(read_image(tmp_path / name), int) - np.asarray(picture, int)
+    assert abs(difference).max() <= 4
+
+
+def test_headers(tmp_path):
+    noise(8, 6).save(tmp_path / "a.png")
+    frames = [noise(8, 6, i) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    tifffile.imwrite(tmp_path / "f.tif", np.zeros((6, 8)))  # which Pillow does not know
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("turned.jpg", "turned.tif"):
+        noise(6, 8).save(tmp_path / name, exif=exif)
+    found = {path.name: read_header(path) for path in sorted(tmp_path.iterdir())}
+    assert {header.size for header in found.values()} == {(8, 6)}
+    pages = {name: (header.pages, header.page) for name, header in found.items()}
+    assert pages["a.gif"] == (3, "frame")
+    assert pages["a.tif"] == (3, "page")
+    assert pages["a.png"] == (1, "frame")
+    assert [name for name, header in found.items() if header.turned] == ["turned.jpg", "turned.tif"]
+    for path in tmp_path.iterdir():
+        assert read_image(path).size == (8, 6)
+        stored = (6, 8) if path.name == "turned.jpg" else (8, 6)  # Pillow turns TIFFs itself
+        assert read_image(path, upright=False).size == stored
+
+
+def test_large_images_are_refused_before_they_are_decoded(tmp_path):
+    noise(40, 30).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[:100])  # which cannot be decoded
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ImageReadError, match=r"40 x 30 pixels are more than the limit of 1,199"):
+        read_image(tmp_path / "a.png", max_pixels=1199)
+    (tmp_path / "a.png").write_bytes(whole)
+    assert read_image(tmp_path / "a.png", max_pixels=1200).size == (40, 30)
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
 def test_transparency_lies_over_white(tmp_path):
     rgba = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
     rgba.putpixel((1, 0), (0, 0, 255, 255))
@@ -122,14 +260,17 @@ def test_unreadable_images_are_named(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty.png").touch()
-    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((4, 4), -1, np.float32)).save(tmp_path / "float.tif")
+    bands = np.zeros((4, 4, 8), np.uint8)
+    tifffile.imwrite(tmp_path / "bands.tif", bands, photometric="minisblack", planarconfig="contig")
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "wide.tif")
     reasons = {
         "cut.jpg": "truncated",
         "text.png": "cannot identify",
         "empty.png": "cannot identify",
         "missing.png": "No such file",
-        "float.tif": "floating-point pixels have no set range",
+        "float.tif": "floating-point values from -1 to -1; expected 0 to 1 or 0 to 255",
+        "bands.tif": "8 bands, and the file does not say which are red, green and blue",
         "wide.tif": "integer values from 70000 to 70000 exceed 16 bits",
     }
     for name, reason in reasons.items():
@@ -141,7 +282,7 @@ def test_unreadable_images_are_named(tmp_path):
 def clock(monkeypatch):
     """Time that only waiting lets pass; ``then`` is what happens at a moment."""
     clock = SimpleNamespace(now=1000.0, then={})
-    monkeypatch.setattr(files._Patience, "lost", -1e9)
+    monkeypatch.setattr(files.Patience, "lost", -1e9)
 
     def sleep(seconds):
         clock.now += seconds
@@ -195,3 +336,12 @@ def test_labels_keep_their_values(tmp_path):
     (tmp_path / "bad.png").touch()
     with pytest.raises(ImageReadError, match=r"cannot read label .*bad\.png: cannot identify"):
         read_label(tmp_path / "bad.png")
+
+
+def test_labels_of_colours(tmp_path):
+    colours = [(0, 0, 0), (128, 64, 128), (70, 70, 70)]
+    numbers = np.random.default_rng(0).integers(0, 3, (5, 7))
+    Image.fromarray(np.array(colours, np.uint8)[numbers]).save(tmp_path / "a.png")
+    assert np.array_equal(read_label(tmp_path / "a.png", colours), numbers)
+    with pytest.raises(ImageReadError, match=r"not among `label_colours`: \(70, 70, 70\), "):
+        read_label(tmp_path / "a.png", colours[:2])

@@ -96,6 +96,22 @@ def test_to_source_fills_what_was_not_shown():
     assert back.tolist() == [[0, 1, 2, 255, 255], [3, 4, 5, 255, 255]]
 
 
+@pytest.mark.parametrize(
+    ("size", "seen"),
+    [
+        ((5, 1000), (4096, 20)),
+        ((40, 8000), (8000, 40)),
+        ((20, 40), (512, 256)),
+        ((9000, 600), (256, 3840)),
+    ],
+)
+def test_long_images_are_not_enlarged_without_bound(size, seen):
+    """4096 pixels, or the source's own longer side, is as far as it goes."""
+    item = Evaluation(resize=256)(noise(*size))
+    assert tuple(item["image"].shape[1:]) == seen
+    assert item["box"].tolist() == [0, 0, *size]
+
+
 def test_errors():
     with pytest.raises(ValueError, match="crop=320 exceeds the shorter side that resize=256"):
         Evaluation(256, 320)

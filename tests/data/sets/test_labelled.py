@@ -1,10 +1,12 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from densesiam.data import ClassTable, Draw, Evaluation, LabelledImages
-from tests.data.support import noise
+from densesiam.data import ClassTable, Draw, Evaluation, LabelledImages, to_image
+from tests.data.support import noise, save_images
 
 TABLE = ClassTable(
     ["sky", "building", "pole", "car"],
@@ -133,6 +135,9 @@ def test_too_small_images_are_named(folders):
         (lambda: ClassTable(["a", "b"], values={5: 0}), r"missing or beyond: \[1\]"),
         (lambda: ClassTable(["a"], values={5: 0, 6: 1}), r"missing or beyond: \[1\]"),
         (lambda: ClassTable(["a"], void=[0]), r"both a class and void: \[0\]"),
+        (lambda: ClassTable(["a"], label_colours=[(1, 2)]), "three levels from 0 to 255"),
+        (lambda: ClassTable(["a"], label_colours=[(1, 2, 3)] * 2), "has a colour twice"),
+        (lambda: ClassTable(["a"], label_colours=[(0, 0, 0), (1, 2, 3)]), r"beyond: \[1\]"),
         (lambda: TABLE.grouped({"g": ["tree"]}), "'tree', which is no class; the classes are sky"),
         (lambda: TABLE.grouped({"g": ["sky"], "h": ["sky"]}), "class 'sky' is in two groups"),
         (lambda: TABLE.grouped({"g": []}), "group 'g' holds no class"),
@@ -149,3 +154,63 @@ def test_bad_ignore_index(folders):
         LabelledImages(*folders, TABLE, ignore_index=3)
     with pytest.raises(ValueError, match=r"label values must be from 0 to 65535, got \[-1\]"):
         LabelledImages(*folders, ClassTable(["a"], void=[-1]))
+
+
+def test_labels_of_colours_in_the_class_table(tmp_path):
+    colours = [(70, 130, 180), (128, 64, 128), (0, 0, 142), (0, 0, 0)]
+    numbers = np.random.default_rng(0).integers(0, 4, (4, 6))
+    save_images(tmp_path / "images", [(6, 4)])
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(np.array(colours, np.uint8)[numbers]).save(tmp_path / "labels" / "0.png")
+    table = ClassTable(["sky", "road", "car"], void=[3], label_colours=colours)
+    folders = tmp_path / "images", tmp_path / "labels"
+    expected = np.where(numbers == 3, 255, numbers)
+    assert np.array_equal(LabelledImages(*folders, table)[0]["label"].numpy(), expected)
+    grouped = LabelledImages(*folders, table, groups={"ground": ["road", "car"]})[0]["label"]
+    assert np.array_equal(grouped.numpy(), np.choose(numbers, [255, 0, 0, 255]))
+
+
+@pytest.fixture
+def turned(tmp_path):
+    """A photograph with an EXIF rotation, and what its label is."""
+    exif = Image.Exif()
+    exif[0x0112] = 3  # half a turn: sizes do not tell
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    photo = noise(6, 4)
+    photo.save(tmp_path / "images" / "0.png", exif=exif)
+    label = np.arange(24, dtype=np.uint8).reshape(4, 6) % 3
+    return tmp_path, photo, label, exif
+
+
+def test_labels_of_turned_photographs(turned):
+    root, photo, label, exif = turned
+    folders = root / "images", root / "labels"
+    table = ClassTable(["a", "b", "c"])
+    Image.fromarray(label).save(root / "labels" / "0.png")
+    stored, upright = np.asarray(photo), np.asarray(photo)[::-1, ::-1]
+
+    def found(**arguments):
+        item = LabelledImages(*folders, table, **arguments)[0]
+        return np.asarray(to_image(item["image"])), item["label"].numpy()
+
+    with pytest.warns(UserWarning, match="has an EXIF rotation and its label has none"):
+        pixels, values = found()
+    assert np.array_equal(pixels, upright)
+    assert np.array_equal(values, label)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels, values = found(exif="stored")
+        assert np.array_equal(pixels, stored)
+        assert np.array_equal(values, label)
+        Image.fromarray(label).save(root / "labels" / "0.png", exif=exif)
+        pixels, values = found()  # turned alike
+    assert np.array_equal(pixels, upright)
+    assert np.array_equal(values, label[::-1, ::-1])
+    exif[0x0112] = 6  # a quarter
+    photo.save(root / "images" / "0.png", exif=exif)
+    Image.fromarray(label).save(root / "labels" / "0.png")
+    with pytest.raises(ValueError, match=r"after its EXIF rotation; .* set `exif: stored`"):
+        found()
+    with pytest.raises(ValueError, match='exif must be "upright" or "stored"'):
+        found(exif="none")

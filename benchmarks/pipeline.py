@@ -1,0 +1,181 @@
+"""``python -m benchmarks pipeline``: what an image costs before and after the network.
+
+Two views of a photograph from its file, as training makes them, next to the same by other
+libraries: torchvision's transforms on Pillow's images and on tensors, and lightly's and kornia's
+where they are installed. One thread, the processor time of this process, everything in turn; each
+image is another file, and the files are JPEGs made from scikit-image's and scikit-learn's pictures
+at the sizes named. The peers' views are of MoCo v2's kind (crop, flip, colours, grey, blur), as
+ours are; none of them tells where its crops lie.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms import v2
+
+from benchmarks.machine import describe_machine
+from benchmarks.measure import Timing
+from densesiam.data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageFiles,
+    SegmentationViews,
+    TwoCrops,
+    Views,
+    read_image,
+    sample_paths,
+)
+from densesiam.data.image.lazy import Decode
+from densesiam.data.order.draws import Draw
+
+Read = Callable[[Path, int], Any]
+"""Makes the views of a file; the number makes them others each time."""
+
+PHOTO, PICTURE = (4000, 3000), (1154, 866)
+SIZES = {"12 Mpx": PHOTO, "1 Mpx": PICTURE}
+CASES = {
+    "12 Mpx, folder.yaml": ("12 Mpx", 224, lambda d: SegmentationViews(224, 256, None, decode=d)),
+    "12 Mpx, two crops of 224": ("12 Mpx", 224, lambda d: TwoCrops(224, decode=d)),
+    "1 Mpx, two crops of 224": ("1 Mpx", 224, lambda d: TwoCrops(224, decode=d)),
+    "1 Mpx, two crops of 128": ("1 Mpx", 128, lambda d: TwoCrops(128, decode=d)),
+}
+
+
+def make_files(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
+    """JPEGs of that width and height, each another picture."""
+    files = []
+    for i, path in enumerate(sample_paths()[:count]):
+        file = folder / f"{size[0]}-{i}.jpg"
+        read_image(path).resize(size, Image.Resampling.BICUBIC).save(file, quality=90)
+        files.append(file)
+    return files
+
+
+def ours(views: Views, files: Sequence[Path]) -> Read:
+    """Our own data set, one image at a time."""
+    data = ImageFiles(files, views)
+    index = {path: i for i, path in enumerate(files)}
+    return lambda path, number: data[Draw(index[path], number, 0)]
+
+
+def peers(size: int) -> dict[str, Read]:
+    """Two views by other libraries."""
+    changes = [
+        v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        v2.RandomGrayscale(p=0.2),
+        v2.RandomApply([v2.GaussianBlur(9, (0.1, 2.0))], p=0.5),
+    ]
+    scaled = v2.ToDtype(torch.float32, scale=True)
+    normalised = v2.Normalize(list(IMAGENET_MEAN), list(IMAGENET_STD))
+    on_images = v2.Compose([*changes, v2.ToImage(), scaled, normalised])
+    on_tensors = v2.Compose([*changes, scaled, normalised])
+
+    def images(path: Path, number: int) -> Any:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        return on_images(image), on_images(image)
+
+    def tensors(path: Path, number: int) -> Any:
+        image = decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB)
+        return on_tensors(image), on_tensors(image)
+
+    found: dict[str, Read] = {"torchvision, images": images, "torchvision, tensors": tensors}
+    if importlib.util.find_spec("lightly"):
+        from lightly.transforms import SimSiamTransform
+
+        lightly = SimSiamTransform(input_size=size)
+        found["lightly"] = lambda path, number: lightly(Image.open(path).convert("RGB"))
+    if importlib.util.find_spec("kornia"):
+        import kornia.augmentation as K
+
+        kornia = K.AugmentationSequential(
+            K.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
+            K.RandomHorizontalFlip(),
+            K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+            K.RandomGrayscale(p=0.2),
+            K.RandomGaussianBlur((9, 9), (0.1, 2.0), p=0.5),
+            K.Normalize(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)),
+        )
+
+        def with_kornia(path: Path, number: int) -> Any:
+            image = scaled(decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB))[None]
+            return kornia(image), kornia(image)
+
+        found["kornia"] = with_kornia
+    return found
+
+
+def measure(rounds: int, files: int, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Milliseconds of one thread an image, by case and by who reads it."""
+    results: dict[str, dict[str, Any]] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            made = {name: make_files(Path(folder), SIZES[name], files) for name in SIZES}
+            for name in names:
+                kind, size, views = CASES[name]
+                decodes: tuple[Decode, ...] = ("reduced", "full")
+                readers = {f"ours, {d}": ours(views(d), made[kind]) for d in decodes}
+                results[name] = _time(readers | peers(size), made[kind], rounds)
+    finally:
+        torch.set_num_threads(threads)
+    return results
+
+
+def _time(readers: dict[str, Read], files: Sequence[Path], rounds: int) -> dict[str, Any]:
+    samples: dict[str, list[float]] = {name: [] for name in readers}
+    for number in range(-1, rounds):  # the first one warms up
+        for name, read in readers.items():
+            start = time.process_time()
+            for path in files:
+                read(path, number + 1)
+            if number >= 0:
+                samples[name].append(1e3 * (time.process_time() - start) / len(files))
+    return {name: vars(Timing.of(each)) for name, each in samples.items()}
+
+
+def render(results: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table: milliseconds an image, and times what ours takes."""
+    who = list(dict.fromkeys(name for row in results.values() for name in row))
+    lines = [f"| ms an image | {' | '.join(who)} |", "|---" * (len(who) + 1) + "|"]
+    for case, row in results.items():
+        own = row["ours, reduced"]["median"]
+        cells = [
+            f"{row[name]['median']:.1f} ({row[name]['median'] / own:.2f}x)" if name in row else "-"
+            for name in who
+        ]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks pipeline", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    parser.add_argument("--files", type=int, default=9, help="another picture each; default: 9")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.cases if name not in CASES]:
+        parser.error(f"{', '.join(unknown)}: expected some of {', '.join(CASES)}")
+    results = measure(options.rounds, options.files, options.cases or list(CASES))
+    machine = describe_machine()
+    print(render(results))
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, "ms": results}, indent=1) + "\n")
+    return 0
