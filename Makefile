@@ -2,7 +2,8 @@
 #   make demo    train on nine photographs and look at the segmentation (a few minutes on two cores)
 #   make test    everything that shows that the parts are right, but for:
 #   make faults  what takes longest: the kernels under sanitizers and race detection, on every
-#                instruction set, and all that is compiled for GPUs held to its baseline
+#                instruction set, and all that is compiled for GPUs held to its baseline; then what
+#                trainings lose by kills, full disks, signals, locks, NaN, lost images and flipped bits
 #   make kills   a hundred real kills of real trainings, and what they lost (some minutes)
 #   make mutants a hundred small faults planted, and those that no test noticed (an hour of a core)
 #   make gpu-kit        one folder for a machine with a GPU (docs/gpu.md)
@@ -39,6 +40,7 @@ test: $(VENV)/built
 # Builds of the kernels that look for faults, and the op suite on each: half an hour of a core.
 faults: $(VENV)/built
 	$(BIN)/python -m pytest --numprocesses 2 -m faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.training.tally
 
 kills: $(VENV)/built
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.training.kills 100

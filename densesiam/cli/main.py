@@ -1,6 +1,5 @@
 """The command ``densesiam``: train, validate, segment photographs, or see all of it in a demo."""
 
-import difflib
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from jsonargparse import ArgumentError, ArgumentParser
 
 from densesiam.cli.allocation import keep_memory
+from densesiam.cli.mistakes import readable
 from densesiam.cli.outline import outlines
 from densesiam.cli.registry import COMMANDS, build_parsers, command_module
 from densesiam.training.console import UsageError
@@ -55,7 +55,7 @@ def run(args: Sequence[str] | None = None) -> None:
         config = parser.parse_args(args)
     except ArgumentError as error:
         said = _said_by_task(args, parsers) or str(error)
-        raise UsageError(_readable(said, parsers)) from error
+        raise UsageError(readable(said, parsers)) from error
     command = config.command
     keep_memory()
     command_module(command).run(parsers[command], config[command])
@@ -145,31 +145,3 @@ def _message(error: BaseException) -> str:
     if "Original Traceback" in text:
         text = re.sub(r"^[\w.]*(?:Error|Exception): ", "", text.splitlines()[-1])
     return text or type(error).__name__
-
-
-def _settings(parser: ArgumentParser) -> Iterator[str]:
-    """Names of a command's settings, and of its subcommands'."""
-    for action in parser._actions:
-        yield action.dest
-        if isinstance(action.choices, dict):
-            for each in action.choices.values():
-                yield from _settings(each)
-
-
-def _readable(text: str, parsers: dict[str, ArgumentParser]) -> str:
-    """Put a parser's complaint into plain words, and guess what a misspelt key was meant to be."""
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
-    text = re.sub(r"Parser key \"(.*?)\":", r"\1:", text)
-    text = re.sub(r"\s*\n\s*", " ", text.strip())
-    text = re.sub(r"^Group '([\w.]+)' does not accept option '(?!\1\.)", r"Option '\1.", text)
-    unknown = re.search(
-        r"(?:unrecognized arguments: --|does not accept option '|^Option ')([\w.]+)", text
-    )
-    if unknown:
-        known = {key for parser in parsers.values() for key in _settings(parser)}
-        # A setting of another command is known, but no correction.
-        close = difflib.get_close_matches(unknown[1], known - {unknown[1]}, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"unknown setting {unknown[1]}: {hint}`densesiam COMMAND --help` lists all"
-    return text

@@ -46,6 +46,7 @@ _OF_NO_MATTER = {
 }
 # What differs here decides on scores, or is told when the length is checked; not on the losses.
 _NOT_DECISIVE = ("trainer.max_epochs", "model.max_steps", "data.val", "data.predict")
+_COUNTED = ("trainer.devices", "trainer.num_nodes")
 _NORMALISED = "trainer.sync_batchnorm"
 _HOW_TO_CHANGE = "Give it the same again, or --change_settings true to go on nevertheless"
 _NAMES = ("last", "best")
@@ -297,10 +298,12 @@ def check_settings(
         for name in one.keys() - other.keys():
             if any(each.startswith(f"{name}.") for each in other):
                 other[name] = "set"
+    # What these come to is in newer checkpoints, and `check_processes` compares that.
+    counted = _COUNTED if CheckpointConfig.PROCESSES in checkpoint else ()
     different = {
         name: f"  {name}: {before[name]} -> {now[name]}"
         for name in sorted(before.keys() & now.keys())
-        if before[name] != now[name] and name not in _OF_NO_MATTER
+        if before[name] != now[name] and name not in {*_OF_NO_MATTER, *counted}
     }
     if {before.get(_NORMALISED), now.get(_NORMALISED)} == {True, "auto"}:
         del different[_NORMALISED]  # what was the default, and what is
@@ -346,9 +349,40 @@ def check_images(
         ValueError: they may not.
     """
     before = checkpoint.get(CheckpointConfig.IMAGES, images)  # earlier versions have none
-    if before == images:
-        return
-    difference = f"{path} was trained on other images: {before}, and now {images}"
+    if before != images:
+        _differ(f"{path} was trained on other images: {before}, and now {images}", changes)
+
+
+def check_processes(
+    path: Path, checkpoint: Mapping[str, Any], processes: int, changes: bool = False
+) -> None:
+    """Refuse to go on with more or fewer processes, and so with other batches.
+
+    Args:
+        path: the checkpoint.
+        checkpoint: its content.
+        processes: that train together now.
+        changes: whether they may be others.
+
+    Raises:
+        ValueError: they may not.
+    """
+    before = checkpoint.get(CheckpointConfig.PROCESSES, processes)  # earlier versions have none
+    if before != processes:
+        _differ(
+            f"{path} was trained by {before} process(es), and now {processes} would train "
+            "together, each with data.batch_size images a step: see trainer.devices and "
+            "trainer.num_nodes",
+            changes,
+        )
+
+
+def _differ(difference: str, changes: bool) -> None:
+    """Tell what decides on the losses and is not as it was.
+
+    Raises:
+        ValueError: it must be.
+    """
     if not changes:
         raise ValueError(f"{difference}\n{_HOW_TO_CHANGE}")
     say(f"{difference}; the losses will not be those of a run that was not stopped")
@@ -416,10 +450,13 @@ class CheckpointConfig(Callback):
     Args:
         config: the configuration.
         images: what `describe_images` says of the training images; it lies under `IMAGES`.
+
+    Under `PROCESSES` lies how many trained together, which ``devices: auto`` does not say.
     """
 
     KEY = "densesiam_config"
     IMAGES = "densesiam_images"
+    PROCESSES = "densesiam_processes"
 
     def __init__(self, config: str, images: str) -> None:
         self.config = config
@@ -431,3 +468,4 @@ class CheckpointConfig(Callback):
         """Add the configuration."""
         checkpoint[self.KEY] = self.config
         checkpoint[self.IMAGES] = self.images
+        checkpoint[self.PROCESSES] = trainer.world_size

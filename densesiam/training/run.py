@@ -21,6 +21,7 @@ from densesiam.training.checkpoints import (
     RandomState,
     TrainedAlready,
     check_images,
+    check_processes,
     check_resumable,
     check_settings,
     describe_images,
@@ -350,9 +351,6 @@ def training_run(
     # Missing images should stop the run before it leaves any trace.
     built.data.num_batches()
     images = describe_images(built.data.trained_on.paths)
-    if run.start.checkpoint is not None:
-        assert run.start.ckpt_path is not None
-        check_images(run.start.ckpt_path, run.start.checkpoint, images, run.changes)
     unreadable = UnreadableImages(built.data)
     report = RunReport(folder / "summary.json", unreadable)
     last = keep_checkpoint(folder)
@@ -382,6 +380,10 @@ def training_run(
         folder, name="", version="logs", default_hp_metric=False, purge_step=done
     )
     runner = build_trainer(built.options, together, logger, **trainer)
+    if (start := run.start).checkpoint is not None:
+        assert start.ckpt_path is not None
+        check_images(start.ckpt_path, start.checkpoint, images, run.changes)
+        check_processes(start.ckpt_path, start.checkpoint, runner.world_size, run.changes)
     _check_normalisation(built, runner)
     if isinstance(built.model, Method):
         _check_batch(built, runner)

@@ -403,9 +403,18 @@ def trained(tmp_path_factory):
     ("args", "message"),
     [
         (["--model.num_clases", "3"], "did you mean model.num_classes?"),
-        (["--model.num_classes", "many"], "model.num_classes: Expected a int. Got value: many"),
-        (["--model.rebalance", "often"], "Expected a one of 'none', 'frequency', 'inverse'"),
-        (["--data.views.init_args.siz", "3"], "Option 'siz' is not accepted"),
+        (["--model.num_classes", "many"], "model.num_classes: expected int, got many"),
+        (
+            ["--model.rebalance", "often"],
+            "expected one of 'none', 'frequency', 'inverse', got often",
+        ),
+        (
+            ["--data.views.init_args.siz", "3"],
+            "does not take siz: did you mean size? it takes size",
+        ),
+        (["--trainer.devices", "two"], "trainer.devices: expected int or 'auto', got two"),
+        (["--model.lr", "fast"], "model.lr: expected float or null, got fast"),
+        (["--data.views", "TwoCropz"], "data.views: expected Views or null, got TwoCropz"),
         (["--config", "nowhere.yaml"], "config: File does not exist"),
         (["--model.num_classes", "1"], "num_classes must be at least 2 categories, got 1"),
         (["--model.num_classes", "-4"], "num_classes must be at least 2 categories, got -4"),
@@ -429,6 +438,14 @@ def test_mistakes_in_settings(config, capsys, args, message, tmp_path):
         ("model: {num_clases: 3}", "did you mean model.num_classes?"),
         ("trainer: {max_epochs: soon}", "max_epochs"),
         ("model: [3", "Problems parsing config"),
+        (
+            "data: {views: {class_path: TwoCropz}}",
+            "data.views: there is no class TwoCropz: did you mean TwoCrops?\n",
+        ),
+        (
+            "data: {views: {class_path: TwoCrops, init_args: {size: big}}}",
+            "data.views: TwoCrops: size: expected int or tuple[int, int], got big\n",
+        ),
     ],
 )
 def test_mistakes_in_config_files(tmp_path, capsys, text, message):
@@ -442,7 +459,7 @@ def test_mistakes_in_config_files(tmp_path, capsys, text, message):
     ("text", "message"),
     [
         ("model: {backbone: test_byobnet, strids: [4]}", "unknown setting model.strids"),
-        ("model: {backbone: [3]}", "model.backbone: Expected a str. Got value: [3]"),
+        ("model: {backbone: [3]}", "model.backbone: expected str, got [3]"),
         ("data: {vall: null}", "did you mean data.val?"),
         ("trainer: {epochs: 3}", "unknown setting trainer.epochs"),
     ],

@@ -202,6 +202,17 @@ def test_other_images_are_refused_and_the_same_may_lie_elsewhere(tmp_path, capsy
     assert cli.main([*args, "4", "--change_settings", "true"]) == 0
 
 
+def test_another_number_of_processes_is_refused_whatever_the_setting_says(tmp_path, capsys):
+    args = [*command("fit", tmp_path), "--trainer.devices"]
+    assert cli.main([*args, "auto"]) == 0  # one, on a CPU
+    more = ["--trainer.max_epochs", "3"]
+    before = files(tmp_path / "run")
+    said = error(capsys, *args, "2", *more)
+    assert "was trained by 1 process(es), and now 2 would train together" in said
+    assert files(tmp_path / "run") == before
+    assert cli.main([*args, "1", *more]) == 0
+
+
 @pytest.mark.parametrize(
     ("before", "now", "refused"),
     [
@@ -214,6 +225,7 @@ def test_other_images_are_refused_and_the_same_may_lie_elsewhere(tmp_path, capsy
         ({"data": {"val": {"root": "a"}}}, {"data": {"val": {"root": "b"}}}, False),
         ({"trainer": {"sync_batchnorm": True}}, {"trainer": {"sync_batchnorm": "auto"}}, False),
         ({"trainer": {"sync_batchnorm": True}}, {"trainer": {"sync_batchnorm": False}}, True),
+        ({"trainer": {"devices": 1}}, {"trainer": {"devices": 2}}, True),
         ({"model": {"old": 1}}, {"model": {"new": 1}}, False),
     ],
 )

@@ -1,0 +1,89 @@
+"""What the parser finds wrong with settings, in plain words."""
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+
+from jsonargparse import ArgumentParser
+
+# For a setting of several types: a complaint of each, nested where an object is wrong within.
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes\s+Subtypes: \[(?P<types>[^\n]*)\]"
+    r"\s+Errors:(?P<errors>(?:(?!Does not validate).)*?)"
+    r"\s+Given value type: [^\n]*\s+Given value: (?P<value>[^\n]*)",
+    re.DOTALL,
+)
+_CLASS = r"Problem with given class_path '([\w.]+)':"
+_SINGLE = re.compile(r"Expected a (?P<type>[^\n]*?)\. Got value: (?P<value>[^\n]*)")
+_NO_SUCH_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+
+
+def readable(text: str, parsers: dict[str, ArgumentParser]) -> str:
+    """Put a parser's complaint into plain words, and guess what a misspelt key was meant to be.
+
+    Args:
+        text: the parser's, in lines.
+        parsers: of the commands.
+    """
+    text = re.sub(r"Parser key \"(.*?)\":", r"\1:", text.strip())
+    while (plainer := _UNION.sub(_union, text)) != text:
+        text = plainer
+    text = _SINGLE.sub(lambda m: f"expected {_type(m['type'])}, got {m['value']}", text)
+    text = re.sub(_CLASS + r"\s*Option '(\w+)' is not accepted", _unknown_option, text)
+    text = re.sub(_CLASS, lambda m: f"{m[1].rpartition('.')[2]}:", text)
+    text = re.sub(r"\s*\n\s*", " ", text)
+    text = re.sub(r"^Group '([\w.]+)' does not accept option '(?!\1\.)", r"Option '\1.", text)
+    unknown = re.search(
+        r"(?:unrecognized arguments: --|does not accept option '|^Option ')([\w.]+)", text
+    )
+    if unknown:
+        known = {key for parser in parsers.values() for key in _settings(parser)}
+        # A setting of another command is known, but no correction.
+        hint = _meant(unknown[1], known - {unknown[1]})
+        return f"unknown setting {unknown[1]}: {hint}`densesiam COMMAND --help` lists all"
+    return text
+
+
+def _union(match: re.Match[str]) -> str:
+    """A value that is of none of its types: what it should be, or what is wrong within it."""
+    errors = [error.strip() for error in re.split(r"\n\s*- ", match["errors"])]
+    value = match["value"]
+    for error in errors:
+        if error.startswith("Problem with given class_path"):
+            return error  # it is an object, as it should be
+        if value.startswith("{") and (missing := _NO_SUCH_CLASS.match(error)):
+            classes = dir(importlib.import_module("densesiam.data"))
+            return f"there is no class {missing[1]}: {_meant(missing[1], classes)}".rstrip(": ")
+    types = [_type(each) for each in re.split(r",\s*(?![^\[]*\])", match["types"])]
+    return f"expected {' or '.join(types)}, got {value}"
+
+
+def _unknown_option(match: re.Match[str]) -> str:
+    """What a class does not take, and what may have been meant."""
+    module, _, name = match[1].rpartition(".")
+    takes = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    return f"{name} does not take {match[2]}: {_meant(match[2], takes)}it takes {', '.join(takes)}"
+
+
+def _type(text: str) -> str:
+    """A type in the words of configuration files."""
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"typing\.Literal\[('[^',]*')\]", r"\1", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+    return "null" if text == "NoneType" else text
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def _settings(parser: ArgumentParser) -> Iterator[str]:
+    """Names of a command's settings, and of its subcommands'."""
+    for action in parser._actions:
+        yield action.dest
+        if isinstance(action.choices, dict):
+            for each in action.choices.values():
+                yield from _settings(each)
