@@ -68,7 +68,11 @@ def test_finished_results_are_not_overwritten(variables, launched, tmp_path, cap
     args += ["--output", str(tmp_path / "out")]
     assert cli.main(args) == 0
     assert "wrote" in capsys.readouterr().out
-    assert "is not empty" in error(capsys, *args)
+    labels = tmp_path / "out" / "labels"
+    before = {path.name: path.stat().st_mtime_ns for path in labels.iterdir()}
+    assert cli.main(args) == 0  # another of them: nothing is left to do
+    assert before == {path.name: path.stat().st_mtime_ns for path in labels.iterdir()}
+    assert "confidence" in error(capsys, *args, "--confidence", "true")
 
 
 @pytest.mark.parametrize("command", ["fit", "transfer segmentation", "predict"])
