@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from densesiam._libraries import build_info
 from tests.emulator import emulated, load_emulator
 from tools.audit import LIBRARY, demangled, tool
 from tools.sass.machine import Launch, Machine
@@ -59,6 +60,13 @@ def observed(observer: Observer) -> Iterator[None]:
         library.emulator_observe(None)
     if failures:
         raise failures[0]
+
+
+def built_for(*architectures: str) -> bool:
+    """Whether there is a CUDA library, and these are among what it was built for."""
+    return LIBRARY.exists() and set(architectures) <= set(
+        (build_info()["architectures"] or "").split()
+    )
 
 
 @contextmanager
