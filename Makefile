@@ -14,7 +14,8 @@
 #   make bench-full   all of them (about twelve minutes), kept in RESULTS, and docs/benchmarks.md
 # With another Python or torch than python3 and the newest: make test PYTHON=python3.12 TORCH=2.10.0
 # From a clean clone in environments of their own, made by uv in build/:
-#   make oldest       build, op suite, train, measure, predict, export with the oldest of everything
+#   make oldest       build, train, measure, predict, export, and some of the op suite, with the
+#                     oldest of everything
 #   make three-uses   build, train and measure with Python 3.12 and torch 2.11
 #   make everywhere   the table torch x Python; JOBS=2 for two at a time (some hours of a core)
 
@@ -95,7 +96,7 @@ export PIP_CONSTRAINT := $(abspath $(VENV)/torch.txt)
 endif
 
 oldest: $(UV)/uv
-	$(UV)/python -m tools.everywhere oldest
+	$(UV)/python -m tools.everywhere --short oldest
 
 three-uses: $(UV)/uv
 	$(UV)/python -m tools.three_uses

@@ -54,9 +54,19 @@ from tools.fresh import (
 )
 
 SUITE = (
-    *("tests/ops", "tests/csrc/cpu/test_kernels.py", "--ignore=tests/ops/test_backends.py"),
+    *("tests/ops", "tests/csrc/cpu/test_kernels.py"),
+    *("--ignore=tests/ops/test_backends.py", "--ignore=tests/ops/test_fuzz.py"),
     *("-k", "not emulator and not triton"),
 )
+SHORT = (
+    *(
+        "tests/ops/test_citizens.py",
+        "tests/ops/test_wrong_calls.py",
+        "tests/ops/test_operations.py",
+    ),
+    *("tests/ops/test_overlap_similarity.py", "-k", "not emulator and not triton"),
+)
+"""Where versions of torch have differed: dispatch, compilation, errors; and one operation."""
 WITHOUT_COMPILER = (
     *("tests/ops", "--ignore=tests/ops/test_backends.py"),
     *("-k", "not emulator and not triton and not compile"),
@@ -214,13 +224,16 @@ def counted(step: Step) -> Step:
     return replace(step, said=counts[-1]) if counts else step
 
 
-def actions(combination: Combination, interpreter: Path, workers: int) -> dict[str, Action]:
+def actions(
+    combination: Combination, interpreter: Path, workers: int, short: bool = False
+) -> dict[str, Action]:
     """The steps of a combination, in order.
 
     Args:
         combination: what to run, in its clone.
         interpreter: its Python.
         workers: processes of pytest.
+        short: of the op suite, `SHORT` alone.
     """
     lowest, wheel = combination.torch == "lowest", "wheel" in combination.parts
     asked = "torch" if combination.torch == "newest" else f"torch=={combination.torch}.*"
@@ -232,8 +245,9 @@ def actions(combination: Combination, interpreter: Path, workers: int) -> dict[s
     steps: dict[str, Action] = {
         "environment": lambda place: make_environment(place, interpreter, torch, extras, lowest),
         "build": install_wheel if wheel else three_uses.build,
-        "op suite": suite("op suite", {}, workers, WITHOUT_COMPILER if wheel else SUITE),
     }
+    name, words = ("op suite, short", SHORT) if short else ("op suite", SUITE)
+    steps[name] = suite(name, {}, workers, WITHOUT_COMPILER if wheel else words)
     if wheel:
         steps["Triton"] = suite("Triton", {}, workers, TRITON)
     if "settings" in combination.parts:
@@ -254,7 +268,9 @@ def actions(combination: Combination, interpreter: Path, workers: int) -> dict[s
     return steps
 
 
-def run(combination: Combination, folder: Path, commit: str, workers: int) -> Row:
+def run(
+    combination: Combination, folder: Path, commit: str, workers: int, short: bool = False
+) -> Row:
     """Run what has not passed yet, and print a line for each step.
 
     Args:
@@ -262,6 +278,7 @@ def run(combination: Combination, folder: Path, commit: str, workers: int) -> Ro
         folder: for clone, environment, logs and ``row.json``.
         commit: that is checked out.
         workers: processes of a compilation and of pytest.
+        short: see `actions`.
     """
     kept = folder / "row.json"
     row = Row.read(kept, combination, commit)
@@ -280,7 +297,7 @@ def run(combination: Combination, folder: Path, commit: str, workers: int) -> Ro
     if "wheel" in combination.parts:
         variables |= {"CC": "false", "CXX": "false"}  # whatever asks for a compiler fails
     place = Place(folder / "tree", python, folder, variables)
-    steps = actions(combination, interpreter, workers)
+    steps = actions(combination, interpreter, workers, short)
     if not (place.tree.exists() and row.steps):
         row.steps = {}
         shutil.rmtree(folder, ignore_errors=True)
@@ -302,10 +319,12 @@ def run(combination: Combination, folder: Path, commit: str, workers: int) -> Ro
     return row
 
 
-def attempt(combination: Combination, folder: Path, commit: str, workers: int) -> Row:
+def attempt(
+    combination: Combination, folder: Path, commit: str, workers: int, short: bool = False
+) -> Row:
     """`run`; where not even a step can be tried, that is what failed."""
     try:
-        return run(combination, folder, commit, workers)
+        return run(combination, folder, commit, workers, short)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         step = Step("start", False, str(error), 0, 0, str(folder))
         print(f"{combination.name}: {step.line()}", flush=True)
@@ -327,7 +346,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in rows:
         steps = dict(row.steps)
-        taken = [cell(steps, [name]) for name in ("environment", "build", "op suite")]
+        taken = [cell(steps, [name]) for name in ("environment", "build")]
+        taken.append(cell(steps, [name for name in steps if name.startswith("op suite")]))
         settings = cell(steps, [name for name in SETTINGS if name in steps])
         minutes = sum(step.processor_seconds for step in row.steps.values()) / 60
         cells = [row.combination.name, *taken, settings, cell(steps, list(steps))]
@@ -369,6 +389,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as '2.10-*'; default: all")
     parser.add_argument("--list", action="store_true", help="name the combinations and end")
     parser.add_argument("--jobs", type=int, default=1, help="combinations side by side; default 1")
+    parser.add_argument(
+        "--short", action="store_true", help="of the op suite, what has differed between versions"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "everywhere")
     options = parser.parse_args(arguments)
     known = {combination.name: combination for combination in (*TABLE, *BY_HAND)}
@@ -385,7 +408,7 @@ def main(arguments: list[str] | None = None) -> int:
     workers = max(1, (os.cpu_count() or 1) // options.jobs)
 
     def row(one: Combination) -> Row:
-        return attempt(one, output / one.name, commit, workers)
+        return attempt(one, output / one.name, commit, workers, options.short)
 
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
