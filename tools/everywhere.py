@@ -258,8 +258,10 @@ def actions(
         steps["CUDA apart"] = cuda_apart
     if whole:
         output, model = "outputs/oldest", "outputs/oldest/checkpoints/last.ckpt"
-        short = ["--trainer.max_epochs", "1", "--data.samples_per_epoch", "32"]
-        demo = ["--config", "configs/demo.yaml", "--output", output, *short]
+        # Four steps, of which two are with RegionSim.
+        few = ["--trainer.max_epochs", "1", "--data.samples_per_epoch", "32"]
+        few += ["--model.region_start", "0.5"]
+        demo = ["--config", "configs/demo.yaml", "--output", output, *few]
         steps["fit"] = command("fit", "fit", *demo)
         steps["predict"] = command("predict", "predict", model, "samples")
         for kind in ("torch", "onnx"):
