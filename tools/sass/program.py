@@ -152,8 +152,10 @@ def _address(inner: str) -> tuple[int | None, int | None, int, int, bool]:
         sign = -1 if part.startswith("-") else 1
         part = part.strip("+-")
         if part.startswith("UR"):
+            # Not ignored for nothing: a number follows by the pattern that found this part.
             uniform = 63 if part[2] == "Z" else int(re.match(r"\d+", part[2:])[0])  # type: ignore[index]
         elif part.startswith("R"):
+            # As above.
             base = 255 if part[1] == "Z" else int(re.match(r"\d+", part[1:])[0])  # type: ignore[index]
             wide = ".64" in part
             if by := re.search(r"\.X(\d+)", part):
