@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from densesiam.training.divergence import Finite
 from densesiam.training.interrupts import StopAndSave
@@ -14,6 +15,16 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """Lightning's way to further processes, which would start pytest again and wait for it."""
+
+    def fail(self):
+        raise AssertionError("what should have been refused would begin in several processes")
+
+    monkeypatch.setattr(_SubprocessScriptLauncher, "_call_children_scripts", fail)
 
 
 @pytest.fixture
