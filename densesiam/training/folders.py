@@ -1,6 +1,6 @@
 """Folders that results go to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,6 +127,7 @@ def held(folder: Path) -> Iterator[Claim]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = Lock(folder)
     except OSError as error:
+        _remove_empty(missing)
         raise OSError(f"cannot write to {folder} ({error}): give another --output") from error
     before = set(folder.rglob("*"))
     try:
@@ -139,6 +140,11 @@ def held(folder: Path) -> Iterator[Claim]:
     finally:
         lock.release()
         if not claim.begun:
-            for path in missing:
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
+            _remove_empty(missing)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders in which there is nothing, inner ones first; they may be missing."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
