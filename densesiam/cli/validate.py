@@ -32,7 +32,7 @@ from densesiam.training.console import first_process, interactive, say
 from densesiam.training.folders import claim_folder
 from densesiam.training.launch import join
 from densesiam.training.options import TrainerOptions, build_trainer, probe
-from densesiam.training.report import ProgressBar, RunReport
+from densesiam.training.report import ProgressBar, RunReport, note_killed
 from densesiam.training.run import add_config_arguments, build, check_fits, interruptible
 from densesiam.training.scoring import describe_evaluation, score_table, set_evaluator
 
@@ -85,6 +85,8 @@ def run(parser: ArgumentParser, config: Namespace) -> None:
     join(probe(TrainerOptions(**vars(config.trainer))))
     ckpt_path, labelled = None, False
     if config.ckpt_path is not None:
+        if config.output is not None:
+            note_killed(Path(config.output))
         # A wrong file should be named before anything is built.
         ckpt_path, checkpoint = open_checkpoint(config.ckpt_path, config.output, read_segmenter)
         _take_labels(parser, config, checkpoint)

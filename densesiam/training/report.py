@@ -1,9 +1,11 @@
 """What a run says while it trains, and the summary that it leaves."""
 
+import json
 import math
 import time
 from collections.abc import Sequence
-from datetime import timedelta
+from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,22 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from densesiam._writing import write_json
+from densesiam.training.console import first_process, say
+from densesiam.training.lock import Lock
 from densesiam.training.unreadable import UnreadableImages
+
+SUMMARY = "summary.json"
+_RUNNING = "running"
 
 
 class RunReport(Callback):
     """Tell each epoch in one line, and keep all of them in ``summary.json``.
 
     The file is written anew after every epoch, so that a run that was cut short has one too. It
-    holds ``state`` (running, finished, interrupted or failed), ``seconds`` of training,
-    ``unreadable`` (see `UnreadableImages`), and ``epochs``: for each its number from 1, means of
-    all ``train/`` scalars, the latest ``val/`` scalars, seconds and images per second. A resumed
-    run goes on where its checkpoint stood.
+    holds ``state`` (running, finished, interrupted or failed; killed, see `note_killed`),
+    ``seconds`` of training, ``unreadable`` (see `UnreadableImages`), and ``epochs``: for each its
+    number from 1, means of all ``train/`` scalars, the latest ``val/`` scalars, seconds and images
+    per second. A resumed run goes on where its checkpoint stood.
 
     Args:
         path: the file.
@@ -72,7 +79,7 @@ class RunReport(Callback):
     ) -> None:
         """Open the report: there is a run to tell of."""
         if not self._begun and trainer.is_global_zero:
-            self._write("running")
+            self._write(_RUNNING)
         self._begun = True
 
     def on_train_batch_end(
@@ -100,7 +107,7 @@ class RunReport(Callback):
             speed = {"images_per_second": epoch["images_per_second"]}
             trainer.logger.log_metrics(speed, step=trainer.global_step - 1)
         if trainer.is_global_zero:
-            self._write("running")
+            self._write(_RUNNING)
             _print(trainer, describe_epoch(epoch, trainer.max_epochs, loss_names(pl_module)))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -138,6 +145,46 @@ class RunReport(Callback):
                 "epochs": self.epochs,
             },
         )
+
+
+def note_killed(folder: Path, wait: bool = False) -> None:
+    """Correct the summary of a run that says "running", where nothing is at work any more.
+
+    A process that was killed, or lost its power, could not say so. Whoever holds the folder's lock
+    knows that it is gone, and writes the state ``killed``, with ``last_heard_of``: when the process
+    touched its lock or wrote the summary last, in ISO 8601. Nothing else is changed, and nothing
+    where the folder cannot be written or a process is at work.
+
+    Args:
+        folder: of the run; there may be none.
+        wait: see `Lock`.
+    """
+    path = folder / SUMMARY
+    if not first_process() or _read(path).get("state") != _RUNNING:
+        return
+    try:
+        lock = Lock(folder, wait)
+    except (ValueError, OSError):
+        return
+    try:
+        if (content := _read(path)).get("state") != _RUNNING:
+            return  # it ended while it was waited for
+        heard = max(lock.heard or 0.0, path.stat().st_mtime)
+        told = datetime.fromtimestamp(heard).astimezone().isoformat(timespec="seconds")
+        say(f"{folder}: the run was killed; it was last heard of at {told}")
+        with suppress(OSError):
+            write_json(path, {**content, "state": "killed", "last_heard_of": told})
+    finally:
+        lock.release()
+
+
+def _read(summary: Path) -> dict[str, Any]:
+    """A run's summary; empty where there is none."""
+    try:
+        content = json.loads(summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _batches(trainer: L.Trainer) -> int:

@@ -42,7 +42,7 @@ from densesiam.training.options import (
     probe,
     synchronised,
 )
-from densesiam.training.report import ProgressBar, ProgressLines, RunReport
+from densesiam.training.report import SUMMARY, ProgressBar, ProgressLines, RunReport, note_killed
 from densesiam.training.unreadable import UnreadableImages
 from densesiam.training.workers import explained
 
@@ -165,7 +165,7 @@ def find_start(
     read: Callable[[Path], dict[str, Any]],
     check: Callable[[Path, dict[str, Any], Namespace], None],
 ) -> Start | None:
-    """Find out where a run begins, and write nothing yet.
+    """Find out where a run begins, and write nothing yet but what `note_killed` does.
 
     Args:
         config: the command's settings. ``ckpt_path`` may be "auto": the run in ``output`` goes on
@@ -182,10 +182,11 @@ def find_start(
         ValueError: a checkpoint that does not do.
         OSError: one that is not there; or a folder that holds something else.
     """
-    if config.ckpt_path is None:
-        return Start(choose_folder(config.output, default))
     auto = config.ckpt_path == "auto"
     folder = Path(config.output or default)
+    note_killed(folder, wait=auto)
+    if config.ckpt_path is None:
+        return Start(choose_folder(config.output, default))
     try:
         path, checkpoint = open_checkpoint(
             "last" if auto else config.ckpt_path, str(folder) if auto else config.output, read
@@ -352,7 +353,7 @@ def training_run(
     built.data.num_batches()
     images = describe_images(built.data.trained_on.paths)
     unreadable = UnreadableImages(built.data)
-    report = RunReport(folder / "summary.json", unreadable)
+    report = RunReport(folder / SUMMARY, unreadable)
     last = keep_checkpoint(folder)
     path = folder / "checkpoints" / "last.ckpt"
 

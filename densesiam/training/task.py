@@ -16,10 +16,9 @@ from densesiam.training.console import first_process, interactive, say
 from densesiam.training.folders import claim_folder
 from densesiam.training.launch import join
 from densesiam.training.options import TrainerOptions, build_trainer, probe
-from densesiam.training.report import ProgressBar, RunReport
+from densesiam.training.report import ProgressBar, RunReport, note_killed
 from densesiam.training.run import (
     RESUME_HELP,
-    Built,
     Run,
     add_change_argument,
     build,
@@ -127,11 +126,13 @@ class Task:
             if data.val is not None:
                 if model.scored_at != trainer.global_step:
                     trainer.validate(model, data, verbose=False)
-                _report(model, built, run.folder, trainer.global_step)
+                _report(model, run.folder, trainer.global_step)
 
     def _evaluate(self, config: Namespace, default: str) -> None:
         if config.ckpt_path is None:
             raise ValueError("--evaluate true scores a checkpoint: give --ckpt_path too")
+        if config.output is not None:
+            note_killed(Path(config.output))
         ckpt_path, checkpoint = open_checkpoint(
             config.ckpt_path, config.output, self._read_checkpoint
         )
@@ -148,7 +149,9 @@ class Task:
         trainer = build_trainer(built.options, callbacks, logger=False, max_epochs=1)
         with interruptible(trainer):
             trainer.validate(built.model, built.data, verbose=False)
-        _report(built.model, built, folder, checkpoint["global_step"])
+        if not last and first_process():
+            write_text(folder / "config.yaml", built.config)
+        _report(built.model, folder, checkpoint["global_step"])
 
     def _read_checkpoint(self, path: Path) -> dict[str, Any]:
         """Read a checkpoint of the task, without ever running code from it."""
@@ -178,11 +181,10 @@ def _epochs(batches: int, steps: int, options: TrainerOptions) -> int:
     return math.ceil(steps / max(1, batches // options.accumulate_grad_batches))
 
 
-def _report(model: Supervised, built: Built, folder: Path, step: int) -> None:
+def _report(model: Supervised, folder: Path, step: int) -> None:
     """Print the scores and write them."""
     say(score_table(model.scores))
     if first_process():
-        write_text(folder / "config.yaml", built.config)
         content: dict[str, Any] = {"step": step, "scores": model.scores}
         write_json(folder / "results.json", content)
         say(f"wrote {folder / 'results.json'}")

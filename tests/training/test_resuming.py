@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,8 @@ from densesiam import cli
 from densesiam.evaluation import ClusterMetrics
 from densesiam.training.checkpoints import CheckpointConfig, check_settings, read_file, whole_epochs
 from densesiam.training.interrupts import StopAndSave
+from densesiam.training.lock import LOCK
+from tests.training import children
 from tests.training.earlier.commands import prepare
 from tests.training.kills import Kills
 from tests.training.support import LONGER, command, send, state
@@ -235,6 +238,51 @@ def test_what_decides_on_the_losses(before, now, refused):
     with expected:
         check_settings("a.ckpt", checkpoint, yaml.safe_dump(now))
     check_settings("a.ckpt", checkpoint, yaml.safe_dump(now), changes=True)
+
+
+@pytest.mark.parametrize("name", ["fit", "transfer segmentation"])
+def test_a_kill_is_found_out_by_whoever_comes_next(name, tmp_path, capsys):
+    run = tmp_path / "run"
+    new = [*command(name, tmp_path)[:-2], "--trainer.checkpoint_every_n_minutes", "1e-9"]
+    auto = [*new, "--ckpt_path", "auto"]
+    last = ["--ckpt_path", "last", "--output", str(run)]
+    if name == "fit":
+        labelled = json.dumps(save_labelled(tmp_path / "val", 2))
+        scored = ["validate", *new[1:3], f"--data.val={labelled}", *last]
+        comers = ((new, 1), ([*auto, "--seed", "5"], 1), (scored, 0))
+    else:
+        comers = (([*new, *last, "--evaluate", "true"], 0),)
+    for comer, code in comers:
+        assert children.run(auto, step=3) == -signal.SIGKILL
+        left = files(run)
+        heard = datetime.fromtimestamp((run / LOCK).stat().st_mtime, UTC)
+        assert cli.main(comer) == code
+        assert f"{run}: the run was killed; it was last heard of at " in capsys.readouterr().out
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary.pop("state") == "killed"
+        told = datetime.fromisoformat(summary.pop("last_heard_of"))
+        assert 0 <= (told - heard).total_seconds() + 1 < 60
+        # All else is as it was.
+        before = json.loads(left.pop(run / "summary.json"))
+        assert {**summary, "state": "running"} == before
+        del left[run / LOCK]
+        now = files(run)
+        assert {path: now[path] for path in left} == left
+        if code:
+            assert now.keys() == {*left, run / "summary.json"}
+    assert cli.main(auto) == 0
+    assert "was killed" not in capsys.readouterr().out
+    assert state(run) == "finished"
+    assert "last_heard_of" not in (run / "summary.json").read_text()
+
+
+def test_a_run_at_work_is_not_taken_for_killed(tmp_path, steps):
+    args = command("fit", tmp_path)
+    steps.before[2] = lambda: children.run(args)
+    steps.before[3] = lambda: states.append(state(tmp_path / "run"))
+    states = []
+    assert cli.main(args) == 0
+    assert states == ["running"]
 
 
 @pytest.mark.parametrize("name", ["fit", "probe segmentation"])
