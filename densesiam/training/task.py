@@ -31,6 +31,8 @@ from densesiam.training.run import (
 )
 from densesiam.transfer.base import Supervised, score_table
 
+RESULTS = "results.json"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -92,7 +94,8 @@ class Task:
         """Train and score, or score alone, and leave all of the run in one folder.
 
         The folder gets ``config.yaml``, ``results.json`` with the scores, ``summary.json`` with the
-        losses, ``logs/`` (TensorBoard) and ``checkpoints/``, as of `training_run`.
+        losses, ``logs/`` (TensorBoard) and ``checkpoints/``, as of `training_run`. With "auto", a
+        run that is trained and has no scores, as it was stopped between the two, is scored.
 
         Args:
             config: what the task's parser made of the command line.
@@ -111,6 +114,10 @@ class Task:
         if start is not None:
             with prepared(self.command, self.parser(), config, start) as run:
                 self._train(run)
+        elif config.data.val is not None and not Path(config.output or default, RESULTS).exists():
+            # Stopped between training and scoring.
+            config.output, config.ckpt_path = config.output or default, "last"
+            self._evaluate(config, default)
 
     def _train(self, run: Run) -> None:
         built = run.built
@@ -186,7 +193,7 @@ def _report(model: Supervised, folder: Path, step: int) -> None:
     say(score_table(model.scores))
     if first_process():
         content: dict[str, Any] = {"step": step, "scores": model.scores}
-        write_json(folder / "results.json", content)
+        write_json(folder / RESULTS, content)
         say(f"wrote {folder / 'results.json'}")
 
 

@@ -16,11 +16,12 @@ from densesiam.evaluation import ClusterMetrics
 from densesiam.training.checkpoints import CheckpointConfig, check_settings, read_file, whole_epochs
 from densesiam.training.interrupts import StopAndSave
 from densesiam.training.lock import LOCK
+from densesiam.transfer import SegmentationTransfer
 from tests.training import children
 from tests.training.earlier.commands import prepare
 from tests.training.kills import Kills
 from tests.training.support import LONGER, command, send, state
-from tests.transfer.support import error, same, save_labelled, tensors
+from tests.transfer.support import error, results, same, save_labelled, tensors
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -41,6 +42,25 @@ def test_a_run_stopped_within_epochs_ends_as_one_that_was_not(name, workers, ste
     assert steps == whole
     assert same(tensors(tmp_path / "run"), tensors(tmp_path / "whole"))
     assert state(tmp_path / "run") == "finished"
+
+
+def test_a_run_stopped_before_its_scores_gets_them(tmp_path, monkeypatch, capsys):
+    args = command("transfer segmentation", tmp_path)
+    assert cli.main([*args, "--output", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTransfer, "count", lambda *_: send(signal.SIGTERM)())
+        assert cli.main(args) == 143
+    assert state(tmp_path / "run") == "finished"
+    assert not (tmp_path / "run" / "results.json").exists()
+    before = files(tmp_path / "run")
+    assert cli.main(args) == 0
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+    after = files(tmp_path / "run")
+    assert after.keys() - before.keys() == {tmp_path / "run" / "results.json"}
+    assert {path: after[path] for path in before} == before
+    capsys.readouterr()
+    assert cli.main(args) == 0
+    assert capsys.readouterr().out.count("\n") == 1  # finished already
 
 
 def test_the_epochs_of_a_checkpoint(steps, tmp_path):
