@@ -1,7 +1,9 @@
 """Trainings: by a command, or without one, with as many steps as are wanted."""
 
 import json
+import multiprocessing
 import os
+import time
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -31,6 +33,23 @@ def fit(model, callbacks, steps, saves=None, **options):
 def send(number):
     """Send this process a signal."""
     return lambda: os.kill(os.getpid(), number)
+
+
+def send_to_all(number):
+    """Send this process and those that load its data a signal, as a queue or a terminal does."""
+
+    def act():
+        processes = [*(child.pid for child in multiprocessing.active_children()), os.getpid()]
+        sender = os.fork()
+        if sender == 0:
+            for process in processes:
+                os.kill(process, number)
+            os._exit(0)
+        os.waitpid(sender, 0)
+        if processes[1:]:
+            time.sleep(0.2)  # the loader is to find them dead, if they are
+
+    return act
 
 
 LONGER = {

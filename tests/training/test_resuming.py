@@ -20,7 +20,7 @@ from densesiam.transfer import SegmentationTransfer
 from tests.training import children
 from tests.training.earlier.commands import prepare
 from tests.training.kills import Kills
-from tests.training.support import LONGER, command, send, state
+from tests.training.support import LONGER, command, send, send_to_all, state
 from tests.transfer.support import error, results, same, save_labelled, tensors
 
 
@@ -32,7 +32,7 @@ def test_a_run_stopped_within_epochs_ends_as_one_that_was_not(name, workers, ste
     whole, steps[:] = list(steps), []
 
     for step, number, code in ((1, signal.SIGTERM, 143), (2, signal.SIGINT, 130), (5, 10, 138)):
-        steps.before[step] = send(number)
+        steps.before[step] = send_to_all(number)
         assert cli.main(args) == code
         assert len(steps) == step + 1  # the step that was running has ended
         assert state(tmp_path / "run") == "interrupted"

@@ -48,6 +48,21 @@ def test_a_hung_worker_is_noticed(tmp_path, steps, capsys):
     assert not multiprocessing.active_children()  # that would be waited for at exit
 
 
+def test_workers_end_by_their_parent(tmp_path, steps):
+    args = [*command("fit", tmp_path), "--data.num_workers", "2"]
+    ended = []
+
+    def terminate():
+        for process in multiprocessing.active_children():
+            process.terminate()
+            process.join()
+            ended.append(process.exitcode)
+
+    steps.before[1] = terminate
+    assert cli.main(args) == 1
+    assert ended == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -1,6 +1,8 @@
 """What all data modules share: their settings, their loaders, their place among processes."""
 
 import math
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -171,6 +173,7 @@ class LoadingModule(L.LightningDataModule):
             # training would be one draw ahead of, or behind, one that was not stopped.
             generator=torch.Generator().manual_seed(self.seed),
             num_workers=self.num_workers,
+            worker_init_fn=_leave_signals_to_parent,
             persistent_workers=self.num_workers > 0,
             timeout=self.worker_timeout if self.num_workers else 0,
             pin_memory=torch.cuda.is_available(),
@@ -198,6 +201,28 @@ class ScoringModule(LoadingModule):
             return []
         order = EvaluationSampler(len(self.scored_on), *self._place())
         return self._loader(self.scored_on, self.val_batch_size, order)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Let what a queue or a terminal sends to all processes of a job be the main one's to handle.
+
+    That one ends its step and writes a checkpoint; it could do neither if those that load its data
+    were gone. SIGTERM from it still ends them.
+
+    Args:
+        worker: number of the process, as a ``worker_init_fn`` gets it.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # Only a wait for a signal tells who has sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_by_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_by_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class WatchedLoader(DataLoader):
