@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -179,7 +180,7 @@ def find_start(
         The start; None where "auto" finds a run that is complete.
 
     Raises:
-        ValueError: a checkpoint that does not do.
+        ValueError: a checkpoint that does not do; or the config file is of a run elsewhere.
         OSError: one that is not there; or a folder that holds something else.
     """
     auto = config.ckpt_path == "auto"
@@ -191,6 +192,8 @@ def find_start(
         path, checkpoint = open_checkpoint(
             "last" if auto else config.ckpt_path, str(folder) if auto else config.output, read
         )
+    if auto or config.ckpt_path == "last":
+        _check_home(config, folder)
     except FileNotFoundError:
         if not auto:
             raise
@@ -219,6 +222,27 @@ class Run:
         command: that goes on with such a run.
         built: what to train.
         start: where it begins.
+def _check_home(config: Namespace, folder: Path) -> None:
+    """Refuse to go on elsewhere than where the run lies whose settings are taken.
+
+    A run's config.yaml names its folder, and still does where that was moved or copied.
+
+    Raises:
+        ValueError: the config file lies in a run's folder, and names another.
+    """
+    if not config.config:
+        return
+    file = Path(str(config.config[-1]))
+    home = file.parent
+    if not (home / "checkpoints").is_dir() or home.resolve() == folder.resolve():
+        return
+    if yaml.safe_load(file.read_text(encoding="utf-8")).get("output") == config.output:
+        raise ValueError(
+            f"{file} lies in a run's folder, but names {folder} as its own: give --output {home} "
+            "if the run was moved or copied, or another --output for another run"
+        )
+
+
         claim: on the folder.
         signals: that may end it.
         changes: whether it may go on with other settings or images.

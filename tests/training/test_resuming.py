@@ -176,6 +176,12 @@ def test_a_moved_run_remembers_its_best_score(tmp_path, monkeypatch, capsys):
     assert cli.main(args) == 0
     best = (tmp_path / "run" / "checkpoints" / "best.ckpt").read_bytes()
     shutil.move(tmp_path / "run", tmp_path / "moved")
+    # Its settings still name the old folder: nothing begins there unasked.
+    its_own = ["fit", "--config", str(tmp_path / "moved" / "config.yaml"), "--ckpt_path"]
+    for checkpoint in ("auto", "last"):
+        said = error(capsys, *its_own, checkpoint)
+        assert f"give --output {tmp_path / 'moved'} if the run was moved or copied" in said
+    assert not (tmp_path / "run").exists()
     # Two more epochs of nonsense, which score worse.
     compute = ClusterMetrics.compute
     monkeypatch.setattr(
