@@ -13,6 +13,7 @@ from densesiam._writing import replacing
 from densesiam.data import Evaluation, ImageReadError, PredictionImages, to_image
 from densesiam.methods import Segmenter
 from densesiam.reports.visualize import colorize, contact_sheet
+from densesiam.training.logs import RunLogs
 
 
 class SegmentationGrid(Callback):
@@ -50,11 +51,12 @@ class SegmentationGrid(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / f"epoch-{epoch:04d}.jpg") as path:
             grid.save(path, quality=90)
-        logger: Any = trainer.logger  # each kind has its own `experiment`
-        if logger is not None:
-            logger.experiment.add_image(
-                "segmentation", np.asarray(grid), trainer.global_step - 1, dataformats="HWC"
-            )
+        logger = trainer.logger
+        if isinstance(logger, RunLogs):
+            with logger.named():
+                logger.experiment.add_image(
+                    "segmentation", np.asarray(grid), trainer.global_step - 1, dataformats="HWC"
+                )
 
     def _draw(self, trainer: L.Trainer, model: Segmenter) -> Image.Image | None:
         loader: Any = trainer.train_dataloader  # Lightning's type allows nests of loaders

@@ -19,7 +19,7 @@ from densesiam.training.lock import Lock
 from densesiam.training.unreadable import UnreadableImages
 
 SUMMARY = "summary.json"
-_RUNNING = "running"
+_RUNNING, _FINISHED = "running", "finished"
 
 
 class RunReport(Callback):
@@ -114,7 +114,7 @@ class RunReport(Callback):
         """Close the report."""
         self._begun = False
         if trainer.is_global_zero:
-            self._write("finished")
+            self._write(_FINISHED)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -122,7 +122,8 @@ class RunReport(Callback):
         """Close the report of a run that was cut short."""
         if trainer.is_global_zero and self._begun:
             cut_short = isinstance(exception, KeyboardInterrupt)
-            self._write("interrupted" if cut_short else "failed")
+            with suppress(OSError):  # of a full disk the first error is the one to tell
+                self._write("interrupted" if cut_short else "failed")
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far, for checkpoints."""
@@ -152,8 +153,9 @@ def note_killed(folder: Path, wait: bool = False) -> None:
 
     A process that was killed, or lost its power, could not say so. Whoever holds the folder's lock
     knows that it is gone, and writes the state ``killed``, with ``last_heard_of``: when the process
-    touched its lock or wrote the summary last, in ISO 8601. Nothing else is changed, and nothing
-    where the folder cannot be written or a process is at work.
+    touched its lock or wrote the summary last, in ISO 8601. So it does for one whose disk was too
+    full to say that it failed. Nothing else is changed, and nothing where the folder cannot be
+    written or a process is at work.
 
     Args:
         folder: of the run; there may be none.
@@ -176,6 +178,22 @@ def note_killed(folder: Path, wait: bool = False) -> None:
             write_json(path, {**content, "state": "killed", "last_heard_of": told})
     finally:
         lock.release()
+
+
+def note_finished(folder: Path) -> None:
+    """Correct the summary of a run whose last checkpoint is complete.
+
+    Its process may have ended before it could say so: by a kill, or as the disk was full.
+
+    Args:
+        folder: of the run.
+    """
+    content = _read(folder / SUMMARY)
+    if not first_process() or content.get("state") in (None, _RUNNING, _FINISHED):
+        return  # where it is at work, it trains on
+    content.pop("last_heard_of", None)
+    with suppress(OSError):
+        write_json(folder / SUMMARY, {**content, "state": _FINISHED})
 
 
 def _read(summary: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import lightning as L
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from densesiam._writing import write_text
@@ -35,6 +34,7 @@ from densesiam.training.divergence import Finite
 from densesiam.training.folders import Claim, choose_folder, held, holds_no_run
 from densesiam.training.interrupts import Signals, StopAndSave
 from densesiam.training.launch import join
+from densesiam.training.logs import RunLogs
 from densesiam.training.monitor import CollapseMonitor, Kind
 from densesiam.training.options import (
     TrainerOptions,
@@ -43,7 +43,14 @@ from densesiam.training.options import (
     probe,
     synchronised,
 )
-from densesiam.training.report import SUMMARY, ProgressBar, ProgressLines, RunReport, note_killed
+from densesiam.training.report import (
+    SUMMARY,
+    ProgressBar,
+    ProgressLines,
+    RunReport,
+    note_finished,
+    note_killed,
+)
 from densesiam.training.unreadable import UnreadableImages
 from densesiam.training.workers import explained
 
@@ -185,6 +192,8 @@ def find_start(
     """
     auto = config.ckpt_path == "auto"
     folder = Path(config.output or default)
+    if auto or config.ckpt_path == "last":
+        _check_home(config, folder)
     note_killed(folder, wait=auto)
     if config.ckpt_path is None:
         return Start(choose_folder(config.output, default))
@@ -192,8 +201,6 @@ def find_start(
         path, checkpoint = open_checkpoint(
             "last" if auto else config.ckpt_path, str(folder) if auto else config.output, read
         )
-    if auto or config.ckpt_path == "last":
-        _check_home(config, folder)
     except FileNotFoundError:
         if not auto:
             raise
@@ -208,20 +215,13 @@ def find_start(
         if not auto:
             raise
         say(f"finished already: {complete}")
+        note_finished(folder)
         return None
     if not auto and config.ckpt_path != "last":
         folder = choose_folder(config.output, default)
     return Start(folder, path, checkpoint)
 
 
-@dataclass(frozen=True)
-class Run:
-    """A training run, about to begin in a folder that is held for it.
-
-    Attributes:
-        command: that goes on with such a run.
-        built: what to train.
-        start: where it begins.
 def _check_home(config: Namespace, folder: Path) -> None:
     """Refuse to go on elsewhere than where the run lies whose settings are taken.
 
@@ -243,6 +243,14 @@ def _check_home(config: Namespace, folder: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Run:
+    """A training run, about to begin in a folder that is held for it.
+
+    Attributes:
+        command: that goes on with such a run.
+        built: what to train.
+        start: where it begins.
         claim: on the folder.
         signals: that may end it.
         changes: whether it may go on with other settings or images.
@@ -401,9 +409,7 @@ def training_run(
     together.append(ProgressBar(report) if interactive() else ProgressLines(report))
     # What was logged after the checkpoint will be logged again.
     done = run.start.checkpoint["global_step"] if run.start.checkpoint else 0
-    logger = TensorBoardLogger(
-        folder, name="", version="logs", default_hp_metric=False, purge_step=done
-    )
+    logger = RunLogs(folder, name="", version="logs", default_hp_metric=False, purge_step=done)
     runner = build_trainer(built.options, together, logger, **trainer)
     if (start := run.start).checkpoint is not None:
         assert start.ckpt_path is not None

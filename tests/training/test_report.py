@@ -1,14 +1,18 @@
 """What a run says while it trains."""
 
+import errno
 import json
 import re
+import threading
 
 import pytest
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from densesiam import cli
 from densesiam.training import report
-from tests.training.support import command
+from tests.training.support import command, state
+from tests.transfer.support import error
 
 
 @pytest.fixture
@@ -65,3 +69,37 @@ def test_the_bar_fits_any_width(columns):
     assert len(line) == columns
     assert "epoch 1/2, batch: 1/2, left=" in line
     assert ("sim=1.160" in line) == (columns > 80)
+
+
+def test_a_full_disk_is_told_by_its_first_error_and_the_logs_have_a_name(
+    tmp_path, capsys, monkeypatch
+):
+    args = command("fit", tmp_path)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    record, count = RecordWriter.write, []
+
+    def write_record(self, data):
+        count.append(data)
+        return full() if len(count) > 4 else record(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordWriter, "write", write_record)  # called in a thread
+        patch.setattr(threading, "excepthook", lambda _: None)
+        write = report.write_json
+        patch.setattr(
+            report,
+            "write_json",
+            lambda path, content: full() if content["state"] == "failed" else write(path, content),
+        )
+        assert f"cannot write {tmp_path / 'run' / 'logs'}: the disk is full" in error(capsys, *args)
+    assert state(tmp_path / "run") == "running"  # as far as could be written
+    assert cli.main(args) == 0
+    # A kill after the last checkpoint leaves a run that is complete.
+    summary = tmp_path / "run" / "summary.json"
+    content = json.loads(summary.read_text())
+    summary.write_text(json.dumps({**content, "state": "running"}))
+    assert cli.main(args) == 0
+    assert json.loads(summary.read_text()) == content
