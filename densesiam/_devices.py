@@ -19,6 +19,9 @@ Version = tuple[int, int]
 OLDEST = (8, 0)
 """Compute capability that the kernels need: their products are in tf32 (``setup.py``: the same)."""
 
+_TEGRA = ((7, 2), (8, 7))  # Xavier, Orin
+_THOR = (10, 1), (11, 0)  # its number in CUDA 12, and from CUDA 13 on
+
 
 def runs_on(code: str, capability: Version) -> bool:
     """Whether a device executes machine code, or its driver compiles PTX for it.
@@ -27,8 +30,10 @@ def runs_on(code: str, capability: Version) -> bool:
     "Architecture-Specific Features" and "Family-Specific Features"): machine code runs on its own
     major version from its minor version on, PTX on everything from its version on. The suffix
     ``a`` keeps either to the exact version, ``f`` to its family, which is a major version from that
-    minor version on. The rules make no exception for Tegra (7.2, 8.7) nor for Thor, which is 10.1
-    in CUDA 12 and 11.0 in CUDA 13, as nvcc and driver name it alike.
+    minor version on. Machine code of a Tegra runs on no other GPU, and theirs on no Tegra. (From
+    CUDA 13.2 on a Tegra takes that of its major version. Not relied on: it is refused too often
+    rather than too rarely.) Thor was renumbered, so a library of CUDA 12 names it otherwise than
+    a driver of CUDA 13.
 
     Args:
         code: what nvcc emitted, such as ``"sm_86"``, ``"sm_90a"``, ``"compute_80"``.
@@ -38,12 +43,19 @@ def runs_on(code: str, capability: Version) -> bool:
     if parts is None:
         raise ValueError(f"runs_on: {code!r} is no code of nvcc, such as sm_90 or compute_80")
     kind, major, minor, suffix = parts.groups()
-    version = int(major), int(minor)
-    if suffix == "a":
+    version = _renumbered((int(major), int(minor)))
+    capability = _renumbered(capability)
+    of_tegra = kind == "sm" and (version in _TEGRA or capability in _TEGRA)
+    if suffix == "a" or of_tegra:
         return capability == version
     if kind == "compute" and not suffix:
         return capability >= version
     return capability[0] == version[0] and capability >= version
+
+
+def _renumbered(capability: Version) -> Version:
+    before, now = _THOR
+    return now if capability == before else capability
 
 
 def driver_problem(toolkit: Version, driver: Version | None) -> str | None:

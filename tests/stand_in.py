@@ -14,7 +14,7 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -27,6 +27,8 @@ if not torch.cuda.is_available():
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+
+from benchmarks.device import trace as _trace
 
 WAITING = (
     torch.ops.aten._local_scalar_dense,  # a number comes from the device
@@ -163,6 +165,21 @@ class StandIn:
         pass
 
 
+def trace(call: Callable[[], object]) -> list[dict[str, Any]]:
+    """`benchmarks.device.trace`, with the emulator's launches where a GPU's would be."""
+    from tests.emulator.machine_code import observing
+
+    events: list[dict[str, Any]] = []
+
+    def observe(name: str, launch: Any) -> bool:
+        told = {"grid": launch.grid, "block": launch.block, "shared memory": launch.shared}
+        events.append({"cat": "kernel", "name": f"densesiam::{name}", "dur": 0.0, "args": told})
+        return False  # the emulator runs it
+
+    with observing(observe):
+        return [*_trace(call), *events]
+
+
 def small(shape: Any) -> Any:
     """A benchmark's shape with its kind kept and its size gone."""
     return replace(
@@ -213,7 +230,7 @@ def activate() -> None:
     _devices.problem = _devices._problem_of_machine = lambda *_: None
     _backends._SERVES["cuda"] = "cpu"
     _checks._CHECKED = set()  # on a GPU values are not looked at
-    device.gpu = StandIn()
+    device.gpu, device.trace = StandIn(), trace
 
 
 def pytest_configure(config: Any) -> None:

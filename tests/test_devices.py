@@ -14,41 +14,45 @@ from densesiam import _devices, _libraries, ops
 from densesiam.collect_env import collect_env
 from densesiam.ops import _backends
 
-# Every compute capability from Volta to Blackwell, Tegra among them.
+# Every compute capability from Volta to Blackwell, Tegra among them. 10.1 is what 11.0 was called.
 DEVICES = ["7.0", "7.2", "7.5", "8.0", "8.6", "8.7", "8.8", "8.9", "9.0"]
-DEVICES += ["10.0", "10.3", "11.0", "12.0", "12.1"]
+DEVICES += ["10.0", "10.1", "10.3", "11.0", "12.0", "12.1"]
 
 # What each code runs on, out of DEVICES, written down from NVIDIA's tables: CUDA Programming Guide,
-# "Binary Compatibility" (sm), "PTX Compatibility" (compute), "Architecture-Specific Features" (a)
-# and "Family-Specific Features" (f).
+# "Binary Compatibility" (sm, with its note on Tegra), "PTX Compatibility" (compute),
+# "Architecture-Specific Features" (a) and "Family-Specific Features" (f).
 RUN_ON = {
-    "sm_70": "7.0 7.2 7.5",
+    "sm_70": "7.0 7.5",
+    "sm_72": "7.2",
     "sm_75": "7.5",
-    "sm_80": "8.0 8.6 8.7 8.8 8.9",
-    "sm_86": "8.6 8.7 8.8 8.9",
-    "sm_87": "8.7 8.8 8.9",
+    "sm_80": "8.0 8.6 8.8 8.9",
+    "sm_86": "8.6 8.8 8.9",
+    "sm_87": "8.7",
     "sm_89": "8.9",
     "sm_90": "9.0",
     "sm_90a": "9.0",
     "sm_100": "10.0 10.3",
     "sm_100f": "10.0 10.3",
     "sm_100a": "10.0",
+    "sm_101": "10.1 11.0",
+    "sm_101a": "10.1 11.0",
     "sm_103": "10.3",
     "sm_103f": "10.3",
-    "sm_110": "11.0",
-    "sm_110f": "11.0",
+    "sm_110": "10.1 11.0",
+    "sm_110f": "10.1 11.0",
     "sm_120": "12.0 12.1",
     "sm_120f": "12.0 12.1",
     "sm_120a": "12.0",
     "sm_121": "12.1",
-    "compute_70": "7.0 7.2 7.5 8.0 8.6 8.7 8.8 8.9 9.0 10.0 10.3 11.0 12.0 12.1",
-    "compute_80": "8.0 8.6 8.7 8.8 8.9 9.0 10.0 10.3 11.0 12.0 12.1",
-    "compute_89": "8.9 9.0 10.0 10.3 11.0 12.0 12.1",
-    "compute_90": "9.0 10.0 10.3 11.0 12.0 12.1",
+    "compute_70": "7.0 7.2 7.5 8.0 8.6 8.7 8.8 8.9 9.0 10.0 10.1 10.3 11.0 12.0 12.1",
+    "compute_80": "8.0 8.6 8.7 8.8 8.9 9.0 10.0 10.1 10.3 11.0 12.0 12.1",
+    "compute_89": "8.9 9.0 10.0 10.1 10.3 11.0 12.0 12.1",
+    "compute_90": "9.0 10.0 10.1 10.3 11.0 12.0 12.1",
     "compute_90a": "9.0",
-    "compute_100": "10.0 10.3 11.0 12.0 12.1",
+    "compute_100": "10.0 10.1 10.3 11.0 12.0 12.1",
     "compute_100f": "10.0 10.3",
     "compute_100a": "10.0",
+    "compute_101": "10.1 11.0 12.0 12.1",
     "compute_103f": "10.3",
     "compute_120": "12.0 12.1",
     "compute_120f": "12.0 12.1",

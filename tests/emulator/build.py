@@ -68,7 +68,9 @@ def _build(name: str, sources: list[Path], variant: str, libraries: list[str]) -
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda source: _compile(source, variant), sources))
     link = [*objects, *libraries, *VARIANTS[variant][1]]
-    digest = hashlib.sha256(" ".join(map(str, link)).encode()).hexdigest()[:16]
+    # By name, so that a build serves the tree wherever it is copied to.
+    parts = [part.name if part in objects else str(part) for part in link]
+    digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     return _make(
         BUILD / f"{name}-{variant}-{digest}.so",
         lambda target: [_compiler(), "-shared", "-o", target, *link],
@@ -77,11 +79,11 @@ def _build(name: str, sources: list[Path], variant: str, libraries: list[str]) -
 
 def _compile(source: Path, variant: str) -> Path:
     flags = [*_flags(variant), "-x", "c++"]
-    if source.suffix == ".cu":
-        flags += ["-include", str(HERE / "kernels.h")]
     if source.name == "races.cpp":
         flags += ["-O2", "-fno-sanitize=all"]
     digest = hashlib.sha256(" ".join(flags).encode())
+    if source.suffix == ".cu":
+        flags += ["-include", str(HERE / "kernels.h")]
     for path in [source, *sorted([*ROOT.glob("csrc/**/*.*h"), *HERE.glob("*.h")])]:
         digest.update(path.name.encode() + path.read_bytes())
     return _make(

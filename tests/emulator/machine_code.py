@@ -36,6 +36,13 @@ Observer = Callable[[str, Launch], bool]
 @contextmanager
 def observed(observer: Observer) -> Iterator[None]:
     """Run the public operations on the emulator, and tell of each launch before it runs."""
+    with observing(observer), emulated():
+        yield
+
+
+@contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """Tell of each launch on the emulator before it runs, whatever runs there."""
     library = load_emulator()
     names = _kernel_names(Path(library._name))
     failures: list[BaseException] = []
@@ -54,8 +61,7 @@ def observed(observer: Observer) -> Iterator[None]:
 
     library.emulator_observe(call)
     try:
-        with emulated():
-            yield
+        yield
     finally:
         library.emulator_observe(None)
     if failures:

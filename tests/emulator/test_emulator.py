@@ -1,9 +1,11 @@
 """The emulator finds what it claims to find: every detector against a kernel with that bug."""
 
 import ctypes
+import importlib.util
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -176,3 +178,20 @@ def test_every_line_of_the_kernels_runs():
         missed = sum(count == 0 for count in counts.values())
         # Device code wholly; of host code what the README says.
         assert missed <= (0 if path.endswith(".cuh") else 2), report
+
+
+def test_a_build_serves_the_tree_wherever_it_is_copied_to(tmp_path, monkeypatch):
+    """As a kit is: compiled anew there, it would take a rehearsal minutes."""
+    for folder in ("csrc", "tests/emulator"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+
+    def files(root):
+        spec = importlib.util.spec_from_file_location("of_a_tree", root / "tests/emulator/build.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        made = []
+        monkeypatch.setattr(module, "_make", lambda target, _: made.append(target.name) or target)
+        module.build_emulator()
+        return sorted(made)
+
+    assert files(ROOT) == files(tmp_path)

