@@ -123,6 +123,16 @@ def test_vmap(name, backend):
         assert_close(result, CALLS[name](*(t[i] for t in stacked)), terms=84, rms=2)
 
 
+@every_derivative
+def test_gradients_pass_through_vmap(name):
+    stacked = [torch.stack([t, t.flip(0)]) for t in (F, BOXES, LABELS)]
+    leaf = stacked[0].requires_grad_()
+    (grads,) = torch.autograd.grad(torch.func.vmap(CALLS[name])(*stacked).sum(), leaf)
+    for i, grad in enumerate(grads):
+        (expected,) = torch.autograd.grad(CALLS[name](*(t[i] for t in stacked)).sum(), leaf)
+        assert_close(grad, expected[i], terms=84, rms=2)  # as above
+
+
 @pytest.fixture
 def short_calls(monkeypatch):
     """Names of the operators that were called without the dispatcher's Autograd key."""
