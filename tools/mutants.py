@@ -42,6 +42,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parents[1]
 SUBJECTS = ("densesiam/ops", "densesiam/methods", "densesiam/evaluation")
+OURS = ("densesiam", "tests", "tools")
 SHARED = ("backends", "citizens", "operations", "pixel_similarity", "overlap_sample")
 """Tests of what operations share: its own, those of each operation's parts, a map and a loss."""
 PRELOADED = ("torch", "torch._dynamo", "torchvision", "lightning", "timm", "hypothesis", "scipy")
@@ -198,7 +199,7 @@ def _run_tests(tree: Path, tests: list[str]) -> NoReturn:
         sys.path[:] = [str(tree), *(each for each in sys.path if Path(each).resolve() != ROOT)]
         os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
         sys.dont_write_bytecode = True
-        for name in [each for each in sys.modules if each.split(".")[0] in ("tools", "tests")]:
+        for name in [each for each in sys.modules if each.split(".")[0] in OURS]:
             del sys.modules[name]  # the tree has its own
         options = ["-q", "-x", "-p", "no:cacheprovider", "-k", "not emulator and not triton"]
         code = int(pytest.main([*options, *tests]))
