@@ -19,24 +19,34 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import importlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
 from cosmic_ray.ast import Visitor, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parents[1]
 SUBJECTS = ("densesiam/ops", "densesiam/methods", "densesiam/evaluation")
+OURS = ("densesiam", "tests", "tools")
+SHARED = ("backends", "citizens", "operations", "pixel_similarity", "overlap_sample")
+"""Tests of what operations share: its own, those of each operation's parts, a map and a loss."""
+PRELOADED = ("torch", "torch._dynamo", "torchvision", "lightning", "timm", "hypothesis", "scipy")
+"""Imported once, before any fork: what tests import that is no part of the tree."""
 
 
 @dataclass(frozen=True)
@@ -130,32 +140,71 @@ def modules(tree: Path, subjects: Sequence[str]) -> Iterator[Path]:
 
 
 def tests_of(module: Path, tree: Path) -> list[str]:
-    """Its own test file and what holds every operation; without one, all tests of its layer."""
+    """Its own test file, and what holds every operation; without one, all tests of its layer.
+
+    What operations share is tested by some of them: all take as long as all other layers.
+    """
     folder = Path("tests", *module.parts[1:-1])
-    own = folder / f"test_{module.stem}.py"
-    if not (tree / own).exists():
-        return [str(Path("tests", module.parts[1]))]
-    return [str(own)] + (["tests/ops/test_citizens.py"] if folder.name == "ops" else [])
+    if folder.name == "ops":
+        names = SHARED if module.stem.startswith("_") else (module.stem, "citizens")
+    else:
+        names = (module.stem,)
+    paths = [folder / f"test_{name}.py" for name in names]
+    return [str(path) for path in paths if (tree / path).exists()] or [
+        str(Path("tests", module.parts[1]))
+    ]
+
+
+def preload() -> None:
+    """Import once what every run of the tests would import anew."""
+    for name in PRELOADED:
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
 def noticed(tree: Path, module: Path, limit: float | None = None) -> bool:
     """Whether a test of that module fails in the tree as it is, or does not end.
+
+    The tests run in a fork of this process, which has imported all that is no part of the tree.
 
     Args:
         tree: with the mutant in it, or without.
         module: whose tests are run.
         limit: seconds after which it counts as an endless loop; None: wait.
     """
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["-k", "not emulator and not triton", *tests_of(module, tree)]
-    variables = {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    child = os.fork()
+    if child == 0:
+        _run_tests(tree, tests_of(module, tree))
+    os.setpgid(child, child)  # children of the tests end with it
+    start = time.monotonic()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status != 0
+        if limit is not None and time.monotonic() - start > limit:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return True
+        time.sleep(0.1)
+
+
+def _run_tests(tree: Path, tests: list[str]) -> NoReturn:
+    """Run these tests until one fails, in a process that is given up for it."""
+    code = 1
     try:
-        result = subprocess.run(
-            command, cwd=tree, env=os.environ | variables, capture_output=True, timeout=limit
-        )
-    except subprocess.TimeoutExpired:
-        return True
-    return result.returncode != 0
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nowhere, stream)
+        os.chdir(tree)
+        sys.path[:] = [str(tree), *(each for each in sys.path if Path(each).resolve() != ROOT)]
+        os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        sys.dont_write_bytecode = True
+        for name in [each for each in sys.modules if each.split(".")[0] in OURS]:
+            del sys.modules[name]  # the tree has its own
+        options = ["-q", "-x", "-p", "no:cacheprovider", "-k", "not emulator and not triton"]
+        code = int(pytest.main([*options, *tests]))
+    finally:
+        os._exit(code)
 
 
 def change(before: str, after: str) -> str:
@@ -185,21 +234,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=100, help="how many (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     options = parser.parse_args(arguments)
+    os.environ["OMP_NUM_THREADS"] = "1"  # and no threads of this process, which forks
+    preload()
     with tempfile.TemporaryDirectory() as folder:
         tree = clone(Path(folder))
         drawn = draw(tree, options.subjects, options.count, options.seed)
-        limits = {}
-        for module in sorted({mutant.module for mutant in drawn}):
-            start = time.monotonic()
-            if noticed(tree, module):
-                sys.exit(f"the tests of {module} fail without a mutant: mend them first")
-            limits[module] = 300 + 5 * (time.monotonic() - start)
+        limits: dict[str, float] = {}
         killed: dict[str, list[bool]] = defaultdict(list)
         for mutant in drawn:
+            tests = " ".join(tests_of(mutant.module, tree))
+            if tests not in limits:
+                start = time.monotonic()
+                if noticed(tree, mutant.module):
+                    sys.exit(f"{tests}: they fail without a mutant: mend them first")
+                limits[tests] = 300 + 5 * (time.monotonic() - start)
             start = time.monotonic()
             before, after = (tree / mutant.module).read_text(), mutant.code(tree)
             (tree / mutant.module).write_text(after)
-            dead = noticed(tree, mutant.module, limits[mutant.module])
+            dead = noticed(tree, mutant.module, limits[tests])
             (tree / mutant.module).write_text(before)
             killed[str(mutant.module.parent)].append(dead)
             state = "killed" if dead else "SURVIVED"

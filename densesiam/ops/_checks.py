@@ -143,6 +143,7 @@ def check_boxes(op: str, name: str, boxes: Tensor, features_name: str, features:
         raise TypeError(f"{op}: {name} must be a tensor, got {type(boxes).__name__}")
     if boxes.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{op}: {name} must be float32 or float64, got {boxes.dtype}")
+    check_strided(op, name, boxes)
     expected = (features.shape[0], 4)
     if boxes.shape != expected:
         raise ValueError(
@@ -150,9 +151,14 @@ def check_boxes(op: str, name: str, boxes: Tensor, features_name: str, features:
             f"{tuple(features.shape)}, got {tuple(boxes.shape)}"
         )
     check_device(op, name, boxes, features_name, features)
-    if boxes.requires_grad and torch.is_grad_enabled():
+    check_constant(op, name, boxes)
+
+
+def check_constant(op: str, name: str, tensor: Tensor) -> None:
+    """Require a tensor that asks for no gradient: it would wait for one in vain."""
+    if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{op}: {name} require a gradient, and there is none to boxes; give {name}.detach()"
+            f"{op}: there is no gradient to {name}, and this one requires it; give {name}.detach()"
         )
 
 
@@ -216,11 +222,13 @@ def check_weight(op: str, weight: Tensor | None, name: str, tensor: Tensor) -> N
         raise TypeError(f"{op}: weight must be a tensor, got {type(weight).__name__}")
     if weight.dtype != torch.bool and weight.dtype not in FLOAT_TYPES:
         raise TypeError(f"{op}: weight must be float or bool, got {weight.dtype}")
+    check_strided(op, "weight", weight)
     if weight.dim() != 1 or weight.shape[0] != tensor.shape[0]:
         raise ValueError(
             f"{op}: weight must have shape (B,) = ({tensor.shape[0]},), got {tuple(weight.shape)}"
         )
     check_device(op, "weight", weight, name, tensor)
+    check_constant(op, "weight", weight)
 
 
 def kernel_weight(weight: Tensor | None, features: Tensor, reduction: str) -> Tensor | None:

@@ -41,6 +41,8 @@ def _check(
             raise TypeError(f"{op}: {name} must be an int, got {type(number).__name__}")
         if number < 1 and name != "ignore_index":
             raise ValueError(f"{op}: {name} must be at least 1, got {number}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"{op}: ignore_index must fit in 64 bits, got {ignore_index}")
     if num_predictions * num_classes >= 2**31:
         raise ValueError(
             f"{op}: num_predictions x num_classes must be less than 2^31, got {num_predictions} x "

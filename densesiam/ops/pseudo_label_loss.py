@@ -44,12 +44,14 @@ def _check(
             raise TypeError(f"{op}: counts must be a tensor, got {type(counts).__name__}")
         if counts.dtype.is_complex or counts.dtype == torch.bool:
             raise TypeError(f"{op}: counts must be integers or floats, got {counts.dtype}")
+        _checks.check_strided(op, "counts", counts)
         if counts.dim() != 1 or counts.shape[0] != logits.shape[1]:
             raise ValueError(
                 f"{op}: counts must have shape (K,) = ({logits.shape[1]},), got "
                 f"{tuple(counts.shape)}"
             )
         _checks.check_device(op, "counts", counts, "logits", logits)
+        _checks.check_constant(op, "counts", counts)
     _checks.check_choice(op, "reduction", reduction, REDUCTIONS)
     _checks.check_weight(op, weight, "logits", logits)
 

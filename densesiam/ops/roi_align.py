@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def _check(
     _checks.check_size(op, size)
     if not isinstance(spatial_scale, int | float | torch.SymFloat | torch.SymInt):
         raise TypeError(f"{op}: spatial_scale must be a number, got {spatial_scale!r}")
-    if isinstance(spatial_scale, float) and not math.isfinite(spatial_scale):
+    if isinstance(spatial_scale, int | float) and not abs(spatial_scale) <= sys.float_info.max:
         raise ValueError(f"{op}: spatial_scale must be finite, got {spatial_scale}")
     if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, int | torch.SymInt):
         raise TypeError(f"{op}: sampling_ratio must be an int, got {sampling_ratio!r}")
@@ -60,6 +61,10 @@ def _check(
         raise ValueError(
             f"{op}: sampling_ratio times size must be at most {_checks.MOST}, got {sampling_ratio} "
             f"for size {size}"
+        )
+    if sampling_ratio < -_checks.MOST:  # it only has to be negative, and 64 bits may not hold it
+        raise ValueError(
+            f"{op}: sampling_ratio must be at least {-_checks.MOST}, got {sampling_ratio}"
         )
     if not isinstance(aligned, bool):
         raise TypeError(f"{op}: aligned must be True or False, got {aligned!r}")
@@ -70,11 +75,7 @@ def _check_boxes(name: str, boxes: Tensor, features: Tensor, columns: int, shape
     if boxes.dim() != 2 or boxes.shape[1] != columns:
         raise ValueError(f"roi_align: {name} must be {shape}, got shape {tuple(boxes.shape)}")
     _checks.check_device("roi_align", name, boxes, "features", features)
-    if boxes.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            f"roi_align: {name} require a gradient, and there is none to boxes; give "
-            f"{name}.detach()"
-        )
+    _checks.check_constant("roi_align", name, boxes)
 
 
 @_checks.checked(_check)

@@ -93,7 +93,8 @@ def _shares(
         points = torch.full_like(cell, sampling_ratio)
         candidates = sampling_ratio
     else:
-        points = cell.ceil()
+        # A box may scale to infinity, and its cells to infinity or NaN.
+        points = torch.where(cell.isfinite() & (cell > 0), cell.ceil(), 0)
         # Points are half a pixel apart or more where a cell has several: no more can be on the map.
         candidates = 2 * length + 5
     index = torch.arange(K, dtype=start.dtype, device=start.device)

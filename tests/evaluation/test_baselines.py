@@ -107,6 +107,32 @@ def test_kmeans_on_a_frozen_encoder_leaves_it_as_it_is():
     assert all(torch.equal(after[name], t) for name, t in before.items())
 
 
+class Recording(nn.Identity):
+    """Notes of each batch whether it is to be differentiated."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, images):
+        self.calls.append(torch.is_grad_enabled())
+        return images
+
+
+def test_images_are_read_once_for_statistics_and_twice_for_centres():
+    features = Recording()
+    KMeans(features, 2).fit(noise(4, 3, 6, 8).split(2))
+    assert features.calls == [False] * 2 * 3
+    KMeans(features, 2).fit(noise(4, 3, 6, 8).split(2), passes=4)
+    assert len(features.calls) == 2 * 3 + 2 * 5
+
+
+def test_settling_keeps_nothing_for_a_backward():
+    model = Recording()
+    settle_statistics(model, noise(4, 3, 6, 8).split(2))
+    assert model.calls == [False, False]
+
+
 def test_a_single_pass_over_the_images_is_refused():
     with pytest.raises(ValueError, match="several times"):
         KMeans(nn.Identity(), 2).fit(iter([noise(2, 3, 4, 4)]))

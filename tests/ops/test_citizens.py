@@ -123,6 +123,16 @@ def test_vmap(name, backend):
         assert_close(result, CALLS[name](*(t[i] for t in stacked)), terms=84, rms=2)
 
 
+@every_derivative
+def test_gradients_pass_through_vmap(name):
+    stacked = [torch.stack([t, t.flip(0)]) for t in (F, BOXES, LABELS)]
+    leaf = stacked[0].requires_grad_()
+    (grads,) = torch.autograd.grad(torch.func.vmap(CALLS[name])(*stacked).sum(), leaf)
+    for i, grad in enumerate(grads):
+        (expected,) = torch.autograd.grad(CALLS[name](*(t[i] for t in stacked)).sum(), leaf)
+        assert_close(grad, expected[i], terms=84, rms=2)  # as above
+
+
 @pytest.fixture
 def short_calls(monkeypatch):
     """Names of the operators that were called without the dispatcher's Autograd key."""
@@ -267,6 +277,42 @@ WRONG = {
         lambda: ops.region_pool(F.to_sparse(), F),
         TypeError,
         "region_pool: features must be a dense tensor, got a torch.sparse_coo one",
+    ),
+    "sparse boxes": (
+        lambda: ops.overlap_sample(F, BOXES.to_sparse(), 3),
+        TypeError,
+        "overlap_sample: boxes must be a dense tensor, got a torch.sparse_coo one",
+    ),
+    "sparse weights": (
+        lambda: ops.pixel_similarity(F, F, weight=torch.ones(2).to_sparse()),
+        TypeError,
+        "pixel_similarity: weight must be a dense tensor, got a torch.sparse_coo one",
+    ),
+    "sparse counts": (
+        lambda: ops.pseudo_label_loss(F, rebalance="inverse", counts=torch.ones(3).to_sparse()),
+        TypeError,
+        "pseudo_label_loss: counts must be a dense tensor, got a torch.sparse_coo one",
+    ),
+    "a weight that is to learn": (
+        lambda: ops.pixel_similarity(F, F, weight=torch.ones(2, requires_grad=True)),
+        ValueError,
+        "pixel_similarity: there is no gradient to weight, and this one requires it; give "
+        "weight.detach()",
+    ),
+    "a label of more than 64 bits": (
+        lambda: ops.confusion_matrix(LABELS, LABELS, 3, 3, 2**63),
+        ValueError,
+        "confusion_matrix: ignore_index must fit in 64 bits, got 9223372036854775808",
+    ),
+    "a ratio of more than 64 bits": (
+        lambda: ops.roi_align(F, BOXES.split(1), 3, 1.0, -(2**70)),
+        ValueError,
+        "roi_align: sampling_ratio must be at least -2147483647, got -1180591620717411303424",
+    ),
+    "a scale that no float holds": (
+        lambda: ops.roi_align(F, BOXES.split(1), 3, 10**400),
+        ValueError,
+        "roi_align: spatial_scale must be finite, got 1000",
     ),
     "a number that is none": (
         lambda: ops.confusion_matrix(LABELS, LABELS, 3.0, 3, 255),

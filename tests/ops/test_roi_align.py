@@ -227,6 +227,16 @@ class TestRoiAlign(OpSuite):
                 assert grad[0].any()
                 assert not grad[1].any()
 
+    @pytest.mark.parametrize("ratio", [-1, 2])
+    def test_boxes_that_scale_beyond_the_type_lie_off_the_map(self, backend, device, ratio):
+        m = Maker(torch.float32, "contiguous", device)
+        features = m.features(1, 3, 6, 7).requires_grad_()
+        boxes = torch.tensor([[0, 1, 1, 5, 5], [0, -1, 1, 5, 5.0]], device=device)
+        result = ops.roi_align(features, boxes, 3, 1e76, ratio, aligned=True)
+        (grad,) = torch.autograd.grad(result.sum(), features)
+        assert not result.any()
+        assert not grad.any()
+
     def test_infinities_spread_to_the_cells_that_read_them(self, backend, device):
         for layout in ("contiguous", "channels_last"):
             m = Maker(torch.float32, layout, device)

@@ -40,9 +40,25 @@ def test_a_seed_draws_the_same_again_and_another_other_ones(tree):
 def test_a_module_is_tested_by_its_own_file_or_by_its_layer():
     own = mutants.tests_of(Path("densesiam/ops/label_map.py"), mutants.ROOT)
     assert own == ["tests/ops/test_label_map.py", "tests/ops/test_citizens.py"]
-    assert mutants.tests_of(Path("densesiam/ops/_checks.py"), mutants.ROOT) == ["tests/ops"]
+    shared = mutants.tests_of(Path("densesiam/ops/_checks.py"), mutants.ROOT)
+    assert "tests/ops/test_citizens.py" in shared
+    assert len(shared) == len(mutants.SHARED)
     region = Path("densesiam/methods/losses/region.py")
     assert mutants.tests_of(region, mutants.ROOT) == ["tests/methods"]
+
+
+def test_a_fault_is_noticed_in_a_tree_of_its_own(tree):
+    module = Path("densesiam/ops/pair.py")
+    (tree / "densesiam/ops/__init__.py").write_text("")
+    tests = tree / "tests/ops/test_pair.py"
+    tests.parent.mkdir(parents=True)
+    tests.write_text("from densesiam.ops.pair import larger\n\ndef test(): assert larger(1) == 2\n")
+    (tree / "densesiam/__init__.py").write_text("")
+    assert not mutants.noticed(tree, module)
+    (tree / module).write_text(SOURCE.replace(">", "<"))
+    assert mutants.noticed(tree, module)
+    (tree / module).write_text(SOURCE.replace("return", "while True: pass\n    return"))
+    assert mutants.noticed(tree, module, limit=1)
 
 
 def test_another_path_is_named(tree):
