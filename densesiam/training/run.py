@@ -183,7 +183,7 @@ def find_start(
         OSError: one that is not there; or a folder that holds something else.
     """
     if config.ckpt_path is None:
-        return Start(choose_folder(config.output, default))
+        return Start(choose_folder(config.output, default, of_training=True))
     auto = config.ckpt_path == "auto"
     folder = Path(config.output or default)
     try:
@@ -206,7 +206,7 @@ def find_start(
         say(f"finished already: {complete}")
         return None
     if not auto and config.ckpt_path != "last":
-        folder = choose_folder(config.output, default)
+        folder = choose_folder(config.output, default, of_training=True)
     return Start(folder, path, checkpoint)
 
 

@@ -210,7 +210,7 @@ def test_a_folder_is_looked_through_once(folder, monkeypatch):
 
 
 def test_missing_data(folder, tmp_path):
-    with pytest.raises(ValueError, match="no training data: give `train`"):
+    with pytest.raises(ValueError, match=r"no training data: give data\.train"):
         SegmentationData().train_dataloader()
     with pytest.raises(ValueError, match="nothing to predict: give `predict`"):
         SegmentationData().predict_dataloader()
