@@ -24,6 +24,7 @@ import ctypes
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ NEIGHBOURS = 2  # sampled blocks stand in pairs, over the whole grid
 FEW, MANY = 4, 32  # sampled blocks: of those whose warps execute much, and of others
 GOLDEN = (math.sqrt(5) - 1) / 2
 LONG = 8000  # instructions of a warp
-MMAP_THRESHOLD = -3  # of mallopt
+PERTURB = -6  # of mallopt: new memory is filled with the complement of this byte
 
 
 @dataclass(frozen=True)
@@ -176,11 +177,11 @@ def launches(
 ) -> dict[str, tuple[dict[str, list[Sample]], int]]:
     """Every launch of forward and of backward, sampled for each architecture; and the clears.
 
-    Kernels do not run, so what one leaves to the next is zeros: this memory is new.
+    Kernels do not run, so what one leaves to the next is what memory is filled with: zeros. What
+    this process used before would be taken for labels and read far outside of any tensor.
     """
     from tests.emulator.machine_code import observed, program  # it builds the emulator
 
-    ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 16)
     found: dict[str, list[Sample]] = {}
 
     def observe(name: str, launch: Launch) -> bool:
@@ -204,11 +205,23 @@ def launches(
         result[direction] = dict(found), clears
         return value
 
-    value: Tensor = record("forward", lambda: problem.ours(*inputs))
-    grad = torch.ones_like(value)
-    wanted = [inputs[number] for number in problem.differentiable]
-    record("backward", lambda: torch.autograd.grad(value, wanted, grad))
+    with zeros_in_new_memory():
+        value: Tensor = record("forward", lambda: problem.ours(*inputs))
+        grad = torch.ones_like(value)
+        wanted = [inputs[number] for number in problem.differentiable]
+        record("backward", lambda: torch.autograd.grad(value, wanted, grad))
     return result
+
+
+@contextmanager
+def zeros_in_new_memory() -> Iterator[None]:
+    """Let malloc fill what it hands out; of glibc, and of more than about a kilobyte."""
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(PERTURB, 0xFF)
+    try:
+        yield
+    finally:
+        mallopt(PERTURB, 0)
 
 
 def _of_sum(event: Any) -> bool:

@@ -233,7 +233,7 @@ def actions(
         combination: what to run, in its clone.
         interpreter: its Python.
         workers: processes of pytest.
-        short: of the op suite, `SHORT` alone.
+        short: of the op suite, `SHORT` alone; of the benchmarks, one round.
     """
     lowest, wheel = combination.torch == "lowest", "wheel" in combination.parts
     asked = "torch" if combination.torch == "newest" else f"torch=={combination.torch}.*"
@@ -254,6 +254,8 @@ def actions(
         steps |= {name: suite(name, variables, workers) for name, variables in SETTINGS.items()}
     if "uses" in combination.parts:
         steps |= {name: use for name, use in three_uses.USES.items() if name != "build"}
+        if short:
+            steps["benchmarks"] = lambda place: three_uses.benchmarks(place, "--rounds", "1")
     if "cuda" in combination.parts:
         steps["CUDA apart"] = cuda_apart
     if whole:
@@ -392,7 +394,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the combinations and end")
     parser.add_argument("--jobs", type=int, default=1, help="combinations side by side; default 1")
     parser.add_argument(
-        "--short", action="store_true", help="of the op suite, what has differed between versions"
+        "--short",
+        action="store_true",
+        help="of the op suite what has differed between versions, of the benchmarks one round",
     )
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "everywhere")
     options = parser.parse_args(arguments)

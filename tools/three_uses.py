@@ -108,11 +108,11 @@ def judge_losses(text: str) -> dict[str, bool | str]:
     return {"ok": fell, "said": f"loss {losses[0]:.3f} to {losses[-1]:.3f}{words}"}
 
 
-def benchmarks(place: Place) -> Step:
+def benchmarks(place: Place, *words: str) -> Step:
     """The quick benchmarks, which check every result before they time it."""
     result = place.logs.resolve() / "benchmarks.json"
     result.unlink(missing_ok=True)
-    command = ["-W", "ignore", "-m", "benchmarks", "--quick", "--json", result]
+    command = ["-W", "ignore", "-m", "benchmarks", "--quick", "--json", result, *words]
     step = place.run("benchmarks", command)
     if not result.exists():
         return step

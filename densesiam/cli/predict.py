@@ -25,7 +25,7 @@ from densesiam.reports.prediction import PredictionWriter, Unused
 from densesiam.reports.record import Record, fingerprint, is_unfinished
 from densesiam.reports.validation import read_matching
 from densesiam.training.console import Interrupted, interactive, say
-from densesiam.training.folders import check_writable, choose_folder
+from densesiam.training.folders import choose_folder, make_folder
 from densesiam.training.interrupts import Signals
 from densesiam.training.launch import join
 from densesiam.training.options import TrainerOptions, probe
@@ -317,13 +317,7 @@ def _open(output: str | None, settings: dict[str, Any]) -> tuple[Path, Record]:
     record = Record(folder)
     if not record.path.exists():
         choose_folder(str(folder), _DEFAULT)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            check_writable(folder)
-        except OSError as error:
-            raise OSError(
-                f"cannot write to {folder} ({error.strerror}): give another --output"
-            ) from error
+        make_folder(folder)
     record.open(settings)
     return folder, record
 

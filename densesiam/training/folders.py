@@ -52,14 +52,23 @@ def claim_folder(output: str | None, default: str, of_training: bool = False) ->
     """
     folder = choose_folder(output, default, of_training)
     if first_process():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            check_writable(folder)
-        except OSError as error:
-            raise OSError(
-                f"cannot write to {folder} ({error.strerror}): give another --output"
-            ) from error
+        make_folder(folder)
     return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, unless there is one, and see that it can be written to.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {folder} ({error.strerror}): give another --output"
+        ) from error
 
 
 def _is_empty(folder: Path) -> bool:

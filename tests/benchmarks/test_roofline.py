@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 
 import pytest
+import torch
 
 from benchmarks import roofline
 from benchmarks.measure import Timing
@@ -37,6 +38,13 @@ def test_counts_are_no_worse_than_committed(case):
     assert len(found) == 2  # forward and backward
     for _, name, counted in found:
         assert roofline.worse(counted, kept[str(name)]) == [], name
+
+
+def test_what_the_process_has_left_is_no_input():
+    with roofline.zeros_in_new_memory():
+        for _ in range(3):
+            assert not torch.empty(20_000, dtype=torch.uint8).any()
+            torch.full((20_000,), 7, dtype=torch.uint8)  # and given back
 
 
 def test_every_case_of_the_method_is_committed():

@@ -28,19 +28,11 @@ from densesiam.training.folders import claim_folder
 from densesiam.training.report import RunReport
 from densesiam.training.run import default_folder
 from tests import PATIENCE
+from tests.cli import predicting
 
 ROOT = Path(cli.__file__).parents[2]
 
-MODEL = {
-    "num_classes": 3,
-    "aux_classes": 6,
-    "hidden_channels": 8,
-    "channels": 8,
-    "backbone": "test_resnet",
-    "strides": [4, 8],
-    "lr": 0.05,
-    "region_start": 1,
-}
+MODEL = {**predicting.MODEL, "lr": 0.05, "region_start": 1}
 
 
 def scene(width, height, seed):

@@ -10,6 +10,18 @@ from densesiam.data import IMAGENET_MEAN, IMAGENET_STD, Photometric
 
 PLAIN = Photometric(p_jitter=0, p_grey=0, p_blur=0)
 
+STORED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""How an upright image is stored under each of EXIF's orientations."""
+
 
 def ramps(width, height):
     """Two float images: each pixel holds its centre's x, and its centre's y."""

@@ -11,9 +11,18 @@ if _backends.missing("triton") is not None or torch.cuda.is_available():
 
 import triton.language as tl
 
+QUICK = ("label_map", "overlap_sample")
+"""Ten seconds; the others take up to half a minute, in `make faults`."""
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(_triton.kernels()))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.faults])
+        for name in sorted(_triton.kernels())
+    ],
+)
 def test_the_end_is_read_and_written(name):
     run_apart("-m", "tests.kernels.large", name)
 
@@ -22,14 +31,13 @@ def test_the_end_is_read_and_written(name):
     ("shape", "wide"), [((2, 2**30), True), ((2, 2**30 - 64), False), ((1, 2**31 - 127), True)]
 )
 def test_offsets_are_as_wide_as_the_image(shape, wide):
-    from densesiam.kernels.launch import index_type
-
-    assert index_type((1, 1), shape) == (tl.int64 if wide else tl.int32)
+    assert _triton.load_module("launch").index_type((1, 1), shape) == (
+        tl.int64 if wide else tl.int32
+    )
 
 
 def test_too_many_programs_are_an_error():
-    from densesiam.kernels import launch
-
+    launch = _triton.load_module("launch")
     kernel = _triton.load_module("pixel_loss")._forward
     with pytest.raises(ValueError, match=r"2147483647 programs are more .* split the batch"):
         launch.launch(kernel, 2**31 - 1, torch.zeros(1))

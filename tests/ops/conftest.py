@@ -48,11 +48,12 @@ LARGE = ("many pixels", "more cells than pixels", "seven")
 
 @pytest.hookimpl(tryfirst=True)  # before marks are looked at
 def pytest_collection_modifyitems(items):
-    """Interpreted, Triton meets one layout of each case and type, in turn; `make faults` the rest.
+    """Interpreted, Triton meets its cases, types and layouts in turn; `make faults` every product.
 
-    The interpreter takes as long as all other backends together. Its gradients are compared with
-    the reference's in float64, which finite differences confirm. What is compared with nothing but
-    another call of its own, such as of strided inputs, it meets in the smaller cases.
+    The interpreter takes as long as all other backends together. The first case meets each type in
+    one layout, the others two types, one in each layout. Its gradients are compared with the
+    reference's in float64, which finite differences confirm. What is compared with nothing but
+    another call of its own, such as of strided inputs, it meets in every other case.
     """
     if there_is_a_gpu:
         return
@@ -60,12 +61,12 @@ def pytest_collection_modifyitems(items):
         call = getattr(item, "callspec", None)
         if call is None or call.params.get("backend") != "triton" or "case" not in call.indices:
             continue
+        case = call.indices["case"]
         if "layout" in call.indices:
             turn = sum(call.indices.get(name, 0) for name in ("case", "dtype", "layout"))
-            apart = turn % 2 or item.originalname == "test_gradcheck"
+            apart = turn % (4 if case else 2) or item.originalname == "test_gradcheck"
         else:
-            strided = item.originalname == "test_strided_inputs_and_gradients"
-            apart = any(name in call.id for name in LARGE) or (strided and call.indices["case"] % 2)
+            apart = case % 2 or any(name in call.id for name in LARGE)
         if apart:
             item.add_marker(pytest.mark.faults)
 

@@ -421,7 +421,8 @@ class OpSuite:
 
         for module in (importlib.import_module(f"densesiam.ops.{self.op}"), _pixel_loss):
             monkeypatch.setattr(module, "run_kernel", recording, raising=False)
-        for layout in LAYOUTS:
+        slow = backend == "triton" and device.type == "cpu"  # interpreted: the harder layout
+        for layout in LAYOUTS[-1:] if slow else LAYOUTS:
             case = next(iter(self.CASES.values()))
             args = case.make(Maker(torch.float32, layout, device))
             for i in case.differentiable:

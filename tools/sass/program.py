@@ -215,6 +215,12 @@ def symbols(cubin: Path) -> list[str]:
     return [name[6:] for name in _sections(cubin) if name.startswith(".text.")]
 
 
+def _told(cubin: Path, *words: str) -> str:
+    """What cuobjdump tells of a file."""
+    command = [tool("cuobjdump"), *words, cubin]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @cache
 def read_program(cubin: Path, name: str) -> Program:
     """Read one kernel of a cubin.
@@ -223,22 +229,12 @@ def read_program(cubin: Path, name: str) -> Program:
         cubin: a file for one architecture.
         name: the kernel's mangled name.
     """
-    listing = subprocess.run(
-        [tool("cuobjdump"), "-sass", "-fun", name, cubin],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    listing = _told(cubin, "-sass", "-fun", name)
     architecture = re.search(r"code for sm_(\d+)", listing)
     if architecture is None:
         raise ValueError(f"{cubin} has no kernel {name}: it has {', '.join(symbols(cubin))}")
     instructions = [found for line in listing.splitlines() if (found := parse_line(line))]
-    usage = subprocess.run(
-        [tool("cuobjdump"), "-res-usage", "-fun", name, cubin],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    usage = _told(cubin, "-res-usage", "-fun", name)
     resources = re.search(rf"Function {name}:\s*REG:(\d+) STACK:\d+ SHARED:(\d+)", usage)
     assert resources is not None, usage
     constants = {

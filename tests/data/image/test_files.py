@@ -13,7 +13,7 @@ from PIL import Image
 from densesiam.data import ImageReadError, find_images, read_image, read_label
 from densesiam.data.image import files
 from densesiam.data.image.files import read_header, scan_folder
-from tests.data.support import noise, save_images
+from tests.data.support import STORED, noise, save_images
 
 RAMP16 = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
 RAMP8 = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -238,7 +238,7 @@ def test_transparency_lies_over_white(tmp_path):
 
 
 @pytest.mark.parametrize("large", [False, True, "without room"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", STORED)
 def test_exif_orientation(tmp_path, orientation, large, monkeypatch):
     if large:  # turned in strips of five rows of 32 pixels, ten of 16
         monkeypatch.setattr(files, "_TURNED_IN_MEMORY", 0)
@@ -247,16 +247,8 @@ def test_exif_orientation(tmp_path, orientation, large, monkeypatch):
         monkeypatch.setattr(files.tempfile, "TemporaryFile", partial(open, "/dev/full", "w+b"))
     upright = Image.new("RGB", (32, 16), "white")
     upright.paste((255, 0, 0), (0, 0, 16, 8))  # red top left corner
-    undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    how = STORED[orientation]
+    stored = upright if how is None else upright.transpose(how)
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "a.png", exif=exif)

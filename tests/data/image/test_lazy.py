@@ -18,19 +18,7 @@ from densesiam.data.image import lazy
 from densesiam.data.image.frame import resample
 from densesiam.data.image.lazy import MARGIN, LazyImage, Part
 from densesiam.data.sets.classified import ClassifiedImages
-from tests.data.support import PLAIN, noise
-
-STORED = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""How an upright image is stored under each of EXIF's orientations."""
+from tests.data.support import PLAIN, STORED, noise
 
 
 def save_jpeg(image, path, orientation=1):
