@@ -101,6 +101,21 @@ def test_a_wrong_composite_is_found(fault):
     assert measured.refused["cpu"].startswith("wrong by")
 
 
+@pytest.mark.skipif(not ON_CPU, reason="the CPU backend is not measured where there is a GPU")
+def test_what_is_wrong_with_one_draw_of_inputs_alone_is_rounding():
+    problem, drawn = pretraining(0, batch=4), []
+
+    def make():
+        drawn.append(problem.make())
+        return drawn[-1]
+
+    def turned_over(x, *rest):
+        return problem.ours(x.detach() if x is drawn[0][0] else x, *rest) + 0 * x.sum()
+
+    case = Case(replace(problem, make=make, ours=turned_over), "", Setting(4), "own")
+    assert not measure(case, rounds=1).refused
+
+
 def test_small_gradients_are_no_error_in_half_precision():
     """Those of a mean over 51,200 pixels, which float16 would keep to a few bits, or lose."""
     setting = Setting(8, torch.float16)
