@@ -16,7 +16,7 @@ from densesiam.training.checkpoints import read_checkpoint, read_file
 from densesiam.training.console import say
 from densesiam.transfer import SegmentationTransfer
 
-USAGE = "CHECKPOINT --format FORMAT [--output FILE] [--size HEIGHT WIDTH] [--any_size false]"
+USAGE = "CHECKPOINT --format FORMAT [--output FILE] [--size '[HEIGHT, WIDTH]'] [--any_size false]"
 
 BackboneFormat = Literal["timm", "torchvision", "detectron2"]
 SegmenterFormat = Literal["torch", "onnx"]

@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from jsonargparse import ArgumentError, ArgumentParser
 
 from densesiam.cli.allocation import keep_memory
-from densesiam.cli.mistakes import readable
+from densesiam.cli.mistakes import readable, unreadable_config
 from densesiam.cli.outline import outlines
 from densesiam.cli.registry import COMMANDS, build_parsers, command_module
 from densesiam.training.console import UsageError
@@ -53,9 +53,11 @@ def run(args: Sequence[str] | None = None) -> None:
     parser, parsers = build_parsers(_named(args))
     try:
         config = parser.parse_args(args)
-    except ArgumentError as error:
-        said = _said_by_task(args, parsers) or str(error)
-        raise UsageError(readable(said, parsers)) from error
+    except (ArgumentError, UnicodeDecodeError) as error:
+        said = unreadable_config(args) or readable(
+            _said_by_task(args, parsers) or str(error), parsers
+        )
+        raise UsageError(said) from error
     command = config.command
     keep_memory()
     command_module(command).run(parsers[command], config[command])

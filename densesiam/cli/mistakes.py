@@ -3,9 +3,13 @@
 import difflib
 import importlib
 import inspect
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
 
 # For a setting of several types: a complaint of each, nested where an object is wrong within.
@@ -17,6 +21,9 @@ _UNION = re.compile(
 )
 _CLASS = r"Problem with given class_path '([\w.]+)':"
 _SINGLE = re.compile(r"Expected a (?P<type>[^\n]*?)\. Got value: (?P<value>[^\n]*)")
+_UNCHOSEN = re.compile(
+    r'expected "(?:\w+\.)?(task|command)" to be one of \{(.*?)\}, but it was not provided\.?'
+)
 _NO_SUCH_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 
 
@@ -27,7 +34,12 @@ def readable(text: str, parsers: dict[str, ArgumentParser]) -> str:
         text: the parser's, in lines.
         parsers: of the commands.
     """
-    text = re.sub(r"Parser key \"(.*?)\":", r"\1:", text.strip())
+    text = re.sub(r"Parser key \"(.*?)\"(?: element \d+)?:", r"\1:", text.strip())
+    text = _UNCHOSEN.sub(r"give a \1: one of \2", text)
+    if not re.search(_CLASS, text):
+        text = re.sub(
+            r"(?<=arguments are required: ).*", lambda match: _given_as(match[0], parsers), text
+        )
     while (plainer := _UNION.sub(_union, text)) != text:
         text = plainer
     text = _SINGLE.sub(lambda m: f"expected {_type(m['type'])}, got {m['value']}", text)
@@ -46,18 +58,69 @@ def readable(text: str, parsers: dict[str, ArgumentParser]) -> str:
     return text
 
 
+def unreadable_config(args: Sequence[str]) -> str | None:
+    """What is wrong with a configuration file that is named on a command line, as a file.
+
+    The parser's own words for it name no file.
+
+    Args:
+        args: the command line.
+
+    Returns:
+        None where nothing is.
+    """
+    given = [after for arg, after in itertools.pairwise(args) if arg == "--config"]
+    given += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+    for name in given:
+        path = Path(name)
+        if path.is_dir():
+            return f"--config {name} is a folder: expected a YAML file of settings"
+        try:
+            content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return f"no file --config {name}: expected a YAML file of settings"
+        except OSError as error:
+            return f"cannot read --config {name}: {error.strerror}"
+        except UnicodeDecodeError:
+            return f"--config {name} is no text: expected a YAML file of settings"
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            problem = getattr(error, "problem", None) or "it cannot be parsed"
+            return f"--config {name} is no YAML{where}: {problem}"
+        if not isinstance(content, dict):
+            found = "is empty" if content is None else "holds no settings by name"
+            return f"--config {name} {found}: expected lines such as `seed: 1`"
+    return None
+
+
+def _given_as(keys: str, parsers: dict[str, ArgumentParser]) -> str:
+    """How missing settings are given: those with a place in capitals, others by name."""
+    found = []
+    for key in keys.split(", "):
+        command, _, name = key.partition(".")
+        if command not in parsers:
+            command, name = "", key
+        actions = parsers[command]._actions if command else []
+        placed = any(action.dest == name and not action.option_strings for action in actions)
+        found.append(name.upper() if placed else f"--{name}")
+    return ", ".join(found)
+
+
 def _union(match: re.Match[str]) -> str:
     """A value that is of none of its types: what it should be, or what is wrong within it."""
     errors = [error.strip() for error in re.split(r"\n\s*- ", match["errors"])]
-    value = match["value"]
+    value, hint = match["value"], ""
     for error in errors:
         if error.startswith("Problem with given class_path"):
             return error  # it is an object, as it should be
-        if value.startswith("{") and (missing := _NO_SUCH_CLASS.match(error)):
-            classes = dir(importlib.import_module("densesiam.data"))
-            return f"there is no class {missing[1]}: {_meant(missing[1], classes)}".rstrip(": ")
+        if missing := _NO_SUCH_CLASS.match(error):
+            meant = _meant(missing[1], dir(importlib.import_module("densesiam.data"))).strip()
+            if value.startswith("{"):
+                return f"there is no class {missing[1]}: {meant}".rstrip(": ")
+            hint = f": {meant}" if meant else ""
     types = [_type(each) for each in re.split(r",\s*(?![^\[]*\])", match["types"])]
-    return f"expected {' or '.join(types)}, got {value}"
+    return f"expected {' or '.join(types)}, got {value}{hint}"
 
 
 def _unknown_option(match: re.Match[str]) -> str:
@@ -72,7 +135,7 @@ def _type(text: str) -> str:
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     text = re.sub(r"typing\.Literal\[('[^',]*')\]", r"\1", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
-    return "null" if text == "NoneType" else text
+    return {"NoneType": "null", "tuple": "a list such as [1, 2]"}.get(text, text)
 
 
 def _meant(name: str, known: Iterable[str]) -> str:

@@ -61,6 +61,7 @@ def run(parser: ArgumentParser, config: Namespace) -> None:
 def _knn_parser() -> ArgumentParser:
     parser = ArgumentParser(
         exit_on_error=False,
+        allow_abbrev=False,
         description=_KNN,
         usage="densesiam probe knn --config FILE [--model.weights FILE] [other settings]",
     )

@@ -45,6 +45,7 @@ def build_parsers(
         prog="densesiam",
         version=__version__,
         exit_on_error=False,
+        allow_abbrev=False,
         description="Learn to segment images without labels (DenseSiam, ECCV 2022). "
         "New here? Try `densesiam demo`, then "
         "`densesiam fit --config configs/folder.yaml --data.train YOUR_PHOTOS`.",
@@ -55,6 +56,7 @@ def build_parsers(
         module = command_module(name) if name in wanted else None
         parsers[name] = ArgumentParser(
             exit_on_error=False,
+            allow_abbrev=False,
             description=summary,
             usage=f"densesiam {name} {module.USAGE}" if module else None,
         )

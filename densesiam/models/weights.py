@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib.util
+import itertools
 import pickle
 import re
 import sys
@@ -18,6 +19,8 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
+
+from densesiam._reading import check_is_file
 
 # Channel means and deviations (RGB in [0, 1]) that EfficientNet-Lite0's weights were trained with,
 # 127/255 and 128/255. Measured: with these, the variances of real photographs after the first
@@ -88,11 +91,11 @@ def read_state_dict(path: str | Path, network: str | None = None) -> dict[str, T
             holds no named tensors, no such network, or NaN or infinity.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"weights: no file {str(path)!r}. Give the path of a .safetensors or torch.save file, "
-            "'timm', 'efficientnet-lite0', or null."
-        )
+    check_is_file(
+        path,
+        "file of weights",
+        "give the path of a .safetensors or torch.save file, 'timm', 'efficientnet-lite0', or null",
+    )
     try:
         content: Any
         if path.suffix == ".safetensors":
@@ -106,7 +109,7 @@ def read_state_dict(path: str | Path, network: str | None = None) -> dict[str, T
         raise ValueError(
             f"weights: cannot read {str(path)!r} as plain tensors; a file that holds other objects "
             "is refused, since loading it could run its code. Save the model's state_dict() alone "
-            f"and load that. ({error})"
+            f"and load that. ({_reason(error)})"
         ) from error
     keys = [*([network] if network else []), *WRAPPERS]
     networks: list[str] = []
@@ -131,6 +134,12 @@ def read_state_dict(path: str | Path, network: str | None = None) -> dict[str, T
         )
     check_finite(content, f"weights: {str(path)!r}")
     return content
+
+
+def _reason(error: Exception) -> str:
+    """What an unpickler met; torch's text around it advises to run what is in the file."""
+    found = re.search(r"WeightsUnpickler error:\s*([^\n]+)", str(error))
+    return found[1].strip() if found else str(error).strip().split("\n")[0]
 
 
 def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -258,15 +267,20 @@ def load_backbone(
     if (translated := from_transformers(state_dict)) is not None:
         state_dict, layout = translated, "transformers'"
     full: Any = timm.create_model(name)
-    fit = _Fit.of(backbone, name, full, state_dict, source)
+    fit = _Fit.of(backbone, full, state_dict)
     if fit.misfits:
         converted = _converted(fit, full)
         if converted is not None:
-            other = _Fit.of(backbone, name, full, converted, source)
+            other = _Fit.of(backbone, full, converted)
             if not other.misfits:
                 written = fit.written
                 fit, layout = other, layout or "its authors'"
                 fit.written = written
+    if not fit.matched:
+        raise ValueError(
+            f"weights: nothing in {source} fits {name}. The backbone looks for names such as "
+            f"{listed(fit.places.values())}; the file has {listed(state_dict)}."
+        )
     if fit.misfits or fit.foreign:
         raise ValueError(
             f"weights: {source} is not of the architecture {name}: of its {len(fit.places)} "
@@ -323,25 +337,15 @@ class _Fit:
         return [key for key in self.tensors if key not in used]
 
     @classmethod
-    def of(
-        cls,
-        backbone: nn.Module,
-        name: str,
-        full: Any,
-        state_dict: Mapping[str, Tensor],
-        source: str,
-    ) -> "_Fit":
+    def of(cls, backbone: nn.Module, full: Any, state_dict: Mapping[str, Tensor]) -> "_Fit":
         own = backbone.state_dict()
         places = _places(backbone)
         found = {_flat(key): key for key in state_dict}
         prefixes = Counter(
             key.removesuffix(place) for place in places for key in found if key.endswith(place)
         )
-        if not prefixes:
-            raise ValueError(
-                f"weights: nothing in {source} fits {name}. The backbone looks for names such as "
-                f"{listed(places.values())}; the file has {listed(state_dict)}."
-            )
+        # Where nothing fits, timm's converter may know the names behind what all have in common.
+        prefixes = prefixes or Counter([_flat(_common_prefix(state_dict))])
         most = max(prefixes.values())
         best = [prefix for prefix, count in prefixes.items() if count == most]
         leading = [p for p in best if not any(follower in p for follower in _FOLLOWERS)]
@@ -365,12 +369,19 @@ class _Fit:
             for place, key in inside.items()
             if place not in known and key[len(prefix) :].split(".")[0] in body
         ]
-        some = next(iter(matched.values()))
+        some = next(iter(inside.values()))
         written = some[: len(prefix)]  # as the file has it, dots and all
         lacking = [key for key in missing if not key.endswith("num_batches_tracked")]
         return cls(
             state_dict, places, written, inside, matched, missing, lacking, reshaped, foreign
         )
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    """The modules that all names begin with, each with its dot."""
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    common = itertools.takewhile(lambda level: len(set(level)) == 1, levels)
+    return "".join(f"{level[0]}." for level in common)
 
 
 def _converted(fit: _Fit, full: Any) -> dict[str, Tensor] | None:
@@ -390,7 +401,8 @@ def _converted(fit: _Fit, full: Any) -> dict[str, Tensor] | None:
     plain = {_CHUNKED.sub(r"blocks.\1.", key): tensor for key, tensor in plain.items()}
     for key in [key for key in plain if key.endswith("attn.qkv.bias")]:
         # timm has most of DINOv3's networks twice, without these biases where they ended at zero.
-        if key in own or key.replace("qkv.bias", "q_bias") in own:
+        places = {key, key.replace("qkv.bias", "q_bias")}
+        if places & own.keys() or key.replace("bias", "weight") not in own:
             continue
         if plain[key].any():
             name = full.pretrained_cfg["architecture"]
@@ -421,6 +433,11 @@ _TRANSFORMERS_VIT = (
     (r"encoder\.layer\.(\d+)\.mlp\.(fc[12]\..*)", r"blocks.\1.mlp.\2"),
     (r"encoder\.layer\.(\d+)\.mlp\.weights_in\.(.*)", r"blocks.\1.mlp.w12.\2"),
     (r"encoder\.layer\.(\d+)\.mlp\.weights_out\.(.*)", r"blocks.\1.mlp.w3.\2"),
+    # ViT, DeiT, and DINO, MAE and MSN in its form.
+    (r"encoder\.layer\.(\d+)\.layernorm_before\.(.*)", r"blocks.\1.norm1.\2"),
+    (r"encoder\.layer\.(\d+)\.layernorm_after\.(.*)", r"blocks.\1.norm2.\2"),
+    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(.*)", r"blocks.\1.mlp.fc1.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.dense\.(.*)", r"blocks.\1.mlp.fc2.\2"),
 )
 _TRANSFORMERS_QKV = re.compile(
     r"(?:encoder\.|model\.)?layer\.(\d+)\.attention\.(?:attention\.)?"
@@ -442,12 +459,45 @@ _TRANSFORMERS_RESNET = (
         ),
     ),
 )
+# ConvNeXt and ConvNeXt V2 on the one hand, DINOv3's on the other; to timm's names, since the
+# authors' have nothing in common with those of the backbone.
+_CONVNEXT_BLOCK = {
+    "layer_scale_parameter": "gamma",
+    "dwconv": "conv_dw",
+    "depthwise_conv": "conv_dw",
+    "layernorm": "norm",
+    "layer_norm": "norm",
+    "pwconv1": "mlp.fc1",
+    "pointwise_conv1": "mlp.fc1",
+    "pwconv2": "mlp.fc2",
+    "pointwise_conv2": "mlp.fc2",
+    "grn": "mlp.grn",
+}
+_TRANSFORMERS_CONVNEXT = (
+    (r"embeddings\.patch_embeddings\.(.*)", r"stem.0.\1"),
+    (r"embeddings\.layernorm\.(.*)", r"stem.1.\1"),
+    (r"(?:model\.)?stages\.0\.downsample_layers\.([01])\.(.*)", r"stem.\1.\2"),
+    (
+        r"(?:encoder\.|model\.)?stages\.(\d+)\.(?:downsampling_layer|downsample_layers)\.(.*)",
+        r"stages.\1.downsample.\2",
+    ),
+    (
+        r"(?:encoder\.|model\.)?stages\.(\d+)\.layers\.(\d+)\.(\w+)(.*)",
+        lambda m: f"stages.{m[1]}.blocks.{m[2]}.{_CONVNEXT_BLOCK.get(m[3], m[3])}{m[4]}",
+    ),
+    (r"(?:layernorm|layer_norm)\.(.*)", r"head.norm.\1"),
+    (r"classifier\.(.*)", r"head.fc.\1"),
+)
 # Before the names, where a model has a head: that of the network in it.
-_TRANSFORMERS_PREFIX = re.compile(r"^(?:dinov2|dinov2_with_registers|dinov3_vit|resnet|backbone)\.")
+_TRANSFORMERS_PREFIX = re.compile(
+    r"^(?:dinov2|dinov2_with_registers|dinov3_vit|resnet|convnext|convnextv2|vit|deit|backbone)\."
+)
 
 
 def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Translate the names of transformers' ResNet, DINOv2 and DINOv3 to those of their authors.
+    """Translate transformers' names to those of the networks' authors, or timm's.
+
+    Its ResNet, ConvNeXt (V2 and DINOv3's too), ViT, DeiT, DINOv2 and DINOv3 are known.
 
     Queries, keys and values become one matrix again; where keys have no bias, it is zero.
 
@@ -455,12 +505,20 @@ def from_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor] | N
         state_dict: of a ``safetensors`` file as ``save_pretrained`` writes it.
 
     Returns:
-        The tensors under ResNet's names in torchvision, DINOv2's or DINOv3's in their repositories;
-        those without a counterpart keep their names. None where the names are not transformers'.
+        The tensors under ResNet's names in torchvision, ConvNeXt's in timm, those of the others in
+        their repositories; those without a counterpart keep their names. None where the names are
+        not transformers'.
     """
     names = {key: _TRANSFORMERS_PREFIX.sub("", key) for key in state_dict}
     if any(name.startswith("embedder.embedder.") for name in names.values()):
         return {_renamed(n, _TRANSFORMERS_RESNET): state_dict[k] for k, n in names.items()}
+    if any(re.search(r"stages\.0\.layers\.0\.d\w+\.weight", name) for name in names.values()):
+        return {
+            _renamed(n, _TRANSFORMERS_CONVNEXT): state_dict[k].flatten()
+            if ".grn." in n
+            else state_dict[k]
+            for k, n in names.items()
+        }
     if "embeddings.cls_token" not in names.values():
         return None
     gated = any(".mlp.gate_proj." in name for name in names.values())

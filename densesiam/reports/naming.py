@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 from PIL import ImageColor
 
+from densesiam._reading import check_is_file
 from densesiam._writing import write_text
 from densesiam.reports.visualize import palette
 
@@ -106,8 +107,7 @@ def read_categories(path: Path, count: int) -> Categories:
         ValueError: it is no such file, names categories that there are not, or gives two
             categories one colour.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no names {path}: expected a YAML file such as names.yaml")
+    check_is_file(path, "file of names", "expected a YAML file such as names.yaml")
     expected = "expected `categories:` and a line such as `0: sky` for each"
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))

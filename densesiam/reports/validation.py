@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from densesiam._reading import check_is_file
 from densesiam._writing import replacing, write_text
 from densesiam.data import ClassTable
 from densesiam.evaluation.matching import reorder_clusters
@@ -350,20 +351,15 @@ def read_matching(
         FileNotFoundError: there is no such file.
         ValueError: it is no such file, or of another model or data set.
     """
-    if not path.is_file():
-        kinds = "" if class_names is None else '"hungarian", "majority", or '
-        raise FileNotFoundError(
-            f"no matching {path}: expected {kinds}the scores.json of an earlier "
-            "`densesiam validate`"
-        )
+    kinds = "" if class_names is None else '"hungarian", "majority", or '
+    expected = f"expected {kinds}the scores.json of an earlier `densesiam validate`"
+    check_is_file(path, "matching", expected)
     try:
         content = json.loads(path.read_text())
         assignment, names = list(content["assignment"]), list(content["classes"])
         learned = f"{content['protocol']['matching']}, on {content['protocol']['data']}"
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} holds no matching: expected the scores.json of an earlier `densesiam validate`"
-        ) from error
+        raise ValueError(f"{path} holds no matching: {expected}") from error
     if len(assignment) != num_clusters:
         raise ValueError(
             f"the matching in {path} is for {len(assignment)} clusters, the model has "

@@ -14,6 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
+from densesiam._reading import check_is_file
 from densesiam._writing import replacing
 from densesiam.methods import METHODS, Method
 from densesiam.models.weights import check_finite
@@ -189,8 +190,7 @@ def read_file(path: Path, expected: str) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint, is damaged, or holds weights that are not finite.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}: {expected}")
+    check_is_file(path, "checkpoint", expected)
     try:
         # torch.load reads past the archive's checksums: flipped bits would become other weights.
         with zipfile.ZipFile(path) as archive:

@@ -13,7 +13,7 @@ _OF_A_RUN = {"config.yaml", "summary.json", "logs", "pictures", "checkpoints"}
 _PROBE = ".writable"
 
 
-def choose_folder(output: str | None, default: str) -> Path:
+def choose_folder(output: str | None, default: str, of_training: bool = False) -> Path:
     """Find an empty or missing folder to write to.
 
     Each process of several does, and finds the same: none writes before all have begun to train.
@@ -21,31 +21,36 @@ def choose_folder(output: str | None, default: str) -> Path:
     Args:
         output: the folder; it must not exist, or be empty.
         default: used if `output` is None; where it is taken, a number is added.
+        of_training: whether it is for a training, which could be gone on with.
 
     Raises:
         FileExistsError: the folder holds something.
+        NotADirectoryError: it is a file.
     """
     folder = Path(output or default)
+    if output is not None and folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file: give another --output")
     number = 2
     while output is None and not _is_empty(folder):
         folder = Path(f"{default}-{number}")
         number += 1
     if not _is_empty(folder):
+        resume = " (or, to go on with a run, --ckpt_path auto)" if of_training else ""
         raise FileExistsError(
             f"{folder} is not empty, and nothing there will be overwritten: give another "
-            "--output (or, to go on with a run, --ckpt_path auto)"
+            f"--output{resume}"
         )
     return folder
 
 
-def claim_folder(output: str | None, default: str) -> Path:
+def claim_folder(output: str | None, default: str, of_training: bool = False) -> Path:
     """Make an empty folder to write to; see `choose_folder`.
 
     Raises:
         FileExistsError: the folder holds something.
         OSError: it cannot be made or written to.
     """
-    folder = choose_folder(output, default)
+    folder = choose_folder(output, default, of_training)
     if first_process():
         make_folder(folder)
     return folder
@@ -68,7 +73,7 @@ def make_folder(folder: Path) -> None:
 
 def _is_empty(folder: Path) -> bool:
     """Whether there is nothing."""
-    return not folder.exists() or not _content(folder)
+    return not folder.exists() or (folder.is_dir() and not _content(folder))
 
 
 def _content(folder: Path) -> set[str]:
@@ -94,8 +99,8 @@ def holds_no_run(folder: Path) -> bool:
     Args:
         folder: it may be missing.
     """
-    if not folder.exists():
-        return True
+    if not folder.is_dir():
+        return not folder.exists()
     return _content(folder) <= _OF_A_RUN and not any(folder.glob("checkpoints/[!.]*.ckpt"))
 
 

@@ -196,7 +196,7 @@ def find_start(
         _check_home(config, folder)
     note_killed(folder, wait=auto)
     if config.ckpt_path is None:
-        return Start(choose_folder(config.output, default))
+        return Start(choose_folder(config.output, default, of_training=True))
     try:
         path, checkpoint = open_checkpoint(
             "last" if auto else config.ckpt_path, str(folder) if auto else config.output, read
@@ -218,7 +218,7 @@ def find_start(
         note_finished(folder)
         return None
     if not auto and config.ckpt_path != "last":
-        folder = choose_folder(config.output, default)
+        folder = choose_folder(config.output, default, of_training=True)
     return Start(folder, path, checkpoint)
 
 

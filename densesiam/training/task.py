@@ -56,6 +56,7 @@ class Task:
         """The parser of the task's arguments."""
         parser = ArgumentParser(
             exit_on_error=False,
+            allow_abbrev=False,
             description=self.summary,
             usage=f"densesiam {self.command} --config FILE [--model.weights FILE] [other settings]",
         )

@@ -406,8 +406,12 @@ def trained(tmp_path_factory):
         ),
         (["--trainer.devices", "two"], "trainer.devices: expected int or 'auto', got two"),
         (["--model.lr", "fast"], "model.lr: expected float or null, got fast"),
-        (["--data.views", "TwoCropz"], "data.views: expected Views or null, got TwoCropz"),
-        (["--config", "nowhere.yaml"], "config: File does not exist"),
+        (
+            ["--data.views", "TwoCropz"],
+            "data.views: expected Views or null, got TwoCropz: did you mean TwoCrops?",
+        ),
+        (["--trainer.max_epoch", "1"], "did you mean trainer.max_epochs?"),
+        (["--config", "nowhere.yaml"], "no file --config nowhere.yaml: expected a YAML file"),
         (["--model.num_classes", "1"], "num_classes must be at least 2 categories, got 1"),
         (["--model.num_classes", "-4"], "num_classes must be at least 2 categories, got -4"),
         (["--trainer.max_epochs", "0"], "max_epochs must be at least 1, got 0"),
@@ -429,7 +433,9 @@ def test_mistakes_in_settings(config, capsys, args, message, tmp_path):
     [
         ("model: {num_clases: 3}", "did you mean model.num_classes?"),
         ("trainer: {max_epochs: soon}", "max_epochs"),
-        ("model: [3", "Problems parsing config"),
+        ("seed: 1\nmodel: [3", "wrong.yaml is no YAML in line 2, column 10: expected ',' or ']'"),
+        ("- seed", "wrong.yaml holds no settings by name: expected lines such as `seed: 1`"),
+        ("", "wrong.yaml is empty: expected lines such as `seed: 1`"),
         (
             "data: {views: {class_path: TwoCropz}}",
             "data.views: there is no class TwoCropz: did you mean TwoCrops?\n",
@@ -444,6 +450,35 @@ def test_mistakes_in_config_files(tmp_path, capsys, text, message):
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     assert message in error(capsys, "fit", "--config", path, code=2)
+
+
+# Of each kind, on the parts of one command; the checks are shared by all.
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ("predict", 2, "the following arguments are required: CHECKPOINT, IMAGES"),
+        ("export x.ckpt", 2, "the following arguments are required: --format"),
+        ("probe knn", 2, "the following arguments are required: --data.train, --data.val"),
+        ("probe", 2, "give a task: one of segmentation,classification,knn"),
+        ("", 2, "give a command: one of fit,validate,predict"),
+        ("export x.ckpt --format torch --size 3", 2, "size: expected a list such as [1, 2], got 3"),
+        ("predict x y --format coc", 2, "format: expected one of 'coco', 'coco-polygons'"),
+        ("fit --config FOLDER", 2, "--config FOLDER is a folder: expected a YAML file"),
+        ("fit --config BYTES", 2, "--config BYTES is no text: expected a YAML file"),
+        ("predict FOLDER x", 1, "FOLDER is a folder, not a checkpoint: expected a .ckpt file"),
+        ("export FOLDER --format timm", 1, "FOLDER is a folder, not a checkpoint"),
+        ("validate --ckpt_path FOLDER", 1, "FOLDER is a folder, not a checkpoint"),
+        ("fit --data.train BYTES", 1, "expected a folder of images, got a file: BYTES"),
+        ("fit --data.train samples --output BYTES", 1, "BYTES is a file: give another --output"),
+        ("demo --output BYTES", 1, "BYTES is a file: give another --output"),
+    ],
+)
+def test_mistakes_on_command_lines(tmp_path, monkeypatch, capsys, args, code, message):
+    monkeypatch.chdir(tmp_path)
+    Path("FOLDER").mkdir()
+    Path("BYTES").write_bytes(b"\xff\xfe")
+    assert message in error(capsys, *args.split(), code=code)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["BYTES", "FOLDER"]
 
 
 @pytest.mark.parametrize("task", ["transfer segmentation", "transfer detection", "probe knn"])

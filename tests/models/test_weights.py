@@ -322,6 +322,105 @@ def in_transformers_resnet(state):
     return result
 
 
+def in_transformers_vit(state):
+    """timm's ViT as transformers saves it under a classifier."""
+    result = {}
+    for name, tensor in state.items():
+        block = re.match(
+            r"blocks\.(\d+)\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc[12])\.(.*)", name
+        )
+        if block is None:
+            place = (
+                name.replace("patch_embed.proj", "vit.embeddings.patch_embeddings.projection")
+                .replace("cls_token", "vit.embeddings.cls_token")
+                .replace("pos_embed", "vit.embeddings.position_embeddings")
+                .replace("norm.", "vit.layernorm.")
+                .replace("head.", "classifier.")
+            )
+            result[place] = tensor
+            continue
+        number, part, rest = block.groups()
+        layer = f"vit.encoder.layer.{number}"
+        if part == "attn.qkv":
+            for each, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                result[f"{layer}.attention.attention.{each}.{rest}"] = piece
+            continue
+        place = {
+            "norm1": "layernorm_before",
+            "norm2": "layernorm_after",
+            "attn.proj": "attention.output.dense",
+            "mlp.fc1": "intermediate.dense",
+            "mlp.fc2": "output.dense",
+        }[part]
+        result[f"{layer}.{place}.{rest}"] = tensor
+    return result
+
+
+def renamed(state, rules):
+    """A state dict whose names are changed by one pattern after another."""
+    result = {}
+    for name, tensor in state.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        result[name] = tensor
+    return result
+
+
+def in_transformers_convnext(state):
+    """timm's ConvNeXt as transformers saves it, with its head; V2's normalisation has four axes."""
+    return renamed(
+        {k: v.view(1, 1, 1, -1) if ".grn." in k else v for k, v in state.items()},
+        [
+            (r"^stem\.0", "convnext.embeddings.patch_embeddings"),
+            (r"^stem\.1", "convnext.embeddings.layernorm"),
+            (r"^stages\.(\d)\.downsample", r"convnext.encoder.stages.\1.downsampling_layer"),
+            (r"^stages\.(\d)\.blocks\.(\d+)\.norm", r"stages.\1.blocks.\2.layernorm"),
+            (r"^stages\.(\d)\.blocks", r"convnext.encoder.stages.\1.layers"),
+            (r"\.conv_dw\.", ".dwconv."),
+            (r"\.mlp\.fc(\d)\.", r".pwconv\1."),
+            (r"\.mlp\.grn\.", ".grn."),
+            (r"\.gamma$", ".layer_scale_parameter"),
+            (r"^head\.norm\.", "convnext.layernorm."),
+            (r"^head\.fc\.", "classifier."),
+        ],
+    )
+
+
+def in_transformers_dinov3_convnext(state):
+    """timm's ConvNeXt as transformers saves DINOv3's."""
+    return renamed(
+        state,
+        [
+            (r"^stem\.", "stages.0.downsample_layers."),
+            (r"^stages\.(\d)\.downsample\.", r"stages.\1.downsample_layers."),
+            (r"\.blocks\.(\d+)\.norm\.", r".layers.\1.layer_norm."),
+            (r"\.blocks\.", ".layers."),
+            (r"\.conv_dw\.", ".depthwise_conv."),
+            (r"\.mlp\.fc(\d)\.", r".pointwise_conv\1."),
+            (r"^head\.norm\.", "layer_norm."),
+        ],
+    )
+
+
+def in_convnexts_repository(state):
+    """timm's ConvNeXt under its authors' names, as VICRegL has them too."""
+    return renamed(
+        state,
+        [
+            (r"^stem\.", "downsample_layers.0."),
+            (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+            (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
+            (r"\.conv_dw\.", ".dwconv."),
+            (r"\.mlp\.fc(\d)\.", r".pwconv\1."),
+            (r"^head\.norm\.", "norm."),
+            (r"^head\.fc\.", "head."),
+        ],
+    )
+
+
+CONVNEXT, CONVNEXT_V2 = "convnext_tiny", "convnextv2_tiny"
+VICREGL = "VICRegL's ConvNeXt, in a training's checkpoint"
+
 FOREIGN = {
     "transformers, DINOv2": ("vit_small_patch14_dinov2", in_transformers_dinov2),
     "transformers, DINOv2 with a head": (
@@ -351,19 +450,51 @@ FOREIGN = {
         },
     ),
     "transformers, ResNet": ("resnet18", in_transformers_resnet),
+    "transformers, ViT": ("vit_small_patch16_224", in_transformers_vit),
+    "transformers, ConvNeXt": (CONVNEXT, in_transformers_convnext),
+    "transformers, ConvNeXt V2": (
+        CONVNEXT_V2,
+        lambda s: renamed(in_transformers_convnext(s), [("^convnext", "convnextv2")]),
+    ),
+    "transformers, DINOv3's ConvNeXt": (CONVNEXT, in_transformers_dinov3_convnext),
+    "transformers 5, DINOv3's ConvNeXt": (
+        CONVNEXT,
+        lambda s: renamed(in_transformers_dinov3_convnext(s), [("^stages", "model.stages")]),
+    ),
+    "ConvNeXt's repository": (CONVNEXT, lambda s: {"model": in_convnexts_repository(s)}),
+    VICREGL: (
+        CONVNEXT,
+        lambda s: {"model": under("module.backbone.", in_convnexts_repository(s))},
+    ),
+    "MAE's repository": (
+        "vit_small_patch16_224",
+        lambda s: {
+            "model": {
+                **s,
+                "decoder_embed.weight": torch.zeros(2, 2),
+                "decoder_blocks.0.attn.qkv.bias": torch.zeros(2),
+                "mask_token": torch.zeros(1, 1, 2),
+            },
+            "args": argparse.Namespace(mask_ratio=0.75),
+        },
+    ),
 }
 
 
 @pytest.fixture
 def _shallow(monkeypatch):
-    """Transformers of three narrow blocks."""
+    """Transformers of three narrow blocks, and ConvNeXts of five."""
     create = timm.create_model
-    small = {"depth": 3, "embed_dim": 48, "num_heads": 3}
-    monkeypatch.setattr(
-        timm,
-        "create_model",
-        lambda name, **k: create(name, **k, **(small if name.startswith("vit") else {})),
-    )
+    small = {
+        "vit": {"depth": 3, "embed_dim": 48, "num_heads": 3},
+        "convnext": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
+    }
+
+    def shallow(name, **options):
+        kind = next((kind for kind in small if name.startswith(kind)), "")
+        return create(name, **options, **small.get(kind, {}))
+
+    monkeypatch.setattr(timm, "create_model", shallow)
 
 
 @pytest.mark.usefixtures("_shallow")
@@ -377,14 +508,19 @@ def test_other_libraries_names(tmp_path, style):
             if tensor.is_floating_point():
                 tensor.uniform_(0.1, 1)
     torch.save(translate(model.state_dict()), tmp_path / "w.pth")
-    strides = (4, 32) if name == "resnet18" else (14,) if "patch14" in name else (16,)
+    strides = (16,) if "patch16" in name else (14,) if "patch14" in name else (4, 32)
     encoder = Encoder(name, str(tmp_path / "w.pth"), strides=strides)
     own, state = encoder.backbone.state_dict(), model.state_dict()
     for key, tensor in own.items():
-        assert_close(tensor, state[key.removeprefix("model.")], terms=2)
+        name = key.removeprefix("model.")
+        name = name if name in state else name.replace("_", ".", 1)  # stages_0 -> stages.0
+        assert_close(tensor, state[name], terms=2)
     assert len(encoder.weights_report.matched) == len(own)
     whose = "transformers'" if "transformers" in style else "its authors'"
-    assert f"from {whose} names" in str(encoder.weights_report)
+    report = str(encoder.weights_report)
+    assert f"from {whose} names" in report or "MAE" in style  # whose names are timm's
+    prefix = {"DINOv2's training": "backbone.", VICREGL: "module.backbone."}.get(style, "")
+    assert encoder.weights_report.prefix == prefix
 
 
 @pytest.mark.usefixtures("_shallow")
@@ -503,7 +639,7 @@ def test_code_in_a_file_is_never_run(tmp_path):
 
 
 def test_unreadable_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file 'nowhere\.pt'.*'timm'"):
+    with pytest.raises(FileNotFoundError, match=r"no file of weights .*nowhere\.pt.*'timm'"):
         read_state_dict("nowhere.pt")
     for name in ("text.pt", "text.safetensors"):
         (tmp_path / name).write_text("not tensors")

@@ -87,5 +87,5 @@ def test_wrong_files(tmp_path, text, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no names .*: expected a YAML file"):
+    with pytest.raises(FileNotFoundError, match=r"no file of names .*: expected a YAML file"):
         read_categories(tmp_path / "none.yaml", 3)

@@ -1,12 +1,13 @@
 """Image files: finding them in a folder, and reading every kind of them to 8-bit RGB or labels."""
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
@@ -23,6 +24,19 @@ EXTENSIONS = frozenset(
 
 # Photographs' sides by the EXIF tag "orientation": 1 is upright.
 _ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Up to here an image is turned in memory, where it then is twice: 256 MB more, at Pillow's four
+# bytes a pixel. What is larger goes through a file, in strips of this many pixels.
+_TURNED_IN_MEMORY = 1 << 26  # pixels
+_STRIP = 1 << 20  # pixels
 # What has several pictures in one file. A phone's MPO is none: its further ones are previews.
 _WITH_PAGES = {"TIFF": "page", "GIF": "frame", "WEBP": "frame", "PNG": "frame", "AVIF": "frame"}
 
@@ -185,11 +199,59 @@ def _decode_image(path: str | Path, max_pixels: int | None, upright: bool) -> Im
         image = to_rgb(file, Path(path)) if file else tiff_to_rgb(Path(path))
         # Asked for now: Pillow has turned a TIFF that it has loaded, and no longer says so.
         orientation = file.getexif().get(_ORIENTATION, 1) if file else 1
-    if upright and orientation != 1:
-        image.getexif()[_ORIENTATION] = orientation  # what was converted may have lost it
-        # In place, as a copy of a large image would need its memory twice.
-        ImageOps.exif_transpose(image, in_place=True)
+    if not upright or orientation not in _TURNS:
+        return image
+    if image.width * image.height > _TURNED_IN_MEMORY:
+        store, size = _store_turned(image, orientation), image.size
+        if store is not None:
+            del file, image  # before there is another of its size
+            with store:
+                return _read_turned(store, size, orientation)
+    image.getexif()[_ORIENTATION] = orientation  # what was converted may have lost it
+    ImageOps.exif_transpose(image, in_place=True)
     return image
+
+
+def _store_turned(image: Image.Image, orientation: int) -> IO[bytes] | None:
+    """Write an RGB image to a nameless file in strips, each of them turned.
+
+    None where the disk has no room for it.
+    """
+    store: IO[bytes] | None = None
+    try:
+        store = tempfile.TemporaryFile()  # noqa: SIM115  # it is whoever reads it that closes it
+        for top, bottom in _strips(image.size):
+            strip = image.crop((0, top, image.width, bottom))
+            store.write(strip.transpose(_TURNS[orientation]).tobytes())
+        store.seek(0)  # which writes what is still waiting
+    except OSError:
+        if store is not None:
+            with suppress(OSError):  # it tries to write once more
+                store.close()
+        return None
+    return store
+
+
+def _read_turned(store: IO[bytes], size: tuple[int, int], orientation: int) -> Image.Image:
+    """Put the strips together that `_store_turned` has written of an image of this size."""
+    width, height = size
+    sideways = orientation in (5, 6, 7, 8)
+    turned = Image.new("RGB", (height, width) if sideways else size)
+    for top, bottom in _strips(size):
+        # Where the last row becomes the first, or its column.
+        low = height - bottom if orientation in (3, 4, 6, 7) else top
+        strip = (bottom - top, width) if sideways else (width, bottom - top)
+        pixels = store.read(3 * width * (bottom - top))
+        turned.paste(Image.frombytes("RGB", strip, pixels), (low, 0) if sideways else (0, low))
+    return turned
+
+
+def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """First row, and the row after the last, of each strip of an image."""
+    width, height = size
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        yield top, min(height, top + rows)
 
 
 @dataclass(frozen=True)
@@ -198,12 +260,14 @@ class Header:
 
     Attributes:
         size: width and height of the upright image, in pixels.
+        stored: the same of the pixels as `read_image` gives them with ``upright=False``.
         turned: whether its EXIF orientation is another than upright.
         pages: pictures in the file.
         page: what these are called: "page" or "frame".
     """
 
     size: tuple[int, int]
+    stored: tuple[int, int]
     turned: bool
     pages: int
     page: str
@@ -219,7 +283,8 @@ def read_header(path: str | Path) -> Header:
     def read(path: str | Path) -> Header:
         with _opened(path, None, checked=False) as file:
             if file is None:
-                return Header(tiff_size(Path(path)), False, 1, "page")
+                size = tiff_size(Path(path))
+                return Header(size, size, False, 1, "page")
             orientation = file.getexif().get(_ORIENTATION, 1)
             width, height = file.size
             # A TIFF's size is told upright already.
@@ -227,7 +292,7 @@ def read_header(path: str | Path) -> Header:
                 width, height = height, width
             page = _WITH_PAGES.get(file.format or "", "")
             pages = getattr(file, "n_frames", 1) if page else 1
-            return Header((width, height), orientation in range(2, 9), pages, page)
+            return Header((width, height), file.size, orientation in range(2, 9), pages, page)
 
     return Patience.read(path, "image", read)
 

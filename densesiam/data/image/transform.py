@@ -58,20 +58,31 @@ class Evaluation:
         crop = "no crop" if self.crop is None else f"centre crop {self.crop} x {self.crop}"
         return f"{size}, {crop}"
 
+    def sizes(self, source: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of image and of label, of a source of (width, height) pixels.
+
+        Raises:
+            ValueError: the crop is larger than the image.
+        """
+        frame = Frame.of(source, self.resize, self.crop)
+        size = round(frame.height), round(frame.width)
+        if not self.full_size_labels:
+            return size, size
+        left, top, right, bottom = frame.in_source(frame.whole)
+        return size, (round(bottom - top), round(right - left))
+
     def __call__(
         self, image: Image.Image | LazyImage, label: np.ndarray | None = None
     ) -> dict[str, Tensor]:
         """Transform an 8-bit RGB image and, where there is one, its (H, W) label."""
         frame = Frame.of(image.size, self.resize, self.crop)
         box = frame.in_source(frame.whole)
-        height, width = round(frame.height), round(frame.width)
+        (height, width), label_size = self.sizes(image.size)
         (shown,) = read_parts(image, [Part(box, (height, width), flip=False)], self.decode)
         sample = {"image": to_normalised(shown)}
         if label is not None:
             left, top, right, bottom = box
-            if self.full_size_labels:
-                height, width = round(bottom - top), round(right - left)
-            rows, columns = nearest(height, top, bottom), nearest(width, left, right)
+            rows, columns = nearest(label_size[0], top, bottom), nearest(label_size[1], left, right)
             sample["label"] = torch.from_numpy(label[rows[:, None], columns]).long()
         sample["box"] = torch.tensor(box, dtype=torch.float32)
         sample["source_size"] = torch.tensor([image.height, image.width])

@@ -15,7 +15,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from densesiam.data.order.sampler import EvaluationSampler, TrainingSampler
+from densesiam.data.order.draws import Draw
+from densesiam.data.order.sampler import EvaluationBatches, EvaluationSampler, TrainingSampler
+from densesiam.data.sets.labelled import LabelledFiles
 from densesiam.data.sets.substitutes import Errors
 
 
@@ -26,8 +28,8 @@ class LoadingModule(L.LightningDataModule):
 
     Args:
         batch_size: samples in a training batch, on each process.
-        val_batch_size: samples in a validation batch, on each process; images that are neither
-            cropped nor of one size need 1.
+        val_batch_size: samples in a validation batch, on each process. Labelled images of several
+            sizes share batches with those of their own size alone.
         samples_per_epoch: draws in a training epoch, over all processes. More than there are
             images repeats them with fresh draws; fewer is a random part. None: each image once.
         num_workers: processes that load data, for each loader; 0 loads in the main process.
@@ -128,8 +130,8 @@ class LoadingModule(L.LightningDataModule):
         if len(sizes) > 1:
             found = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
             raise ValueError(
-                f"images of different sizes cannot share a batch: {found} pixels; set "
-                "data.val_batch_size to 1, or give the transform a crop"
+                f"images of different sizes cannot share a batch: {found} pixels; give them one "
+                "size, as a transform with a crop does"
             )
         return default_collate(samples)
 
@@ -159,7 +161,7 @@ class LoadingModule(L.LightningDataModule):
     def _loader(
         self,
         dataset: Dataset,
-        batch_size: int,
+        batch_size: int | None,
         order: Sampler | None = None,
         drop_last: bool = False,
     ) -> DataLoader:
@@ -199,8 +201,25 @@ class ScoringModule(LoadingModule):
         """Loader of what to score; no loader where nothing was given."""
         if self.scored_on is None:
             return []
-        order = EvaluationSampler(len(self.scored_on), *self._place())
-        return self._loader(self.scored_on, self.val_batch_size, order)
+        scored_on, count = self.scored_on, len(self.scored_on)
+        if self.val_batch_size > 1 and isinstance(scored_on, LabelledFiles):
+            batches = EvaluationBatches(count, self.val_batch_size, scored_on.shape, *self._place())
+            return self._loader(_Several(scored_on), None, batches)
+        order = EvaluationSampler(count, *self._place())
+        return self._loader(scored_on, self.val_batch_size, order)
+
+
+class _Several(Dataset):
+    """Lists of samples, for a sampler that says which are to be in a batch.
+
+    As a ``batch_sampler``, Lightning would put its own in front of it in distributed runs.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, draws: Sequence[Draw]) -> list[Any]:
+        return [self.dataset[draw] for draw in draws]
 
 
 def _leave_signals_to_parent(worker: int) -> None:

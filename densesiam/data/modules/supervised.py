@@ -71,7 +71,7 @@ class LabelledData(SupervisedData):
 
     Args:
         train: labelled images to train on.
-        val: labelled images to score; several in a batch must be of one size.
+        val: labelled images to score.
         size: side of the training crops, or height and width.
         scale: least and greatest scale of the images that they are cut from.
         p_flip: probability of mirroring.

@@ -44,7 +44,7 @@ class TwoViewData(LoadingModule):
             ValueError: no images were given.
         """
         if self.train is None:
-            raise ValueError('no training data: give `train`, a folder of images or "samples"')
+            raise ValueError('no training data: give data.train, a folder of images or "samples"')
         if self.train == "samples":
             return SamplePhotos(self.views, self.seed)
         if isinstance(self.train, ImageList):

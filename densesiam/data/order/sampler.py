@@ -1,7 +1,9 @@
 """Which images make an epoch, in which order, on which process."""
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Hashable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch.utils.data import DistributedSampler
 
 from densesiam.data.order.draws import Draw, seeded_generator
 
-# Both samplers are DistributedSamplers for two reasons: Lightning tells such samplers the epoch,
+# All samplers are DistributedSamplers for two reasons: Lightning tells such samplers the epoch,
 # and leaves them in place in distributed runs instead of putting its own in front.
 
 
@@ -104,3 +106,60 @@ class EvaluationSampler(DistributedSampler[Draw]):
         for position in range(self.rank, self.total_size, self.num_replicas):
             repetition, index = divmod(position, self.num_images)
             yield Draw(index, repetition=repetition)
+
+
+class EvaluationBatches(DistributedSampler[list[Draw]]):
+    """Every image once, in batches of images whose samples have one shape.
+
+    A batch is full, or the last of its shape; images of one shape keep their order. All processes
+    get the same number of batches, for the reason that `EvaluationSampler` names. Where the batches
+    do not divide evenly, the first few come again, as repetition 1.
+
+    Args:
+        num_images: images in the data set.
+        batch_size: images in a full batch.
+        shape_of: the shape of an image's sample, by the image's index. Each is asked for once, when
+            the batches are first asked for.
+        num_replicas: number of processes.
+        rank: number of this process.
+
+    Raises:
+        ValueError: a rank out of range.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        shape_of: Callable[[int], Hashable],
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        images: Any = range(num_images)  # the base class asks for no more than a length
+        super().__init__(images, num_replicas, rank, shuffle=False)
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.shape_of = shape_of
+
+    @cached_property
+    def _batches(self) -> list[list[int]]:
+        """Indices of the images of each batch, over all processes."""
+        full: list[list[int]] = []
+        partial: dict[Hashable, list[int]] = {}
+        for index in range(self.num_images):
+            shape = self.shape_of(index)
+            batch = partial.setdefault(shape, [])
+            batch.append(index)
+            if len(batch) == self.batch_size:
+                full.append(partial.pop(shape))
+        return full + list(partial.values())
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._batches) / self.num_replicas)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """The batches of this process."""
+        for turn in range(len(self)):
+            position = turn * self.num_replicas + self.rank
+            repetition, number = divmod(position, len(self._batches))
+            yield [Draw(index, repetition=repetition) for index in self._batches[number]]

@@ -75,6 +75,25 @@ class LabelledFiles(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def shape(self, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of an item's image and of its label.
+
+        They are read from the head of the image's file, where they are not the same for all.
+
+        Raises:
+            ImageReadError: the file cannot be read.
+            ValueError: the image is smaller than the transform's crop.
+        """
+        transform = self.transform
+        if transform.crop is not None and not transform.full_size_labels:
+            return (transform.crop, transform.crop), (transform.crop, transform.crop)
+        image_path, label_path = self.paths[index]
+        header = read_header(image_path)
+        try:
+            return transform.sizes(header.size if self.exif == "upright" else header.stored)
+        except ValueError as error:
+            raise ValueError(f"{label_path}: {error}") from error
+
     def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
         """One image and its label."""
         if isinstance(draw, int):

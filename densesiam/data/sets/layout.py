@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from densesiam._reading import check_is_file
+
 _DEPTH = 3  # how many folders deep to look for what lies elsewhere
 
 
@@ -115,11 +117,13 @@ def read_names(path: str | Path) -> list[str]:
         ValueError: it names nothing, or something twice.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no list of images {path}: expected a text file with the name of one image a line"
-        )
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    expected = "expected a text file with the name of one image a line"
+    check_is_file(path, "list of images", expected)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the list of images {path} is no text: {expected}") from error
+    lines = (line.strip() for line in text.splitlines())
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
         raise ValueError(f"the list of images {path} is empty: expected one name a line")

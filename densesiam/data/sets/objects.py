@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from densesiam._reading import check_is_file
 from densesiam.data.image.files import find_images, read_image
 from densesiam.data.image.frame import to_normalised
 from densesiam.data.order.draws import Draw, chance, seeded_generator
@@ -99,11 +100,12 @@ class CocoObjects(ObjectImages):
 
     def __init__(self, images: str | Path, annotations: str | Path, masks: bool = True) -> None:
         images, annotations = Path(images), Path(annotations)
-        if not annotations.is_file():
-            raise FileNotFoundError(
-                f"no annotations {annotations}; expected COCO's layout, such as\n"
-                "coco/train2017/000000000009.jpg\ncoco/annotations/instances_train2017.json"
-            )
+        check_is_file(
+            annotations,
+            "file of annotations",
+            "expected COCO's layout, such as\n"
+            "coco/train2017/000000000009.jpg\ncoco/annotations/instances_train2017.json",
+        )
         self._coco = _read_coco(annotations)
         self._ids = sorted(self._coco.imgs)
         self._masks = masks

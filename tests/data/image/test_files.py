@@ -1,5 +1,8 @@
 import struct
+import subprocess
+import sys
 import zlib
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -208,7 +211,7 @@ def test_headers(tmp_path):
     for path in tmp_path.iterdir():
         assert read_image(path).size == (8, 6)
         stored = (6, 8) if path.name == "turned.jpg" else (8, 6)  # Pillow turns TIFFs itself
-        assert read_image(path, upright=False).size == stored
+        assert read_image(path, upright=False).size == stored == found[path.name].stored
 
 
 def test_large_images_are_refused_before_they_are_decoded(tmp_path):
@@ -234,8 +237,14 @@ def test_transparency_lies_over_white(tmp_path):
     assert np.asarray(read_image(tmp_path / "p.png")).tolist() == [[[255] * 3, [0, 0, 255]]]
 
 
+@pytest.mark.parametrize("large", [False, True, "without room"])
 @pytest.mark.parametrize("orientation", STORED)
-def test_exif_orientation(tmp_path, orientation):
+def test_exif_orientation(tmp_path, orientation, large, monkeypatch):
+    if large:  # turned in strips of five rows of 32 pixels, ten of 16
+        monkeypatch.setattr(files, "_TURNED_IN_MEMORY", 0)
+        monkeypatch.setattr(files, "_STRIP", 5 * 32)
+    if large == "without room":
+        monkeypatch.setattr(files.tempfile, "TemporaryFile", partial(open, "/dev/full", "w+b"))
     upright = Image.new("RGB", (32, 16), "white")
     upright.paste((255, 0, 0), (0, 0, 16, 8))  # red top left corner
     how = STORED[orientation]
@@ -243,7 +252,38 @@ def test_exif_orientation(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), np.asarray(upright))
+    found = read_image(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(found), np.asarray(upright))
+    assert found.getexif().get(0x0112, 1) == 1
+
+
+def test_a_large_image_is_not_in_memory_twice_while_it_is_turned(tmp_path):
+    width, height = 6000, 4000
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (width, height), "olive").save(tmp_path / "a.jpg", exif=exif)
+    code = r"""
+import re, sys
+from pathlib import Path
+from densesiam.data.image import files
+
+files._TURNED_IN_MEMORY = 1 << 20
+def peak():
+    # getrusage's maximum is the parent's too.
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+small, large = sys.argv[1:]
+files.read_image(small)  # what is loaded and kept on first use
+before = peak()
+files.read_image(large)
+print(peak() - before)
+"""
+    noise(2000, 1000).save(tmp_path / "small.jpg", exif=exif)
+    program = [sys.executable, "-c", code, tmp_path / "small.jpg", tmp_path / "a.jpg"]
+    grown = int(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
+    decoded = 4 * width * height  # as Pillow holds RGB
+    # A strip is there as cut out, turned, as bytes and as an image again: 4 + 4 + 3 + 4 bytes.
+    assert 0.8 * decoded < grown < decoded + 15 * files._STRIP + (4 << 20)
 
 
 def test_unreadable_images_are_named(tmp_path):

@@ -151,17 +151,21 @@ def test_validation(tmp_path):
     assert torch.cat([batch["label"] for batch in batches]).amax(dim=(1, 2)).tolist() == [0, 1, 2]
     assert set(batches[0]) == {"image", "label", "box", "source_size", "index"}
 
-    # On two processes the second one's share is filled up with an image that counts nowhere.
-    data = on_process(SegmentationData(val=cropped, val_batch_size=2), 1, 2)
+    # On two processes the second one's share is filled up with images that count nowhere.
+    for size, index, labels in ((1, [[1], [0]], [[1], [255]]), (2, [[2]], [[2]])):
+        data = on_process(SegmentationData(val=cropped, val_batch_size=size), 1, 2)
+        batches = list(data.val_dataloader())
+        assert [batch["index"].tolist() for batch in batches] == index
+        assert [batch["label"].amax(dim=(1, 2)).tolist() for batch in batches] == labels
+    data = on_process(SegmentationData(val=cropped, val_batch_size=3), 1, 2)
     (batch,) = data.val_dataloader()
-    assert batch["index"].tolist() == [1, 0]
-    assert batch["label"].amax(dim=(1, 2)).tolist() == [1, 255]
+    assert batch["label"].unique().tolist() == [255]
 
     native = SegmentationData(val=LabelledImages(*folders, table), val_batch_size=3)
-    with pytest.raises(
-        ValueError, match="cannot share a batch: 40 x 30, 33 x 33, 30 x 50 pixels; set"
-    ):
-        list(native.val_dataloader())
+    assert [batch["index"].tolist() for batch in native.val_dataloader()] == [[0], [1], [2]]
+    samples = [native.val[i] for i in range(3)]
+    with pytest.raises(ValueError, match="share a batch: 40 x 30, 33 x 33, 30 x 50 pixels"):
+        native.collate(samples)
 
 
 def test_prediction(folder):
@@ -206,7 +210,7 @@ def test_a_folder_is_looked_through_once(folder, monkeypatch):
 
 
 def test_missing_data(folder, tmp_path):
-    with pytest.raises(ValueError, match="no training data: give `train`"):
+    with pytest.raises(ValueError, match=r"no training data: give data\.train"):
         SegmentationData().train_dataloader()
     with pytest.raises(ValueError, match="nothing to predict: give `predict`"):
         SegmentationData().predict_dataloader()

@@ -3,6 +3,7 @@ from collections import Counter
 import pytest
 
 from densesiam.data import Draw, EvaluationSampler, TrainingSampler
+from densesiam.data.order.sampler import EvaluationBatches
 
 
 def epoch(sampler, number):
@@ -68,6 +69,31 @@ def test_evaluation_counts_each_image_once(num_images, num_replicas):
     assert counted == list(range(num_images))
     if num_replicas == 1:
         assert draws == [Draw(i) for i in range(num_images)]
+
+
+@pytest.mark.parametrize(("num_images", "num_replicas"), [(17, 1), (17, 2), (17, 3), (1, 3)])
+def test_batches_of_one_shape(num_images, num_replicas):
+    shapes = [(i * i) % 3 for i in range(num_images)]  # 0 and 1
+    asked = []
+
+    def shape_of(index):
+        asked.append(index)
+        return shapes[index]
+
+    ranks = []
+    for rank in range(num_replicas):
+        asked.clear()
+        sampler = EvaluationBatches(num_images, 4, shape_of, num_replicas, rank)
+        ranks.append(list(sampler))
+        assert len(ranks[-1]) == len(sampler)
+        assert asked == list(range(num_images))
+    assert len({len(batches) for batches in ranks}) == 1
+    batches = [batch for batches in ranks for batch in batches]
+    assert all(len({shapes[draw.index] for draw in batch}) == 1 for batch in batches)
+    counted = [draw.index for batch in batches for draw in batch if draw.repetition == 0]
+    assert sorted(counted) == list(range(num_images))
+    full = sum(len(batch) == 4 and batch[0].repetition == 0 for batch in batches)
+    assert full == sum(shapes.count(shape) // 4 for shape in set(shapes))
 
 
 def test_errors():
