@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
+from torch import nn
 
 from densesiam import __version__
 from densesiam._writing import printable
@@ -20,6 +21,7 @@ from densesiam.cli.segmenters import Head, Trained, load_segmenter
 from densesiam.data.image.files import Header, ImageReadError, read_header, read_image
 from densesiam.data.sets.gathered import Gathered, Photo, gather
 from densesiam.methods.whole import WholeImages
+from densesiam.models.inference import fold_normalisation
 from densesiam.reports.annotations import Form, write_annotations
 from densesiam.reports.naming import Categories, read_categories
 from densesiam.reports.prediction import PredictionWriter, Unused
@@ -198,7 +200,7 @@ def predict(
     categories, named = _categories(trained, settings)
     device = _device(settings.accelerator)
     segmenter = WholeImages(
-        trained.model.to(device),
+        _quick(trained, device),
         trained.num_classes,
         trained.model.encoder.stride,
         trained.multiple,
@@ -295,6 +297,15 @@ def _categories(trained: Trained, settings: Settings) -> tuple[Categories, str]:
 def _device(accelerator: str) -> torch.device:
     on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if on_gpu else "cpu")
+
+
+def _quick(trained: Trained, device: torch.device) -> nn.Module:
+    """The network where it computes, with as little to compute as there can be."""
+    network: nn.Module = trained.model.to(device)
+    if trained.model.encoder.any_size:
+        side = 2 * trained.multiple
+        fold_normalisation(network, torch.rand(1, 3, side, side, device=device))
+    return network
 
 
 def _open(output: str | None, settings: dict[str, Any]) -> tuple[Path, Record]:
