@@ -505,7 +505,7 @@ def _reduced(
         for n, length in zip((height, width), labels.shape, strict=True)
     )
     small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=gap)
-    return small, labels[rows[:, None], columns]
+    return small, labels.take(rows, axis=0).take(columns, axis=1)
 
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> None:
