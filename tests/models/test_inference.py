@@ -80,6 +80,11 @@ def test_what_cannot_be_folded_stays(network):
     assert network.state_dict().keys() == before.state_dict().keys()
 
 
+def test_what_is_called_twice_keeps_no_other_from_being_folded():
+    network = trained(nn.Sequential(Twice(), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    assert fold_normalisation(network, torch.randn(1, 3, 5, 6, dtype=torch.float64)) == 1
+
+
 def test_training_is_refused():
     with pytest.raises(ValueError, match="in training mode"):
         fold_normalisation(nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 4, 4))
