@@ -2,4 +2,7 @@
 
 import os
 
+# Before torch starts its threads: where cores are shared, idle ones that spin keep the others from
+# working.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler announces every start and stop

@@ -8,7 +8,7 @@
     python -m benchmarks roofline         what the CUDA kernels do, and how near GPUs' roof that is
     python -m benchmarks ceilings         what this device reaches: copies and matrix products
     python -m benchmarks host             what a call takes beside its kernel
-    python -m benchmarks pipeline         what an image costs from its file to its views
+    python -m benchmarks pipeline         what an image costs: views, steps, predictions
 
 docs/benchmarks.md explains what is measured, and how to read it.
 """
@@ -17,16 +17,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-# Before torch starts its threads: where cores are shared, idle ones that spin keep the others from
-# working.
-os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 

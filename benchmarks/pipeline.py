@@ -1,11 +1,13 @@
-"""``python -m benchmarks pipeline``: what an image costs before and after the network.
+"""``python -m benchmarks pipeline``: what an image costs from its file to what is made of it.
 
-Two views of a photograph from its file, as training makes them, next to the same by other
+Views: two of a photograph from its file, as training makes them, next to the same by other
 libraries: torchvision's transforms on Pillow's images and on tensors, and lightly's and kornia's
-where they are installed. One thread, the processor time of this process, everything in turn; each
-image is another file, and the files are JPEGs made from scikit-image's and scikit-learn's pictures
-at the sizes named. The peers' views are of MoCo v2's kind (crop, flip, colours, grey, blur), as
-ours are; none of them tells where its crops lie.
+where they are installed. The peers' views are of MoCo v2's kind (crop, flip, colours, grey, blur),
+as ours are; none of them tells where its crops lie. Steps: see `benchmarks.stepping`. Predictions,
+and the files of one: see `benchmarks.predicting`.
+
+One thread, the processor time of this process, everything in turn; each image is another file, and
+the files are JPEGs made from scikit-image's and scikit-learn's pictures at the sizes named.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
+from benchmarks import predicting, stepping
 from benchmarks.machine import describe_machine
 from benchmarks.measure import Timing
 from densesiam.data import (
@@ -42,14 +45,24 @@ from densesiam.data.order.draws import Draw
 Read = Callable[[Path, int], Any]
 """Makes the views of a file; the number makes them others each time."""
 
+Work = Callable[[Sequence[Path], int], Any]
+"""Does what is to be timed with all files; the number is the round's."""
+
 PHOTO, PICTURE = (4000, 3000), (1154, 866)
 SIZES = {"12 Mpx": PHOTO, "1 Mpx": PICTURE}
-CASES = {
+VIEWS = {
     "12 Mpx, folder.yaml": ("12 Mpx", 224, lambda d: SegmentationViews(224, 256, None, decode=d)),
     "12 Mpx, two crops of 224": ("12 Mpx", 224, lambda d: TwoCrops(224, decode=d)),
     "1 Mpx, two crops of 224": ("1 Mpx", 224, lambda d: TwoCrops(224, decode=d)),
     "1 Mpx, two crops of 128": ("1 Mpx", 128, lambda d: TwoCrops(128, decode=d)),
 }
+OTHERS = {
+    "step, SimSiam R18 at 128 px": ("1 Mpx", stepping.simsiam),
+    "step, segmentation R18-FPN at 160 px": ("1 Mpx", stepping.segmentation),
+    "write, 1 Mpx": ("1 Mpx", predicting.write),
+    "predict, 1 Mpx": ("1 Mpx", predicting.predict),
+}
+CASES = (*VIEWS, *OTHERS)
 
 
 def make_files(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
@@ -127,39 +140,53 @@ def measure(rounds: int, files: int, names: Sequence[str]) -> dict[str, dict[str
         with tempfile.TemporaryDirectory() as folder:
             made = {name: make_files(Path(folder), SIZES[name], files) for name in SIZES}
             for name in names:
-                kind, size, views = CASES[name]
+                if name in OTHERS:
+                    kind, build = OTHERS[name]
+                    results[name] = _time(build(made[kind]), made[kind], rounds)
+                    continue
+                kind, size, views = VIEWS[name]
                 decodes: tuple[Decode, ...] = ("reduced", "full")
                 readers = {f"ours, {d}": ours(views(d), made[kind]) for d in decodes}
-                results[name] = _time(readers | peers(size), made[kind], rounds)
+                works = {who: _each(read) for who, read in (readers | peers(size)).items()}
+                results[name] = _time(works, made[kind], rounds)
     finally:
         torch.set_num_threads(threads)
     return results
 
 
-def _time(readers: dict[str, Read], files: Sequence[Path], rounds: int) -> dict[str, Any]:
-    samples: dict[str, list[float]] = {name: [] for name in readers}
+def _each(read: Read) -> Work:
+    def work(files: Sequence[Path], number: int) -> None:
+        for path in files:
+            read(path, number)
+
+    return work
+
+
+def _time(works: dict[str, Work], files: Sequence[Path], rounds: int) -> dict[str, Any]:
+    samples: dict[str, list[float]] = {name: [] for name in works}
     for number in range(-1, rounds):  # the first one warms up
-        for name, read in readers.items():
+        for name, work in works.items():
             start = time.process_time()
-            for path in files:
-                read(path, number + 1)
+            work(files, number + 1)
             if number >= 0:
                 samples[name].append(1e3 * (time.process_time() - start) / len(files))
     return {name: vars(Timing.of(each)) for name, each in samples.items()}
 
 
 def render(results: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table: milliseconds an image, and times what ours takes."""
-    who = list(dict.fromkeys(name for row in results.values() for name in row))
-    lines = [f"| ms an image | {' | '.join(who)} |", "|---" * (len(who) + 1) + "|"]
+    """Markdown tables: milliseconds an image, and times what ours takes.
+
+    Cases that are timed next to the same others share a table.
+    """
+    tables: dict[tuple[str, ...], list[str]] = {}
     for case, row in results.items():
-        own = row["ours, reduced"]["median"]
-        cells = [
-            f"{row[name]['median']:.1f} ({row[name]['median'] / own:.2f}x)" if name in row else "-"
-            for name in who
-        ]
-        lines.append(f"| {case} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        own = next(iter(row.values()))["median"]
+        cells = [f"{each['median']:.1f} ({each['median'] / own:.2f}x)" for each in row.values()]
+        tables.setdefault(tuple(row), []).append(f"| {case} | {' | '.join(cells)} |")
+    return "\n\n".join(
+        "\n".join([f"| ms an image | {' | '.join(who)} |", "|---" * (len(who) + 1) + "|", *lines])
+        for who, lines in tables.items()
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ COLOURS = {
     "compile": "#d1811f",
     "release": "#b0413e",
     "two_ops": "#7d5ba6",
+    "by_hand": "#8a6d3b",
     CEILING: "#c4cbd3",
     "cpu": "#0b6bb5",
     "cuda": "#0b6bb5",

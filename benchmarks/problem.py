@@ -158,7 +158,8 @@ class Problem:
         release: the same in the arrangement of the authors' release, where that differs.
         comparable: from the inputs to some on which the release's arrangement gives the same
             result: it rounds crops to whole pixels. None if it always does.
-        peers: other whole compositions by name, checked as the eager one is.
+        peers: other whole compositions by name (of `results.PEERS`), checked as the eager one is:
+            "by_hand" is what one who knows the library's costs would write in its place.
         parts: single library calls by name.
         products: multiplications and additions of matrix products, forward and backward.
         exponentials: how many of them, forward and backward.

@@ -14,7 +14,7 @@ from benchmarks.measure import Timing
 CEILING = "clone"
 """The candidate that is no computation."""
 
-PEERS = ("eager", "compile", "release", "two_ops")
+PEERS = ("eager", "compile", "release", "two_ops", "by_hand")
 """Candidates that compute the same as ours, in tables from left to right."""
 
 PEER_NAMES = {
@@ -22,6 +22,7 @@ PEER_NAMES = {
     "compile": "library, compiled",
     "release": "release's arrangement",
     "two_ops": "our two operations",
+    "by_hand": "written by hand",
 }
 """What they are called where there is room."""
 

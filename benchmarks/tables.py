@@ -195,8 +195,9 @@ def _times(row: Row, backend: str, peer: str) -> str:
 def _parts(row: Row, backend: str) -> str:
     own = row.milliseconds[backend].median
     words = [f"{name} {timing.median / own:.1f}x" for name, timing in row.parts.items()]
-    if (ratio := row.faster(backend, "two_ops")) is not None:
-        words.append(f"our two operations {ratio:.2f}x")
+    for peer in ("two_ops", "by_hand"):
+        if (ratio := row.faster(backend, peer)) is not None:
+            words.append(f"{PEER_NAMES[peer]} {ratio:.2f}x")
     return ", ".join(words) or "-"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.goals import unmet
-from benchmarks.results import CEILING, Row
+from benchmarks.results import CEILING, PEER_NAMES, Row
 
 
 def header() -> str:
@@ -45,8 +45,9 @@ def _further(row: Row, backend: str) -> str:
     words = [f"{name} alone {timing.median / own:.1f}x" for name, timing in row.parts.items()]
     if (called := row.called_milliseconds.get(backend)) is not None:
         words.insert(0, f"{called.median:.2f} ms from Python")
-    if (ratio := row.faster(backend, "two_ops")) is not None:
-        words.append(f"our two operations {ratio:.2f}x")
+    for peer in ("two_ops", "by_hand"):
+        if (ratio := row.faster(backend, peer)) is not None:
+            words.append(f"{PEER_NAMES[peer]} {ratio:.2f}x")
     if row.compile_seconds is not None:
         words.append(f"compiled in {row.compile_seconds:.0f} s")
     words += [f"MISSED {words_}" for words_ in unmet(row, backend)]

@@ -9,6 +9,10 @@ tell; the views come from `TwoCrops` instead. docs/own-loop.md says more.
 """
 
 import argparse
+import os
+
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # see densesiam.cli
+
 from collections.abc import Sequence
 from pathlib import Path
 

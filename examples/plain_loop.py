@@ -7,6 +7,10 @@ docs/own-loop.md goes through it.
 """
 
 import argparse
+import os
+
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # see densesiam.cli
+
 from collections.abc import Sequence
 from pathlib import Path
 

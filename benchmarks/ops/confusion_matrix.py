@@ -38,12 +38,18 @@ def problem(shape: Shape, setting: Setting) -> Problem:
     def count(cell: Tensor) -> Tensor:
         return torch.bincount(cell, minlength=K * K).view(K, K)
 
+    def by_hand(prediction: Tensor, label: Tensor) -> Tensor:
+        """Void pixels are counted too, in a cell of their own: nothing is gathered."""
+        cell = torch.where(label != ignore, K * label + prediction, K * K)
+        return torch.bincount(cell.flatten(), minlength=K * K + 1)[: K * K].view(K, K)
+
     return Problem(
         op="confusion_matrix",
         shape=f"{setting.batch}x{shape.height}x{shape.width}, {K} x {K}",
         make=make,
         ours=lambda prediction, label: ops.confusion_matrix(prediction, label, K, K, ignore),
         eager=lambda prediction, label: count(cells(prediction, label)),
+        peers={"by_hand": by_hand},
         parts={
             "bincount": Part(
                 lambda prediction, label: [cells(prediction, label)], count, differentiable=()

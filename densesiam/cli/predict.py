@@ -1,5 +1,6 @@
 """``densesiam predict``: segment photographs with a trained model."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,13 +13,15 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
+from torch import nn
 
 from densesiam import __version__
 from densesiam._writing import printable
 from densesiam.cli.segmenters import Head, Trained, load_segmenter
-from densesiam.data.image.files import ImageReadError, read_header, read_image
+from densesiam.data.image.files import Header, ImageReadError, read_header, read_image
 from densesiam.data.sets.gathered import Gathered, Photo, gather
 from densesiam.methods.whole import WholeImages
+from densesiam.models.inference import fold_normalisation
 from densesiam.reports.annotations import Form, write_annotations
 from densesiam.reports.naming import Categories, read_categories
 from densesiam.reports.prediction import PredictionWriter, Unused
@@ -34,8 +37,9 @@ USAGE = "CHECKPOINT IMAGES [IMAGES ...] [--output FOLDER] [--resize PIXELS] [oth
 
 _DEFAULT = "outputs/predictions"
 _MAX_PIXELS = 178_956_970  # twice what Pillow warns of, where it refuses
-# What is read ahead while the network works: of larger images, two would be in memory.
-_READ_AHEAD = 1 << 24
+# Of images of up to so many pixels one is read, and one is written, while the network works on
+# another; of larger ones, there is but one in memory.
+_BESIDE = 1 << 24
 
 
 class Unsegmented(RuntimeError):  # noqa: N818 # the rest is there
@@ -196,7 +200,7 @@ def predict(
     categories, named = _categories(trained, settings)
     device = _device(settings.accelerator)
     segmenter = WholeImages(
-        trained.model.to(device),
+        _quick(trained, device),
         trained.num_classes,
         trained.model.encoder.stride,
         trained.multiple,
@@ -295,6 +299,15 @@ def _device(accelerator: str) -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
+def _quick(trained: Trained, device: torch.device) -> nn.Module:
+    """The network where it computes, with as little to compute as there can be."""
+    network: nn.Module = trained.model.to(device)
+    if trained.model.encoder.any_size:
+        side = 2 * trained.multiple
+        fold_normalisation(network, torch.rand(1, 3, side, side, device=device))
+    return network
+
+
 def _open(output: str | None, settings: dict[str, Any]) -> tuple[Path, Record]:
     """The folder to write to, and what is done in it.
 
@@ -341,9 +354,9 @@ class _Read:
     note: str
 
 
-def _read(photo: Photo, max_pixels: int) -> _Read:
+def _read(photo: Photo, header: Header | None, max_pixels: int) -> _Read:
     status = photo.path.stat()
-    header = read_header(photo.path)
+    header = header or read_header(photo.path)
     image = read_image(photo.path, max_pixels)
     note = (
         f"{header.page}s 2 to {header.pages}" if header.pages > 2 else f"{header.page} 2"
@@ -362,19 +375,27 @@ def _segment(
         say(f"{len(photos) - len(waiting)} of {len(photos)} images are done already")
     failed: dict[str, str] = {}
     progress = _Progress(len(waiting))
-    for photo, reading in _ahead(waiting, settings.max_pixels):
-        try:
-            read = reading.result()
-            found = segmenter(read.image)
-        except (OSError, ValueError, MemoryError, RuntimeError) as error:
-            if settings.errors == "raise":
-                raise
-            reason = str(error) or type(error).__name__
-            failed[str(photo.path)] = reason.removeprefix(f"cannot read image {photo.path}: ")
-            say(f"not segmented: {photo.path}: {failed[str(photo.path)]}")
-        else:
-            writer.add(photo, read.image, found, read.stamp, read.note)
-        progress.step()
+    with ThreadPoolExecutor(1) as hand:
+        writing: Future[None] | None = None
+        for photo, reading in _ahead(waiting, settings.max_pixels):
+            try:
+                read = reading.result()
+                found = segmenter(read.image)
+            except (OSError, ValueError, MemoryError, RuntimeError) as error:
+                if settings.errors == "raise":
+                    raise
+                reason = str(error) or type(error).__name__
+                failed[str(photo.path)] = reason.removeprefix(f"cannot read image {photo.path}: ")
+                say(f"not segmented: {photo.path}: {failed[str(photo.path)]}")
+            else:
+                if writing is not None:
+                    writing.result()  # raises what went wrong
+                writing = hand.submit(writer.add, photo, read.image, found, read.stamp, read.note)
+                if math.prod(read.image.size) > _BESIDE:
+                    writing.result()
+            progress.step()
+        if writing is not None:
+            writing.result()
     progress.end()
     return failed
 
@@ -394,21 +415,24 @@ def _ahead(photos: Sequence[Photo], max_pixels: int) -> Iterator[tuple[Photo, "F
     """Read photographs in another thread, one ahead unless it is large."""
     with ThreadPoolExecutor(1) as reader:
         coming: Future[_Read] | None = None
+        header: Header | None = None
         for i, photo in enumerate(photos):
-            now = coming or reader.submit(_read, photo, max_pixels)
+            now = coming or reader.submit(_read, photo, header, max_pixels)
             now.exception()  # read, before the next one is asked for
             coming = None
-            if i + 1 < len(photos) and _is_small(photos[i + 1]):
-                coming = reader.submit(_read, photos[i + 1], max_pixels)
+            if i + 1 < len(photos):
+                header = _header(photos[i + 1])
+                if header is None or math.prod(header.size) <= _BESIDE:
+                    coming = reader.submit(_read, photos[i + 1], header, max_pixels)
             yield photo, now
 
 
-def _is_small(photo: Photo) -> bool:
+def _header(photo: Photo) -> Header | None:
+    """What a file says of itself; None where it cannot be read, which to read it will explain."""
     try:
-        width, height = read_header(photo.path).size
+        return read_header(photo.path)
     except ImageReadError:
-        return True
-    return width * height <= _READ_AHEAD
+        return None
 
 
 class _Progress:

@@ -1,7 +1,9 @@
 """What `densesiam predict` leaves: files, and pages of them."""
 
 import csv
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from densesiam._writing import printable, replacing, write_json
 from densesiam.data.sets.gathered import Photo
 from densesiam.methods.whole import Segmented
 from densesiam.reports import page
+from densesiam.reports.label_png import write_label_png
 from densesiam.reports.naming import Categories, write_template
 from densesiam.reports.page import Cell, Column, Html
 from densesiam.reports.record import Done, Record, Typical
@@ -128,13 +131,16 @@ class PredictionWriter:
             OSError: a file cannot be written.
         """
         labels = self.categories.apply(found.labels)
-        self._save(Image.fromarray(labels), "labels", f"{photo.name}.png")
+        with self._replacing("labels", f"{photo.name}.png") as partial:
+            write_label_png(partial, labels)
         self._save(self._painted(image, labels), "overlays", f"{photo.name}.jpg", quality=92)
         if found.confidence is not None:
             self._save(Image.fromarray(found.confidence), "confidence", f"{photo.name}.png")
-        small, numbers = _reduced(image, labels, _THUMBNAIL)
+        small, numbers = _reduced(image, labels, _THUMBNAIL, gap=1.0)
         self._save(small, "thumbnails", f"{photo.name}.jpg", quality=85)
-        self._save(self._coloured(numbers), "thumbnails", f"{photo.name}.png")
+        # Flat colours: runs are all that there is to find.
+        name, runs = f"{photo.name}.png", zlib.Z_RLE
+        self._save(self._coloured(numbers), "thumbnails", name, compress_type=runs)
         pixels = _count(labels, len(self.categories.names))
         self.record.add(
             Done(
@@ -178,10 +184,13 @@ class PredictionWriter:
         return self.categories.void if self.categories.drops else -1
 
     def _save(self, picture: Image.Image, kind: str, name: str, **options: Any) -> None:
+        with self._replacing(kind, name) as partial:
+            picture.save(partial, **options)
+
+    def _replacing(self, kind: str, name: str) -> AbstractContextManager[Path]:
         path = self.folder / kind / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, durable=False) as partial:
-            picture.save(partial, **options)
+        return replacing(path, durable=False)
 
     # All images together
 
@@ -465,8 +474,11 @@ def typical_regions(cells: np.ndarray, certainty: np.ndarray, count: int) -> dic
 
 
 def _count(labels: np.ndarray, categories: int) -> list[int]:
-    """Pixels of each category; a few rows at a time, as counting widens them to 64 bits."""
+    """Pixels of each category."""
+    if labels.dtype == np.uint8:
+        return Image.fromarray(labels).histogram()[:categories]
     total = np.zeros(categories, dtype=np.int64)
+    # A few rows at a time, as counting widens them to 64 bits.
     rows = max(1, _ROWS // labels.shape[1])
     for i in range(0, labels.shape[0], rows):
         total += np.bincount(labels[i : i + rows].ravel(), minlength=categories)[:categories]
@@ -474,9 +486,16 @@ def _count(labels: np.ndarray, categories: int) -> list[int]:
 
 
 def _reduced(
-    image: Image.Image, labels: np.ndarray, longest: int
+    image: Image.Image, labels: np.ndarray, longest: int, gap: float = 2.0
 ) -> tuple[Image.Image, np.ndarray]:
-    """Image and labels with no side longer than that, each pixel's label the nearest."""
+    """Image and labels with no side longer than that, each pixel's label the nearest.
+
+    Args:
+        image: the photograph.
+        labels: at its size.
+        longest: in pixels.
+        gap: means over whole pixels may come before the filter, down to so many times the size.
+    """
     if max(image.size) <= longest:
         return image, labels
     scale = longest / max(image.size)
@@ -485,8 +504,8 @@ def _reduced(
         ((np.arange(n) + 0.5) * (length / n)).astype(np.int64)
         for n, length in zip((height, width), labels.shape, strict=True)
     )
-    small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return small, labels[rows[:, None], columns]
+    small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=gap)
+    return small, labels.take(rows, axis=0).take(columns, axis=1)
 
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class Record:
         """Note an image whose files are there."""
         self.done[done.path] = done
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(done)) + "\n")
+            file.write(json.dumps(vars(done), default=vars) + "\n")
 
 
 def is_unfinished(folder: Path) -> bool:

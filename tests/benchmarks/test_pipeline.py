@@ -1,29 +1,66 @@
-"""The benchmark of reading runs at small sizes, and says who is how much slower."""
+"""The benchmark of the pipeline runs at small sizes, and says who is how much slower."""
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import pipeline
+from benchmarks import pipeline, predicting, stepping
+from densesiam.cli.predict import predict
+from densesiam.methods import DenseSiamSegmentation
+from tests.cli.predicting import MODEL, save_photo, save_segmenter
 
 
-def test_every_reader_is_timed_on_every_case(tmp_path, monkeypatch, capsys):
+def test_everything_is_timed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "SIZES", {"12 Mpx": (400, 300), "1 Mpx": (150, 120)})
+    monkeypatch.setattr(stepping, "SIMSIAM", 32)
+    monkeypatch.setattr(stepping, "SEGMENTATION", 32)
+    monkeypatch.setattr(predicting, "SIDE", 64)
+    small = DenseSiamSegmentation(**{**MODEL, "num_classes": predicting.CATEGORIES}).eval()
+    monkeypatch.setattr(predicting, "network", lambda files: small)
+    paper = DenseSiamSegmentation(**MODEL, region_start=0)
+    monkeypatch.setattr(stepping, "paper_model", lambda: paper)
     result = tmp_path / "pipeline.json"
-    words = ["pipeline", "--rounds", "1", "--files", "1", "--json", str(result)]
+    words = ["pipeline", "--rounds", "1", "--files", "2", "--json", str(result)]
     assert benchmarks.main(words) == 0
     figures = json.loads(result.read_text())["ms"]
-    assert list(figures) == list(pipeline.CASES)
-    for row in figures.values():
-        assert {"ours, reduced", "ours, full", "torchvision, images"} < set(row)
-        assert all(each["median"] > 0 for each in row.values())
-    assert "| 1 Mpx, two crops of 128 |" in capsys.readouterr().out
+    assert tuple(figures) == pipeline.CASES
+    for name in pipeline.VIEWS:
+        assert {"ours, reduced", "ours, full", "torchvision, images"} < set(figures[name])
+    assert list(figures["write, 1 Mpx"]) == ["ours", "Pillow", "torchvision"]
+    assert {"ours", "plain loop"} < set(figures["predict, 1 Mpx"])
+    assert all(each["median"] > 0 for row in figures.values() for each in row.values())
+    out = capsys.readouterr().out
+    assert "| 1 Mpx, two crops of 128 |" in out
+    assert "| ms an image | ours | Pillow | torchvision |" in out
+
+
+def test_the_plain_loop_gives_the_labels_that_predict_gives(tmp_path, monkeypatch, capsys):
+    """Else their times could not be compared."""
+    photos = tmp_path / "photos"
+    for i in range(2):
+        save_photo(photos / f"{i}.png", 90, 60, seed=i)
+    checkpoint = save_segmenter(tmp_path / "last.ckpt")
+    predict(checkpoint, [str(photos)], str(tmp_path / "ours"))
+    words = [str(checkpoint), str(photos), str(tmp_path / "plain")]
+    monkeypatch.setattr("sys.argv", ["predicting", *words])
+    predicting.main()
+    for i in range(2):
+        found, expected = (
+            np.asarray(Image.open(folder / f"{i}.png"))
+            for folder in (tmp_path / "ours" / "labels", tmp_path / "plain")
+        )
+        assert len(np.unique(expected)) > 1
+        # Rounding decides where two logits are equal to the last digits: in no pixel here.
+        assert np.array_equal(found, expected)
+        assert (tmp_path / "plain" / f"{i}.jpg").is_file()
 
 
 def test_the_views_are_as_large_as_the_peers(tmp_path):
     (path,) = pipeline.make_files(tmp_path, (150, 120), 1)
-    _, size, views = pipeline.CASES["1 Mpx, two crops of 128"]
+    _, size, views = pipeline.VIEWS["1 Mpx, two crops of 128"]
     read = {"ours": pipeline.ours(views("reduced"), [path]), **pipeline.peers(size)}
     sample = read.pop("ours")(path, 0)
     expected = sample["view1"].shape

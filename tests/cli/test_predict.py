@@ -340,11 +340,11 @@ def test_names_merge_and_drop(run, tmp_path):
     assert "names categories 7; the model has 0 to 2" in said
 
 
-def test_reading_ahead_gives_the_same(checkpoint, tmp_path, monkeypatch):
+def test_reading_and_writing_beside_gives_the_same(checkpoint, tmp_path, monkeypatch):
     for i in range(3):
         save_photo(tmp_path / "photos" / f"{i}.png", seed=i)
     for name, limit in (("ahead", 1 << 24), ("one", 0)):
-        monkeypatch.setattr(command, "_READ_AHEAD", limit)
+        monkeypatch.setattr(command, "_BESIDE", limit)
         predict(checkpoint, [str(tmp_path / "photos")], str(tmp_path / name))
     one, ahead = (
         [(path.name, path.read_bytes()) for path in sorted((tmp_path / name / "labels").iterdir())]
