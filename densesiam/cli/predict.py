@@ -190,12 +190,14 @@ def predict(
     Raises:
         Interrupted: a signal; the files written so far are kept.
         Unsegmented: all is written, but for images that could not be segmented.
-        ValueError: the checkpoint is none, or of another model; or names or matching are; or the
-            folder holds predictions with other settings.
+        ValueError: the checkpoint is none, or of another model; or names or matching are; or a
+            setting is out of range; or the folder holds predictions with other settings.
         OSError: there are no images; or the folder holds something else, or cannot be written; or,
             with ``errors="raise"``, an image cannot be read.
     """
     settings = settings or Settings()
+    if settings.max_pixels < 1:
+        raise ValueError(f"--max_pixels must be at least 1, got {settings.max_pixels}")
     trained = load_segmenter(ckpt_path, settings.head)
     categories, named = _categories(trained, settings)
     device = _device(settings.accelerator)

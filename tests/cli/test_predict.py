@@ -254,6 +254,12 @@ def test_three_images_give_three_label_maps(run, tmp_path):
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 3
 
 
+def test_a_limit_that_no_image_meets_is_refused(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="--max_pixels must be at least 1, got 0"):
+        predict(checkpoint, ["samples"], str(tmp_path / "out"), Settings(max_pixels=0))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("size", [(5, 1000), (1000, 5), (1, 1)])
 @pytest.mark.parametrize("large", ["tile", "reduce"])
 def test_every_shape_is_segmented_and_every_picture_bounded(run, tmp_path, size, large):
