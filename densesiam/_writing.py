@@ -3,10 +3,13 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_PARTIAL = ".partial"
 
 
 @contextmanager
@@ -28,7 +31,7 @@ def replacing(path: Path, previous: Path | None = None, durable: bool = True) ->
     Raises:
         OSError: it cannot be written; the message names the file.
     """
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}{_PARTIAL}{path.suffix}")
     try:
         yield partial
         if durable:
@@ -45,6 +48,11 @@ def replacing(path: Path, previous: Path | None = None, durable: bool = True) ->
         if isinstance(error, OSError):
             raise OSError(f"cannot write {path}: {error.strerror or error}") from error
         raise
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file's name is of what `replacing` writes to: a process was killed meanwhile."""
+    return re.fullmatch(rf"\..*{re.escape(_PARTIAL)}(\.[^.]*)?", name) is not None
 
 
 def printable(text: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from densesiam._writing import is_partial
 from densesiam.training.console import first_process
 from densesiam.training.lock import LOCK, Lock
 
@@ -77,8 +78,8 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _content(folder: Path) -> set[str]:
-    """Names in a folder, but for a lock, which is for `Lock` to judge, and what is about to go."""
-    names = {path.name for path in folder.iterdir()}
+    """Names in a folder, but for a lock, which is for `Lock` to judge, and files half written."""
+    names = {path.name for path in folder.iterdir() if not is_partial(path.name)}
     return {name for name in names if name != _PROBE and not name.startswith(LOCK)}
 
 

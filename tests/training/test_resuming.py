@@ -87,6 +87,9 @@ def test_auto_begins_goes_on_and_finishes(tmp_path, capsys, steps):
         cli.main(args)
     assert (tmp_path / "run" / "config.yaml").is_file()
     assert not (tmp_path / "run" / "checkpoints").exists()
+    # So is what it had written half of.
+    for name in (".config.partial.yaml", ".summary.partial.json", ".lock-1", "..lock-1.partial"):
+        (tmp_path / "run" / name).touch()
     assert cli.main(args) == 0
     capsys.readouterr()
     assert cli.main(args) == 0
