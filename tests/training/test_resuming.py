@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from torch.utils.data._utils import signal_handling
 
 from densesiam import cli
 from densesiam.evaluation import ClusterMetrics
@@ -26,13 +27,18 @@ from tests.transfer.support import error, results, same, save_labelled, tensors
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("name", LONGER)
-def test_a_run_stopped_within_epochs_ends_as_one_that_was_not(name, workers, steps, tmp_path):
+def test_a_run_stopped_within_epochs_ends_as_one_that_was_not(
+    name, workers, steps, tmp_path, monkeypatch
+):
     args = [*command(name, tmp_path), "--data.num_workers", str(workers)]
     assert cli.main([*args, "--output", str(tmp_path / "whole")]) == 0
     whole, steps[:] = list(steps), []
 
     for step, number, code in ((1, signal.SIGTERM, 143), (2, signal.SIGINT, 130), (5, 10, 138)):
         steps.before[step] = send_to_all(number)
+        # Lightning has put back what there was before torch watched its workers: as in a process
+        # of its own, torch is to do so anew.
+        monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
         assert cli.main(args) == code
         assert len(steps) == step + 1  # the step that was running has ended
         assert state(tmp_path / "run") == "interrupted"
