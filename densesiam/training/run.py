@@ -236,7 +236,8 @@ def _check_home(config: Namespace, folder: Path) -> None:
     home = file.parent
     if not (home / "checkpoints").is_dir() or home.resolve() == folder.resolve():
         return
-    if yaml.safe_load(file.read_text(encoding="utf-8")).get("output") == config.output:
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    if content.get("output") == config.output:
         raise ValueError(
             f"{file} lies in a run's folder, but names {folder} as its own: give --output {home} "
             "if the run was moved or copied, or another --output for another run"
