@@ -67,6 +67,11 @@ SHORT = (
     *("tests/ops/test_overlap_similarity.py", "-k", "not emulator and not triton"),
 )
 """Where versions of torch have differed: dispatch, compilation, errors; and one operation."""
+QUICKEST = (
+    *("--rounds", "1"),
+    *("--ops", "overlap_sample", "pixel_similarity", "region_pool", "pseudo_label_loss"),
+)
+"""Of the benchmarks: the hot path, once. Composites take most of their time."""
 WITHOUT_COMPILER = (
     *("tests/ops", "--ignore=tests/ops/test_backends.py"),
     *("-k", "not emulator and not triton and not compile"),
@@ -233,7 +238,7 @@ def actions(
         combination: what to run, in its clone.
         interpreter: its Python.
         workers: processes of pytest.
-        short: of the op suite, `SHORT` alone; of the benchmarks, one round.
+        short: of the op suite, `SHORT` alone; of the benchmarks, `QUICKEST`.
     """
     lowest, wheel = combination.torch == "lowest", "wheel" in combination.parts
     asked = "torch" if combination.torch == "newest" else f"torch=={combination.torch}.*"
@@ -255,7 +260,7 @@ def actions(
     if "uses" in combination.parts:
         steps |= {name: use for name, use in three_uses.USES.items() if name != "build"}
         if short:
-            steps["benchmarks"] = lambda place: three_uses.benchmarks(place, "--rounds", "1")
+            steps["benchmarks"] = lambda place: three_uses.benchmarks(place, *QUICKEST)
     if "cuda" in combination.parts:
         steps["CUDA apart"] = cuda_apart
     if whole:
@@ -396,7 +401,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--short",
         action="store_true",
-        help="of the op suite what has differed between versions, of the benchmarks one round",
+        help="of the op suite what has differed between versions, of the benchmarks the hot path",
     )
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "everywhere")
     options = parser.parse_args(arguments)
