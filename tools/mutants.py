@@ -185,7 +185,7 @@ def noticed(tree: Path, module: Path, limit: float | None = None) -> bool:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return True
-        time.sleep(0.1)
+        time.sleep(0.1)  # os.waitpid has no limit of its own
 
 
 def _run_tests(tree: Path, tests: list[str]) -> NoReturn:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 # Subclasses may do something else with their weights.
 _CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
@@ -105,16 +106,14 @@ def _run(network: nn.Module, images: Tensor) -> tuple[Tensor, list[_Pair]]:
 
 def _fold(convolution: Any, norm: Any) -> None:
     """Scale and shift a convolution as its normalisation would; in float64, rounded once."""
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
-    scale = (variance + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -mean if convolution.bias is None else convolution.bias.double() - mean
-    shift = shift * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    weight = convolution.weight
-    # Multiplied in its own layout, channels last or not.
-    scaled = (weight.double() * scale[:, None, None, None]).to(weight.dtype)
-    convolution.weight = nn.Parameter(scaled, requires_grad=False)
-    convolution.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
+    given = (
+        *(convolution.weight, convolution.bias, norm.running_mean, norm.running_var),
+        *(norm.weight, norm.bias),
+    )
+    doubled: list[Any] = [None if each is None else each.double() for each in given]
+    weight, bias, mean, variance, scale, shift = doubled
+    folded = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
+    dtype = convolution.weight.dtype
+    convolution.weight, convolution.bias = (
+        nn.Parameter(each.to(dtype), requires_grad=False) for each in folded
+    )

@@ -172,7 +172,7 @@ def _falls_silent(folder: Path, holder: dict[str, Any]) -> bool:
                     f"{_name(holder)}: waiting for it to do so again, or for {_STALE:.0f} s "
                     "without"
                 )
-            time.sleep(_LOOK)
+            time.sleep(_LOOK)  # a beat on a shared disk announces itself to nobody
     except FileNotFoundError:
         pass  # given back
     return True

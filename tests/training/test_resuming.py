@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data._utils import signal_handling
 
 from densesiam import cli
@@ -101,6 +102,30 @@ def test_auto_begins_goes_on_and_finishes(tmp_path, capsys, steps):
     assert cli.main(args) == 0
     assert "finished already" in capsys.readouterr().out
     assert cli.main([*args, "--trainer.max_epochs", "3"]) == 0
+
+
+def test_tensorboard_has_no_point_twice(tmp_path, steps):
+    args = [*command("fit", tmp_path), "--trainer.log_every_n_steps", "1"]
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+
+    class Killed(BaseException):
+        pass
+
+    def die():
+        assert read_file(path, "")["global_step"] == 4  # the sixth and the seventh come again
+        raise Killed
+
+    steps.before[6] = die
+    with pytest.raises(Killed):
+        cli.main(args)
+    assert cli.main(args) == 0
+    events = EventAccumulator(str(next((tmp_path / "run" / "logs").rglob("events.*")).parent))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("train/")]
+    assert tags
+    for tag in tags:
+        points = [event.step for event in events.Scalars(tag)]
+        assert points == sorted(set(points)), tag
 
 
 def test_auto_leaves_other_things_alone(tmp_path, capsys):
