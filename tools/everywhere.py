@@ -238,7 +238,7 @@ def actions(
         combination: what to run, in its clone.
         interpreter: its Python.
         workers: processes of pytest.
-        short: of the op suite, `SHORT` alone; of the benchmarks, `QUICKEST`.
+        short: of the op suite, `SHORT` alone, settings too; of the benchmarks, `QUICKEST`.
     """
     lowest, wheel = combination.torch == "lowest", "wheel" in combination.parts
     asked = "torch" if combination.torch == "newest" else f"torch=={combination.torch}.*"
@@ -256,7 +256,9 @@ def actions(
     if wheel:
         steps["Triton"] = suite("Triton", {}, workers, TRITON)
     if "settings" in combination.parts:
-        steps |= {name: suite(name, variables, workers) for name, variables in SETTINGS.items()}
+        steps |= {
+            name: suite(name, variables, workers, words) for name, variables in SETTINGS.items()
+        }
     if "uses" in combination.parts:
         steps |= {name: use for name, use in three_uses.USES.items() if name != "build"}
         if short:
