@@ -10,8 +10,12 @@ from benchmarks.problem import Setting
 
 
 def features(setting: Setting, channels: int, height: int, width: int) -> Tensor:
-    """Normal numbers (B, C, H, W) that receive a gradient where the op gives one."""
-    values = torch.randn((setting.batch, channels, height, width), device=DEVICE)
+    """Normal numbers (B, C, H, W) that receive a gradient where the op gives one.
+
+    Their mean is 1/2: that of cosines of vectors around 0 is itself about 0, and can be as small as
+    its rounding, which errors relative to it would make of any size.
+    """
+    values = 0.5 + torch.randn((setting.batch, channels, height, width), device=DEVICE)
     values = values.to(setting.dtype)
     if setting.channels_last:
         values = values.contiguous(memory_format=torch.channels_last)
