@@ -50,6 +50,8 @@ STEPS = {
     "demo, 16 x 96 x 128": (demo_model, 16, 96, 128),
     "R18-FPN, 4 x 320 x 320": (paper_model, 4, 320, 320),
 }
+TINY = (2, 32, 32)
+"""Images for the emulator and Triton's interpreter, which take minutes for a whole step."""
 
 
 def make_batch(batch: int, height: int, width: int) -> dict[str, torch.Tensor]:
@@ -91,8 +93,12 @@ def profile(model: DenseSiamSegmentation, batch: dict[str, torch.Tensor], backen
     return {e.key: round(e.self_cpu_time_total / 1e3, 3) for e in events[:12]}
 
 
-def measure(rounds: int) -> dict[str, dict[str, Any]]:
+def measure(rounds: int, tiny: bool = False) -> dict[str, dict[str, Any]]:
     """Time the steps on every backend that can run here.
+
+    Args:
+        rounds: measured rounds.
+        tiny: with the images of `TINY` instead.
 
     Returns:
         By step and backend: ``ms`` (median and quartiles) and ``operators``, the milliseconds of
@@ -102,7 +108,7 @@ def measure(rounds: int) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     for name, (build, *shape) in STEPS.items():
         model = build().to(DEVICE)
-        batch = make_batch(*shape)
+        batch = make_batch(*(TINY if tiny else shape))
         runs = {b: Call(functools.partial(_round, model, batch, b)) for b in backends}
         timings = time_side_by_side(runs, rounds)
         results[name] = {
@@ -127,13 +133,18 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default 7)")
+    parser.add_argument("--tiny", action="store_true", help="two images of 32 x 32: no measurement")
     parser.add_argument("--json", type=Path, help="write machine, versions and all numbers there")
     args = parser.parse_args()
     torch.manual_seed(0)
-    results = measure(args.rounds)
+    results = measure(args.rounds, args.tiny)
     print(render(results))
     if args.json:
-        report = {"machine": describe_machine(), "command": " ".join(sys.argv[1:]), **results}
+        report = {
+            "machine": describe_machine(),
+            "command": " ".join(sys.argv[1:]),
+            "steps": results,
+        }
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

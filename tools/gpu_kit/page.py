@@ -46,7 +46,8 @@ def render(stages: dict[int, Stage], facts: dict[str, Any], rehearsal: bool) -> 
     parts += ["| stage | step | | state | seconds | said |", "|---|---|---|---|---|---|"]
     for number, stage in stages.items():
         for name, step in stage.steps.items():
-            mark = {True: "right", False: "WRONG"}.get(step.get("right"), "")
+            ended = step.get("state") in FINAL  # what was cut off is neither right nor wrong
+            mark = {True: "right", False: "WRONG"}.get(step.get("right"), "") if ended else ""
             cells = [f"{number} {STAGES[number]}", name, mark, step.get("state", "")]
             cells += [f"{step.get('seconds', '')}", _line(step.get("said"))]
             parts.append("| " + " | ".join(cells) + " |")
@@ -70,20 +71,24 @@ def _line(text: Any, most: int = 160) -> str:
 
 
 def _accuracy(stage: Stage) -> list[str]:
-    """Verdicts by operation and backend, the largest error, and all that is not right."""
+    """Verdicts by operation and backend, the largest error, and all that is not right.
+
+    An error is measured by what rounding allows: one relative to a result that is zero but for
+    rounding would say nothing. What is held to a share of its largest element is not in it.
+    """
     rows, wrong = [], []
     for name, step in stage.steps.items():
         items = step.get("data") or []
         counts = Counter(item["verdict"] for item in items)
         worst = [
-            (pair["error"] / pair["of"], item["item"])
+            (pair["error"] / pair["allowed"], item["item"])
             for item in items
             for pair in item.get("compared") or []
-            if pair.get("of")
+            if pair.get("allowed") and "error" in pair
         ]
         error, where = max(worst, default=(0.0, ""))
         told = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
-        rows.append(f"| {name} | {told} | {error:.1e} | {_line(where)} |")
+        rows.append(f"| {name} | {told} | {error:.0%} | {_line(where)} |")
         wrong += [
             f"| {name} | {_line(item['item'])} | {item['verdict']} | {_line(item.get('said'))} |"
             for item in items
@@ -92,7 +97,10 @@ def _accuracy(stage: Stage) -> list[str]:
     if not rows:
         return []
     head = ["", "## Accuracy", "", "Against the reference in float64, forward and backward.", ""]
-    head += ["| operation, backend | cases | largest relative error | in |", "|---|---|---|---|"]
+    head += [
+        "| operation, backend | cases | largest error, of what rounding allows | in |",
+        "|---|---|---|---|",
+    ]
     more = [f"\n{len(wrong) - MOST_ROWS} more are in the JSON"] if len(wrong) > MOST_ROWS else []
     listed = ["", "| | case | verdict | said |", "|---|---|---|---|", *wrong[:MOST_ROWS], *more]
     return [*head, *rows, *(listed if wrong else [])]

@@ -8,6 +8,7 @@ GPU's place. As on a visit, it is several commands, each handed what the one bef
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -16,9 +17,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.gpu_kit.report import FINAL
+
 ROOT = Path(__file__).parents[2]
 KEPT = ("PATH", "LD_LIBRARY_PATH", "http_proxy", "https_proxy")
-UNFINISHED = 3  # exit code of a visit whose time was up
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,8 +59,14 @@ def main(arguments: Sequence[str]) -> int:
             print(f"visit {number}: {' '.join(command)}", flush=True)
             code = subprocess.run(command, cwd=folder, env=variables, check=False).returncode
             earlier = ["--earlier", str(report)]
-            if code != UNFINISHED:
+            if finished(report):
                 break
         for path in [away, *away.rglob("*")]:  # so that it can be removed
             path.chmod(path.stat().st_mode | 0o700)
     return code
+
+
+def finished(report: Path) -> bool:
+    """Whether nothing is left for another visit: what went wrong stays so, what was cut off not."""
+    stages = [json.loads(file.read_text()) for file in report.glob("[1-4]-*.json")]
+    return all(step["state"] in FINAL for stage in stages for step in stage["steps"].values())

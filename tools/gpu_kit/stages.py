@@ -194,6 +194,10 @@ def told_in(text: str) -> Iterator[dict[str, Any]]:
 # -- 3: benchmarks ---------------------------------------------------------------------------------
 
 
+SMALLER = {"benchmarks.training_step": ["--tiny", "--rounds", "1"]}
+"""What a rehearsal adds to a module that has no shapes of its own for it."""
+
+
 def measured(*arguments: str, module: str = "benchmarks") -> Callable[[Visit, Step, float], Record]:
     """``python -m benchmarks`` with those arguments; each row is kept as it comes."""
 
@@ -204,6 +208,8 @@ def measured(*arguments: str, module: str = "benchmarks") -> Callable[[Visit, St
             # Two images: heads normalise by their batch.
             extra += ["--batch", "2", "--rounds", "1"] if visit.options.rehearse else []
             extra += ["--quick"] if visit.options.quick else []
+        elif visit.options.rehearse:
+            extra += SMALLER.get(module, [])
         done = visit.program(
             step.name,
             visit.module(module, *arguments, *extra, "--json", file),
