@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from densesiam.geometry import overlap_boxes
 from densesiam.ops._backends import Explanation, explain, load_backends, use_backend
+from densesiam.ops._flops import register_flops
 from densesiam.ops._operations import NAMESPACE, OPERATIONS, register_namespace
 
 if TYPE_CHECKING:  # which does not see what the loop below exports
@@ -32,3 +33,4 @@ __all__ = ["Explanation", "explain", "overlap_boxes", "use_backend", *OPERATIONS
 
 register_namespace(NAMESPACE)
 load_backends()
+register_flops()

@@ -15,8 +15,8 @@ wanted of it, in this order.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -70,6 +70,8 @@ class Operation:
         pixel_loss: whether it is one of the losses that `densesiam.ops._pixel_loss` makes.
         check_values: raises where values are wrong, given the operator's arguments. It is asked
             when the CPU's kernel has refused them: the message is that of every backend.
+        flops: for each operator with matrix products, their floating-point operations, given its
+            arguments with shapes for tensors (and ``out_shape``).
     """
 
     name: str
@@ -89,6 +91,7 @@ class Operation:
     triton: bool = True
     pixel_loss: bool = False
     check_values: Callable[..., None] | None = None
+    flops: Mapping[str, Callable[..., int]] = field(default_factory=dict)
 
     @property
     def operators(self) -> dict[str, str]:
@@ -131,6 +134,11 @@ def register_namespace(namespace: str) -> None:
     _namespaces.append(namespace)
     for operation in OPERATIONS.values():
         _define(operation, namespace)
+
+
+def namespaces() -> tuple[str, ...]:
+    """Those that are open."""
+    return tuple(_namespaces)
 
 
 def kernel(namespace: str, name: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -106,6 +108,23 @@ def _fake_backward(
     return grad_features, grad_logits
 
 
+def _flops(features: Sequence[int], logits: Sequence[int], **_: Any) -> int:
+    return 2 * math.prod(features) * logits[1]
+
+
+def _backward_flops(
+    grad: Sequence[int],
+    grad_mass: Sequence[int] | None,
+    features: Sequence[int],
+    logits: Sequence[int],
+    log_sum: Sequence[int],
+    need_features: bool,
+    need_logits: bool,
+    **_: Any,
+) -> int:
+    return _flops(features, logits) * (need_features + need_logits)
+
+
 register_operation(
     Operation(
         name="region_pool",
@@ -125,5 +144,6 @@ register_operation(
         setup_context=_setup_context,
         backward=_backward,
         fake_backward=_fake_backward,
+        flops={"region_pool": _flops, "region_pool_backward": _backward_flops},
     )
 )

@@ -204,6 +204,21 @@ def test_without_a_build_the_package_runs_on_references_and_says_so(tmp_path):
     assert run.stderr.count("runs on its PyTorch references") == 1
 
 
+def test_importing_operations_imports_no_counter():
+    """It takes Triton with it. Whoever counts finds the operations' formulas all the same."""
+    code = (
+        "import sys, torch, densesiam.ops as ops\n"
+        "assert 'torch.utils.flop_counter' not in sys.modules\n"
+        "from torch.utils.flop_counter import FlopCounterMode\n"
+        "x = torch.ones(1, 2, 3, 3)\n"
+        "with FlopCounterMode(display=False) as counter:\n"
+        "    ops.region_pool(x, x)\n"
+        "print(counter.get_total_flops())\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "72\n"
+
+
 def test_no_operation_is_forgotten():
     """The op suite skips what a backend has no kernel for: this is what may be missing."""
     every_op = set(backends.kernels("reference"))

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from densesiam import ops
 from densesiam.ops import _backends, _operations
@@ -254,6 +255,38 @@ def of_a_subclass(call):
 def test_whoever_looks_finds_the_call_in_the_dispatcher(name, see, short_calls):
     see(lambda x: CALLS[name](x, BOXES, LABELS))
     assert not short_calls
+
+
+def counted_flops(name, args, needed):
+    """Of forward and of backward, by whom torch counts them."""
+    leaves = [args[i].detach().requires_grad_() for i in needed]
+    for i, leaf in zip(needed, leaves, strict=True):
+        args[i] = leaf
+    with FlopCounterMode(display=False) as forward:
+        result = getattr(ops, name)(*args)
+    with FlopCounterMode(display=False) as backward:
+        torch.autograd.grad(result, leaves, cotangent(result))
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+@pytest.mark.parametrize("needed", [(0, 1), (0,), (1,)])
+def test_matrix_products_are_counted_as_the_references(needed):
+    features = torch.randn(2, 5, 4, 7)
+    counts = []
+    for backend in ("reference", "auto"):
+        with ops.use_backend(backend):
+            counts.append(
+                counted_flops("region_pool", [features, F[:, :, :4].contiguous()], needed)
+            )
+    assert counts[0] == counts[1] == (2 * 2 * 5 * 3 * 28, len(needed) * 2 * 2 * 5 * 3 * 28)
+
+
+def test_only_what_multiplies_matrices_has_flops():
+    """Of the references, roi_align's multiplies by its sparse shares as if they were dense."""
+    for name, operation in _operations.OPERATIONS.items():
+        with FlopCounterMode(display=False) as counter, ops.use_backend("reference"):
+            CALLS[name](F, BOXES, LABELS)
+        assert (counter.get_total_flops() > 0) == (bool(operation.flops) or name == "roi_align")
 
 
 HUGE = torch.empty(1, dtype=torch.float16).expand(1, 2, 2**31 + 8, 1)
