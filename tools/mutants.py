@@ -45,6 +45,10 @@ SUBJECTS = ("densesiam/ops", "densesiam/methods", "densesiam/evaluation")
 OURS = ("densesiam", "tests", "tools")
 SHARED = ("backends", "citizens", "operations", "pixel_similarity", "overlap_sample")
 """Tests of what operations share: its own, those of each operation's parts, a map and a loss."""
+ELSEWHERE = {"_triton": ("tests/ops/test_backends.py", "tests/packaging/test_kernels_import.py")}
+"""Tests of a module of operations that are not where those of the others are."""
+# Each backend's run of every operation's suite takes minutes: that of the compiled kernels will do.
+CHOSEN = "not emulator and (not triton or test_backends or test_kernels_import)"
 PRELOADED = ("torch", "torch._dynamo", "torchvision", "lightning", "timm", "hypothesis", "scipy")
 """Imported once, before any fork: what tests import that is no part of the tree."""
 
@@ -145,6 +149,8 @@ def tests_of(module: Path, tree: Path) -> list[str]:
     What operations share is tested by some of them: all take as long as all other layers.
     """
     folder = Path("tests", *module.parts[1:-1])
+    if module.stem in ELSEWHERE:
+        return list(ELSEWHERE[module.stem])
     if folder.name == "ops":
         names = SHARED if module.stem.startswith("_") else (module.stem, "citizens")
     else:
@@ -201,7 +207,7 @@ def _run_tests(tree: Path, tests: list[str]) -> NoReturn:
         sys.dont_write_bytecode = True
         for name in [each for each in sys.modules if each.split(".")[0] in OURS]:
             del sys.modules[name]  # the tree has its own
-        options = ["-q", "-x", "-p", "no:cacheprovider", "-k", "not emulator and not triton"]
+        options = ["-q", "-x", "-p", "no:cacheprovider", "-k", CHOSEN]
         code = int(pytest.main([*options, *tests]))
     finally:
         os._exit(code)

@@ -337,6 +337,11 @@ WRONG = {
         ValueError,
         "confusion_matrix: ignore_index must fit in 64 bits, got 9223372036854775808",
     ),
+    "a negative label of more than 64 bits": (
+        lambda: ops.confusion_matrix(LABELS, LABELS, 3, 3, -(2**63) - 1),
+        ValueError,
+        "confusion_matrix: ignore_index must fit in 64 bits, got -9223372036854775809",
+    ),
     "a ratio of more than 64 bits": (
         lambda: ops.roi_align(F, BOXES.split(1), 3, 1.0, -(2**70)),
         ValueError,

@@ -63,6 +63,13 @@ class TestConfusionMatrix(OpSuite):
             matrix = ops.confusion_matrix(prediction, label, 3, 3, 255)
             assert matrix.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
 
+    @pytest.mark.parametrize("ignored", [-(2**63), 2**63 - 1])
+    def test_the_ignored_label_may_be_any_of_64_bits(self, backend, device, ignored):
+        prediction = torch.tensor([0, 1], device=device)
+        label = torch.tensor([ignored, 1], device=device)
+        matrix = ops.confusion_matrix(prediction, label, 2, 2, ignored)
+        assert matrix.tolist() == [[0, 0], [0, 1]]
+
     def test_an_ignored_pixel_may_have_any_prediction(self, backend, device):
         prediction = torch.tensor([0, 99], device=device)
         label = torch.tensor([1, 255], device=device)
