@@ -146,6 +146,7 @@ Tensor label_map(const Tensor& logits, std::vector<std::int64_t> size) {
                     int(size[1])};
   Tensor labels =
       empty_in_layout({logits.size(0), size[0], size[1]}, Layout::planar, ScalarType::Long, logits);
+  if (labels.numel() == 0) return labels;
   dispatch_float(op, logits.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     label(data<T>(source), layout, logits.size(0), shape, mutable_data<std::int64_t>(labels));

@@ -157,8 +157,9 @@ def run_kernel(namespace: str, name: str, *args: Any) -> Any:
     Raises:
         ValueError: values that the kernel refuses.
         torch.OutOfMemoryError, or what ``torch.empty`` raises on that device, where there is no
-            memory for the result. Kernels allocate through torch's stable ABI, which says no more
-            than that something failed.
+            memory for the result, or for what the kernel keeps on the way. Kernels allocate
+            through torch's stable ABI, which says no more than that something failed, or by
+            themselves.
     """
     if torch.compiler.is_compiling():
         return kernel(namespace, name)(*args)
@@ -167,6 +168,8 @@ def run_kernel(namespace: str, name: str, *args: Any) -> Any:
         entry = kernel(namespace, name)
     try:
         return entry(*args)
+    except MemoryError as error:  # of a kernel's own; torch's is a RuntimeError
+        raise RuntimeError(f"{name}: there is not enough memory for what it computes") from error
     except (RuntimeError, ValueError) as error:  # which of them depends on the torch
         _say_better(error, name, args)
         raise

@@ -398,6 +398,18 @@ def test_a_failed_allocation_is_torchs_own_error():
     assert "you tried to allocate 281474976710656 bytes" in str(ours.value)
 
 
+def test_a_kernels_own_failed_allocation_is_of_torchs_type(backend, monkeypatch):
+    if not has_short_way("overlap_sample", backend):
+        pytest.skip("there is no kernel")
+
+    def fail(*args):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setitem(_operations._under_autograd, ("densesiam", "overlap_sample"), fail)
+    with pytest.raises(RuntimeError, match="overlap_sample: there is not enough memory"):
+        ops.overlap_sample(F, BOXES, 3)
+
+
 def test_a_failed_call_holds_no_tensors():
     features, boxes = F.clone(), BOXES * torch.nan
     alive = weakref.ref(features)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from densesiam import ops, reference
@@ -59,6 +60,12 @@ class TestLabelMap(OpSuite):
         logits = torch.zeros(1, 5, 3, 3, device=device)
         logits[:, 2:4] = 1.0
         assert (ops.label_map(logits, (7, 8)) == 2).all()
+
+    def test_no_images_take_no_memory_whatever_the_size(self, backend, device):
+        if backend == "reference":
+            pytest.skip("it makes the coordinates of a row and a column all the same")
+        most = 2**31 - 1
+        assert ops.label_map(torch.empty(0, 2, 3, 3, device=device), most).shape == (0, most, most)
 
     def test_a_class_masked_with_infinity_is_never_chosen(self, backend, dtype, layout, device):
         logits = Maker(dtype, layout, device).features(1, 5, 4, 4)
