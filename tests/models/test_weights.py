@@ -10,7 +10,9 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from skimage import data
+from torchvision.models import swin_transformer
 
 from densesiam.models import Encoder
 from densesiam.models.weights import (
@@ -167,6 +169,16 @@ def test_other_peoples_checkpoints(tmp_path, style):
     assert not report.missing
     assert all(name.startswith(prefix) for name in report.matched)
     assert f"loaded under {prefix!r}" in str(report) or not prefix
+
+
+def moco(state):
+    """A training's checkpoint, whose second network is not the one that is wanted."""
+    return {
+        "state_dict": {
+            **under("module.encoder_k.", other(state)),
+            **under("module.encoder_q.", state),
+        }
+    }
 
 
 TWO_NETWORKS = {
@@ -483,11 +495,12 @@ FOREIGN = {
 
 @pytest.fixture
 def _shallow(monkeypatch):
-    """Transformers of three narrow blocks, and ConvNeXts of five."""
+    """Transformers of three narrow blocks, ConvNeXts and Swins of five."""
     create = timm.create_model
     small = {
         "vit": {"depth": 3, "embed_dim": 48, "num_heads": 3},
         "convnext": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
+        "swin": {"depths": (1, 1, 2, 1), "embed_dim": 8, "num_heads": (1, 2, 2, 4)},
     }
 
     def shallow(name, **options):
@@ -521,6 +534,99 @@ def test_other_libraries_names(tmp_path, style):
     assert f"from {whose} names" in report or "MAE" in style  # whose names are timm's
     prefix = {"DINOv2's training": "backbone.", VICREGL: "module.backbone."}.get(style, "")
     assert encoder.weights_report.prefix == prefix
+
+
+def torchvisions_stages(model, image):
+    """What a list of stages, with what halves the resolution between them, gives after each."""
+    found = []
+    for i, layer in enumerate(model.features):
+        image = layer(image)
+        found += [image] if i % 2 else []
+    return found
+
+
+def torchvisions_last_block(model, image):
+    """The features of a ViT's patches."""
+    patches = model._process_input(image)
+    tokens = torch.cat([model.class_token.expand(len(image), -1, -1), patches], dim=1)
+    tokens = model.encoder.layers(tokens + model.encoder.pos_embedding)[:, 1:]
+    side = image.shape[-1] // model.patch_size
+    return [tokens.transpose(1, 2).unflatten(2, (side, side))]
+
+
+def torchvisions_swin(window, **kinds):
+    return lambda: torchvision.models.SwinTransformer(
+        [4, 4], 8, [1, 1, 2, 1], [1, 2, 2, 4], [window, window], **kinds
+    )
+
+
+# timm's name, the strides to compare, torchvision's network, and what it gives for an image.
+TORCHVISION = {
+    "ViT": (
+        "vit_base_patch16_224",
+        (16,),
+        lambda: torchvision.models.VisionTransformer(224, 16, 3, 3, 48, 192),
+        torchvisions_last_block,
+    ),
+    "ConvNeXt": (
+        "convnext_tiny",
+        (4, 8, 16, 32),
+        lambda: torchvision.models.convnext.ConvNeXt(
+            [
+                torchvision.models.convnext.CNBlockConfig(width, after, depth)
+                for width, after, depth in ((8, 16, 1), (16, 24, 1), (24, 32, 2), (32, None, 1))
+            ],
+            layer_scale=0.5,
+        ),
+        torchvisions_stages,
+    ),
+    "Swin": (
+        "swin_tiny_patch4_window7_224",
+        (4, 8, 16, 32),
+        torchvisions_swin(7),
+        torchvisions_stages,
+    ),
+    "Swin V2": (
+        "swinv2_tiny_window8_256",
+        (4, 8, 16, 32),
+        torchvisions_swin(
+            8,
+            block=swin_transformer.SwinTransformerBlockV2,
+            downsample_layer=swin_transformer.PatchMergingV2,
+        ),
+        torchvisions_stages,
+    ),
+}
+
+
+@pytest.mark.usefixtures("_shallow")
+@pytest.mark.parametrize("wrap", [lambda s: s, moco], ids=["plain", "MoCo"])
+@pytest.mark.parametrize("kind", TORCHVISION)
+def test_torchvisions_networks(tmp_path, kind, wrap):
+    """Features, and not only names: the same numbers come out."""
+    name, strides, build, features = TORCHVISION[kind]
+    torch.manual_seed(7)
+    model = build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    torch.save(wrap(model.state_dict()), tmp_path / "w.pth")
+    encoder = Encoder(name, str(tmp_path / "w.pth"), strides=strides, input_range="imagenet")
+    assert "from torchvision's names" in str(encoder.weights_report)
+    side = 256 if "256" in name else 224
+    image = torch.randn(1, 3, side, side, dtype=torch.float64)
+    with torch.no_grad():
+        expected = features(model.double(), image)
+        found = encoder.backbone.double().eval()(image)
+    for ours, theirs in zip(found[-len(expected) :], expected, strict=True):
+        theirs = theirs if ours.shape == theirs.shape else theirs.permute(0, 3, 1, 2)
+        assert_close(ours, theirs, terms=terms_of(model))
+
+
+def test_names_that_nobody_translates_say_which_are_known(tmp_path):
+    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"torchvision's of ResNet, DenseNet, VGG, ConvNeXt"):
+        Encoder("mobilenetv3_small_100", str(tmp_path / "w.pth"))
 
 
 @pytest.mark.usefixtures("_shallow")
