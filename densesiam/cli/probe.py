@@ -111,6 +111,7 @@ def _run_knn(config: Namespace) -> None:
     train, val = built.data.train, built.data.val
     if list(train.classes.names) != list(val.classes.names):
         raise ValueError("data.train and data.val differ in their classes")
+    val.check_sizes()
     folder = claim_folder(config.output, "outputs/probe-knn")
     on_gpu = config.accelerator == "gpu" or (
         config.accelerator == "auto" and torch.cuda.is_available()

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from densesiam._writing import write_text
+from densesiam.data.modules.loading import ScoringModule
 from densesiam.data.views.paired import output_size
 from densesiam.methods import Method
 from densesiam.models.weights import explain_mismatch
@@ -378,12 +379,15 @@ def training_run(
 
     Raises:
         Interrupted: a signal in the block; the last checkpoint is kept.
-        ValueError: a batch of one image, or data that there are not; nothing is written then.
+        ValueError: a batch of one image, data that there are not, or labels of other sizes than
+            their images'; nothing is written then.
         OSError: images that are not there.
     """
     built, folder = run.built, run.folder
     # Missing images should stop the run before it leaves any trace.
     built.data.num_batches()
+    if isinstance(built.data, ScoringModule):
+        built.data.check()
     images = describe_images(built.data.trained_on.paths)
     unreadable = UnreadableImages(built.data)
     report = RunReport(folder / SUMMARY, unreadable)

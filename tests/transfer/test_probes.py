@@ -253,6 +253,10 @@ def test_knn_end_to_end(tmp_path, capsys):
     assert "iou/disc" in capsys.readouterr().out
     assert results(tmp_path / "run")["scores"]["miou"] > 0.6
     assert (tmp_path / "run" / "config.yaml").is_file()
+    Image.new("L", (3, 2)).save(tmp_path / "b" / "labels" / "1.png")
+    said = error(capsys, "probe", "knn", "--config", config, "--output", tmp_path / "again")
+    assert "is 3 x 2 pixels, but its image" in said
+    assert not (tmp_path / "again").exists()
     (tmp_path / "a" / "labels" / "0.png").unlink()
     said = error(capsys, "probe", "knn", "--config", config, "--output", tmp_path / "again")
     assert "images without a label" in said

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image
 
 from densesiam import cli
 from densesiam.transfer.semantic import FCNHead, SegmentationTransfer
@@ -149,6 +150,25 @@ def test_missing_labels_are_named(config, tmp_path, capsys):
     said = error(capsys, "transfer", "segmentation", "--config", config)
     assert "images without a label" in said
     assert "2.png" in said
+
+
+def test_labels_to_score_are_looked_at_before_training(config, tmp_path, capsys):
+    for setting, kept in (("upright", (64, 40)), ("stored", (40, 64))):
+        photo = tmp_path / "val" / "images" / "1.jpg"
+        photo.with_suffix(".png").unlink(missing_ok=True)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (64, 40)).save(photo, exif=exif)
+        label = tmp_path / "val" / "labels" / "1.png"
+        Image.new("L", kept).save(label)
+        said = error(
+            capsys, "transfer", "segmentation", "--config", config, "--data.val.exif", setting
+        )
+        assert f"label {label} is {kept[0]} x {kept[1]} pixels, but its image {photo}" in said
+        assert ("if labels were drawn on the pixels as they are stored" in said) == (
+            setting == "upright"
+        )
+        assert not (tmp_path / "run").exists()
 
 
 def test_diverged_training_stops(config, capsys):

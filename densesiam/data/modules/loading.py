@@ -197,6 +197,16 @@ class ScoringModule(LoadingModule):
         """`validation_set`, made once."""
         return self.validation_set()
 
+    def check(self) -> None:
+        """See before anything is trained that it can be scored: each label has its image's size.
+
+        Raises:
+            ImageReadError: a file cannot be read.
+            ValueError: a label is of another size.
+        """
+        if isinstance(self.scored_on, LabelledFiles):
+            self.scored_on.check_sizes()
+
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Loader of what to score; no loader where nothing was given."""
         if self.scored_on is None:

@@ -94,6 +94,31 @@ class LabelledFiles(Dataset[dict[str, Tensor]]):
         except ValueError as error:
             raise ValueError(f"{label_path}: {error}") from error
 
+    def check_sizes(self) -> None:
+        """Compare all labels' sizes with their images', as the heads of the files have them.
+
+        Raises:
+            ImageReadError: a file cannot be read.
+            ValueError: a label is of another size.
+        """
+        upright = self.exif == "upright"
+        for i, (image_path, label_path) in enumerate(self.paths):
+            image, label = read_header(image_path), read_header(label_path)
+            sizes = (head.size if upright else head.stored for head in (image, label))
+            self._check_size(i, *sizes, upright and image.turned and not label.turned)
+
+    def _check_size(
+        self, index: int, image: tuple[int, int], label: tuple[int, int], one_sided: bool
+    ) -> None:
+        """Compare widths and heights; `one_sided` where the image alone was turned."""
+        if image != label:
+            image_path, label_path = self.paths[index]
+            raise ValueError(
+                f"label {label_path} is {label[0]} x {label[1]} pixels, but its image "
+                f"{image_path} is {image[0]} x {image[1]}"
+                + (f" after its EXIF rotation; {_DRAWN_ON_STORED}" if one_sided else "")
+            )
+
     def __getitem__(self, draw: Draw | int) -> dict[str, Tensor]:
         """One image and its label."""
         if isinstance(draw, int):
@@ -104,12 +129,8 @@ class LabelledFiles(Dataset[dict[str, Tensor]]):
         values = read_label(label_path, self.classes.label_colours, upright)
         turned = upright and not self._doubted and read_header(image_path).turned
         one_sided = turned and not read_header(label_path).turned
-        if values.shape != (image.height, image.width):
-            raise ValueError(
-                f"label {label_path} is {values.shape[1]} x {values.shape[0]} pixels, but its "
-                f"image {image_path} is {image.width} x {image.height}"
-                + (f" after its EXIF rotation; {_DRAWN_ON_STORED}" if one_sided else "")
-            )
+        height, width = values.shape
+        self._check_size(draw.index, (image.width, image.height), (width, height), one_sided)
         if one_sided:
             self._doubted = True
             warnings.warn(
