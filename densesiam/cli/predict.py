@@ -54,7 +54,11 @@ class Unsegmented(RuntimeError):  # noqa: N818 # the rest is there
 
 @dataclass(frozen=True)
 class Settings:
-    """How to segment; see ``densesiam predict --help``."""
+    """How to segment; see ``densesiam predict --help``.
+
+    Raises:
+        ValueError: a setting that is out of range, or two that do not go together.
+    """
 
     resize: int | None = None
     large: Literal["tile", "reduce"] = "tile"
@@ -68,6 +72,21 @@ class Settings:
     format: Sequence[Form] = ()
     errors: Literal["list", "raise"] = "list"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+
+    def __post_init__(self) -> None:
+        least = {"resize": 1, "tile": 2, "overlap": 1, "max_pixels": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"--{name} must be at least {bound}, got {value}")
+        if self.overlap >= self.tile:
+            default = ", the default" if self.overlap == Settings.overlap else ""
+            raise ValueError(
+                f"--overlap must be from 1 to {self.tile - 1}, which is --tile less 1, got "
+                f"{self.overlap}{default}"
+            )
+        if self.names is not None and self.matching is not None:
+            raise ValueError("--names and --matching both name the categories: give one of them")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -99,10 +118,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         "logits are blended, or a smaller image.",
     )
     parser.add_argument(
-        "--tile", type=int, default=1024, help="Longest side that the network sees at once."
+        "--tile",
+        type=int,
+        default=1024,
+        help="Longest side that the network sees at once, 2 or more.",
     )
     parser.add_argument(
-        "--overlap", type=int, default=256, help="Least overlap of tiles, in pixels."
+        "--overlap",
+        type=int,
+        default=256,
+        help="Least overlap of tiles, in pixels: from 1 to --tile less 1.",
     )
     parser.add_argument(
         "--max_pixels",
@@ -159,11 +184,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(parser: ArgumentParser, config: Namespace) -> None:
     """Run the command."""
-    join(probe(TrainerOptions(accelerator=config.accelerator, devices=1)), devices=None)
-    settings = {name: config[name] for name in Settings.__dataclass_fields__}
+    given = {name: config[name] for name in Settings.__dataclass_fields__}
     for name in ("names", "matching"):
-        settings[name] = None if settings[name] is None else Path(settings[name])
-    predict(Path(config.checkpoint), config.images, config.output, Settings(**settings))
+        given[name] = None if given[name] is None else Path(given[name])
+    settings = Settings(**given)
+    join(probe(TrainerOptions(accelerator=config.accelerator, devices=1)), devices=None)
+    predict(Path(config.checkpoint), config.images, config.output, settings)
 
 
 def predict(
@@ -190,14 +216,12 @@ def predict(
     Raises:
         Interrupted: a signal; the files written so far are kept.
         Unsegmented: all is written, but for images that could not be segmented.
-        ValueError: the checkpoint is none, or of another model; or names or matching are; or a
-            setting is out of range; or the folder holds predictions with other settings.
+        ValueError: the checkpoint is none, or of another model; or names or matching are; or the
+            folder holds predictions with other settings.
         OSError: there are no images; or the folder holds something else, or cannot be written; or,
             with ``errors="raise"``, an image cannot be read.
     """
     settings = settings or Settings()
-    if settings.max_pixels < 1:
-        raise ValueError(f"--max_pixels must be at least 1, got {settings.max_pixels}")
     trained = load_segmenter(ckpt_path, settings.head)
     categories, named = _categories(trained, settings)
     device = _device(settings.accelerator)
@@ -280,8 +304,6 @@ def predict(
 
 def _categories(trained: Trained, settings: Settings) -> tuple[Categories, str]:
     """What categories are called, and why."""
-    if settings.names is not None and settings.matching is not None:
-        raise ValueError("--names and --matching both name the categories: give one of them")
     if settings.names is not None:
         return read_categories(settings.names, trained.num_classes), f"named by {settings.names}"
     if settings.matching is not None:

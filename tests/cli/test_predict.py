@@ -254,10 +254,29 @@ def test_three_images_give_three_label_maps(run, tmp_path):
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 3
 
 
-def test_a_limit_that_no_image_meets_is_refused(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="--max_pixels must be at least 1, got 0"):
-        predict(checkpoint, ["samples"], str(tmp_path / "out"), Settings(max_pixels=0))
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--max_pixels 0", "--max_pixels must be at least 1, got 0"),
+        ("--resize 0", "--resize must be at least 1, got 0"),
+        ("--resize -3", "--resize must be at least 1, got -3"),
+        ("--tile 1", "--tile must be at least 2, got 1"),
+        ("--tile -1024", "--tile must be at least 2, got -1024"),
+        ("--overlap 0", "--overlap must be at least 1, got 0"),
+        ("--overlap 1024", "--overlap must be from 1 to 1023, which is --tile less 1, got 1024"),
+        (
+            "--tile 256",
+            "--overlap must be from 1 to 255, which is --tile less 1, got 256, the default",
+        ),
+        ("--names a.yaml --matching b.json", "--names and --matching both name the categories"),
+    ],
+)
+def test_settings_out_of_range(tmp_path, monkeypatch, capsys, args, message):
+    """Before anything is read: neither the model nor the photographs are there."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["predict", "no.ckpt", "nowhere", *args.split()]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", [(5, 1000), (1000, 5), (1, 1)])
