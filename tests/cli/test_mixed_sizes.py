@@ -14,6 +14,7 @@ from densesiam.data import ClassTable, Evaluation, LabelledImages
 from densesiam.evaluation.baselines import ColourPosition, KMeans, settle_statistics
 from densesiam.models import Encoder
 from tests.cli.predicting import MODEL, save_labelled, save_segmenter, save_transfer
+from tests.training.children import run_together
 
 # Width and height, as they are shown.
 SIZES = ((48, 40), (40, 48), (48, 40), (40, 56), (40, 48), (48, 40), (33, 37))
@@ -84,6 +85,31 @@ def test_validate(labelled, tmp_path, monkeypatch, full):
         assert several["confusion"] == single["confusion"]
         pages = [tmp_path / name / "validation" / "report.html" for name in ("1", size)]
         assert all(page.is_file() for page in pages)
+
+
+@pytest.mark.filterwarnings("ignore:.*has an EXIF rotation:UserWarning")
+def test_two_processes(labelled, tmp_path, monkeypatch):
+    """Each image counts once, whichever process scores it, and with whichever others."""
+    monkeypatch.chdir(tmp_path)
+    val = json.loads(json.dumps(labelled))
+    val["init_args"]["transform"] = {"resize": 25, "full_size_labels": True}
+    views = {"class_path": "SegmentationViews", "init_args": {"size": 16, "resize": 25}}
+    views["init_args"]["crop"] = None
+    data = {"train": val["init_args"]["images"], "val": val, "views": views, "batch_size": 2}
+    trainer = {"accelerator": "cpu", "max_epochs": 1}
+    content = {"model": {**MODEL, "region_start": 0}, "data": data, "trainer": trainer}
+    Path("config.yaml").write_text(yaml.safe_dump(content))
+    args = ["--config", "config.yaml"]
+    two = ["--trainer.devices", "2", "--data.val_batch_size", "2"]
+    assert run_together(["fit", *args, *two, "--output", "run"], 2) == [0, 0]
+    (epoch,) = scores(tmp_path / "run", "summary.json")["epochs"]
+    args += ["--ckpt_path", "run/checkpoints/last.ckpt"]
+    assert run_together(["validate", *args, *two, "--output", "two"], 2) == [0, 0]
+    assert cli.main(["validate", *args, "--output", "one"]) == 0
+    one, both = (scores(tmp_path / name / "validation") for name in ("one", "two"))
+    assert np.sum(one["confusion"]) == sum(width * height for width, height in SIZES)
+    assert both["confusion"] == one["confusion"]
+    assert epoch["val/miou"] == pytest.approx(one["miou"])
 
 
 @pytest.mark.filterwarnings("ignore:.*has an EXIF rotation:UserWarning")
