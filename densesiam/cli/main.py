@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from jsonargparse import ArgumentError, ArgumentParser
 
 from densesiam.cli.allocation import keep_memory
-from densesiam.cli.mistakes import readable, unreadable_config
+from densesiam.cli.mistakes import of_another_command, readable, unreadable_config
 from densesiam.cli.outline import outlines
 from densesiam.cli.registry import COMMANDS, build_parsers, command_module
 from densesiam.training.console import UsageError
@@ -54,10 +54,14 @@ def run(args: Sequence[str] | None = None) -> None:
     try:
         config = parser.parse_args(args)
     except (ArgumentError, UnicodeDecodeError) as error:
-        said = unreadable_config(args) or readable(
-            _said_by_task(args, parsers) or str(error), parsers
-        )
+        said = unreadable_config(args)
+        if said is None:
+            said = readable(_said_by_task(args, parsers) or str(error), parsers)
+            if (hint := of_another_command(args, lambda: build_parsers()[1])) is not None:
+                said = f"{said}. {hint}"
         raise UsageError(said) from error
+    if (hint := of_another_command(args)) is not None:
+        warnings.warn(hint, stacklevel=2)
     command = config.command
     keep_memory()
     command_module(command).run(parsers[command], config[command])

@@ -5,7 +5,7 @@ import importlib
 import inspect
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ _UNION = re.compile(
     r"\s+Given value type: [^\n]*\s+Given value: (?P<value>[^\n]*)",
     re.DOTALL,
 )
+_SEPARATE = re.compile(r",\s*(?![^\[]*\])")
 _CLASS = r"Problem with given class_path '([\w.]+)':"
 _SINGLE = re.compile(r"Expected a (?P<type>[^\n]*?)\. Got value: (?P<value>[^\n]*)")
 _UNCHOSEN = re.compile(
@@ -69,9 +70,7 @@ def unreadable_config(args: Sequence[str]) -> str | None:
     Returns:
         None where nothing is.
     """
-    given = [after for arg, after in itertools.pairwise(args) if arg == "--config"]
-    given += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
-    for name in given:
+    for name in _configs(args):
         path = Path(name)
         if path.is_dir():
             return f"--config {name} is a folder: expected a YAML file of settings"
@@ -92,6 +91,67 @@ def unreadable_config(args: Sequence[str]) -> str | None:
             found = "is empty" if content is None else "holds no settings by name"
             return f"--config {name} {found}: expected lines such as `seed: 1`"
     return None
+
+
+def _configs(args: Sequence[str]) -> list[str]:
+    """The configuration files that a command line names."""
+    given = [after for arg, after in itertools.pairwise(args) if arg == "--config"]
+    return given + [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+
+
+def of_another_command(
+    args: Sequence[str], parsers: Callable[[], dict[str, ArgumentParser]] | None = None
+) -> str | None:
+    """For which command a configuration file is, where that is another than the command line's.
+
+    Args:
+        args: the command line. Its files can be read.
+        parsers: gives those of all commands. By their settings a file is known that does not say in
+            its comments which command takes it, as those of a run's folder do not.
+
+    Returns:
+        A sentence; None where no file is for another command.
+    """
+    said = " ".join(args[: 2 if args[:1] in (["transfer"], ["probe"]) else 1])
+    for name in _configs(args):
+        text = Path(name).read_text(encoding="utf-8")
+        takes = list(dict.fromkeys(_SAYS_ITS_COMMAND.findall(text)))
+        if not takes and parsers is not None:
+            keys = set(_keys(yaml.safe_load(text)))
+            known = {
+                command: set(_settings(parser)) for command, parser in _trainings(parsers()).items()
+            }
+            takes = [command for command, settings in known.items() if keys <= settings]
+        trains = said.startswith(("fit", "pretrain", "picie", "transfer", "probe"))
+        if takes and said not in takes and (trains or takes[0] not in ("fit", "picie")):
+            named = " or ".join(f"`densesiam {command}`" for command in takes)
+            return f"{name} is for {named}, and this is `densesiam {said}`"
+    return None
+
+
+_SAYS_ITS_COMMAND = re.compile(
+    r"^# +densesiam (fit|pretrain|picie|(?:transfer|probe) \w+)(?= )", re.MULTILINE
+)
+
+
+def _trainings(parsers: dict[str, ArgumentParser]) -> dict[str, ArgumentParser]:
+    """The parsers of what a configuration file may be for, tasks one by one."""
+    found = {name: parsers[name] for name in ("fit", "pretrain", "picie")}
+    for command in ("transfer", "probe"):
+        for action in parsers[command]._actions:
+            if isinstance(action.choices, dict):
+                found |= {f"{command} {task}": each for task, each in action.choices.items()}
+    return found
+
+
+def _keys(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Names of the settings in a file, those within an object left out."""
+    for key, value in settings.items():
+        inner = isinstance(value, dict) and "class_path" not in value
+        if inner and not prefix:
+            yield from _keys(value, f"{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def _given_as(keys: str, parsers: dict[str, ArgumentParser]) -> str:
@@ -115,11 +175,15 @@ def _union(match: re.Match[str]) -> str:
         if error.startswith("Problem with given class_path"):
             return error  # it is an object, as it should be
         if missing := _NO_SUCH_CLASS.match(error):
-            meant = _meant(missing[1], dir(importlib.import_module("densesiam.data"))).strip()
+            known = dir(importlib.import_module("densesiam.data"))
+            if missing[1] in known:
+                types = [_type(each).rpartition(".")[2] for each in _SEPARATE.split(match["types"])]
+                return f"{missing[1]} is of another kind: expected {' or '.join(types)}"
+            meant = _meant(missing[1], known).strip()
             if value.startswith("{"):
                 return f"there is no class {missing[1]}: {meant}".rstrip(": ")
             hint = f": {meant}" if meant else ""
-    types = [_type(each) for each in re.split(r",\s*(?![^\[]*\])", match["types"])]
+    types = [_type(each) for each in _SEPARATE.split(match["types"])]
     return f"expected {' or '.join(types)}, got {value}{hint}"
 
 

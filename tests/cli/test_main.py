@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -495,6 +496,44 @@ def test_mistakes_in_config_files_of_tasks(task, tmp_path, capsys, text, message
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     assert message in error(capsys, *task.split(), "--config", path, code=2)
+
+
+@pytest.mark.parametrize(
+    ("args", "file", "command"),
+    [
+        ("pretrain", "configs/folder.yaml", "fit"),
+        ("fit", "configs/segmentation/picie.yaml", "picie"),
+        ("fit", "configs/transfer/coco_r50_1x.yaml", "transfer detection"),
+        ("transfer detection", "configs/transfer/voc_linear.yaml", "probe segmentation"),
+        ("fit", "pretrained.yaml", "pretrain"),  # as a run's folder has it: without a comment
+        ("pretrain", "segmenter.yaml", "fit"),
+    ],
+)
+def test_a_file_for_another_command(tmp_path, monkeypatch, capsys, args, file, command):
+    monkeypatch.chdir(ROOT)
+    if "/" not in file:
+        settings = {"fit": "model: {aux_classes: 3}", "pretrain": "model: {grid: 3}"}[command]
+        file = tmp_path / file
+        file.write_text(f"seed: 1\noutput: {tmp_path / 'out'}\n{settings}\n")
+    said = error(capsys, *args.split(), "--config", file, code=2)
+    assert said.endswith(f". {file} is for `densesiam {command}`, and this is `densesiam {args}`\n")
+
+
+def test_a_file_for_another_command_whose_settings_are_known_too(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    file = "configs/pretrain/folder.yaml"
+    hint = f"{file} is for `densesiam pretrain`, and this is `densesiam fit`"
+    with pytest.warns(UserWarning, match=hint):
+        error(capsys, "fit", "--config", file, code=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        error(capsys, "pretrain", "--config", file, code=1)
+        error(capsys, "validate", "--config", "configs/folder.yaml", "--ckpt_path", "x", code=1)
+
+
+def test_data_of_another_kind(capsys):
+    said = error(capsys, "transfer", "detection", "--data.train", "VocSegmentation", code=2)
+    assert "data.train: VocSegmentation is of another kind: expected ObjectImages or null" in said
 
 
 def test_unknown_and_missing_commands(capsys):
