@@ -176,7 +176,12 @@ def clone(folder: Path, commit: str) -> None:
 
 
 def make_environment(
-    place: Place, interpreter: Path, torch: str | None, extras: Sequence[str], lowest: bool = False
+    place: Place,
+    interpreter: Path,
+    torch: str | None,
+    extras: Sequence[str],
+    lowest: bool = False,
+    also: Sequence[str] = (),
 ) -> Step:
     """Make the place's environment: what a build needs, the package's requirements, some extras.
 
@@ -186,11 +191,12 @@ def make_environment(
         torch: its version, such as 2.10.0 or 2.10; None leaves it to the requirements.
         extras: of pyproject.toml.
         lowest: the oldest version of everything that pyproject.toml names.
+        also: further requirements, such as numpy<2.3.
     """
     project = tomllib.loads((place.tree / "pyproject.toml").read_text())
     folder = place.python.parents[1]
     install = [find_uv(), "pip", "install", "--python", place.python]
-    install += [*project["build-system"]["requires"], "--requirements", "pyproject.toml"]
+    install += [*project["build-system"]["requires"], *also, "--requirements", "pyproject.toml"]
     install += [word for extra in extras for word in ("--extra", extra)]
     if torch:
         install.append(f"torch=={torch}{'' if torch.count('.') > 1 else '.*'}")

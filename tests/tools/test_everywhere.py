@@ -64,6 +64,15 @@ class TestFresh:
         assert not {"DENSESIAM_BACKEND", "FORCE_CPU", "PYTHONPATH", "MAKEFLAGS"} & set(kept)
 
 
+@pytest.mark.parametrize(
+    ("line", "ok"),
+    [("9 passed, 2 skipped in 3.1s", True), ("135 skipped in 0.2s", False), ("written", True)],
+)
+def test_a_suite_of_which_nothing_ran_has_not_passed(place, line, ok):
+    done = place.run("suite", ["-c", f"print({line!r})"])
+    assert everywhere.counted(done).ok is ok
+
+
 def row(**changes):
     """A row of the benchmarks that is as it should be."""
     return {"op": "label_map", "shape": "2 x 5", "refused": {}, "wrong_peers": {}} | changes
