@@ -183,6 +183,8 @@ def test_region_that_would_never_start():
         ValueError, match="start at epoch 2, but the training has only epochs 0 to 1"
     ):
         fit(tiny(region_start=2), max_epochs=2)
+    with pytest.raises(ValueError, match="start at epoch 1, but the training has only epochs 0 to"):
+        fit(tiny(region_start=1), max_epochs=1)
     fit(tiny(region_start=3, region_weight=0.0), max_epochs=1)
     with pytest.raises(ValueError, match="share of the training, which has no end"):
         fit(tiny(region_start=0.5), max_epochs=-1)
