@@ -381,9 +381,22 @@ def extensions() -> tuple[list, dict[str, Any]]:
     return modules, {"build_ext": Build}
 
 
+def data_packages() -> dict[str, list[str]]:
+    """Folders of data, which setuptools takes for packages too, and what of theirs goes along."""
+    patterns = {"configs": "*.yaml", "densesiam/data/sets/tables": "*.yaml"}
+    patterns["densesiam/reports/assets"] = "*"
+    found = {}
+    for name, pattern in patterns.items():
+        for folder in sorted({path.parent for path in (ROOT / name).rglob(pattern)}):
+            package = ".".join(folder.relative_to(ROOT).parts)
+            found[f"densesiam.{package.removeprefix('densesiam.')}"] = [pattern]
+    return found
+
+
 def main() -> None:
     """Build with what was found."""
     ext_modules, commands = extensions()
+    data = data_packages()
     setup(
         version=VERSION,
         # kernels/, the Triton kernels, is imported as densesiam.kernels; configs/ goes along.
@@ -391,14 +404,9 @@ def main() -> None:
             str(p.parent.relative_to(ROOT)).replace("/", ".")
             for p in sorted(ROOT.glob("densesiam/**/__init__.py"))
         ]
-        + ["densesiam.kernels", "densesiam.configs"],
+        + ["densesiam.kernels", *data],
         package_dir={"densesiam.kernels": "kernels", "densesiam.configs": "configs"},
-        package_data={
-            "densesiam": ["py.typed"],
-            "densesiam.configs": ["**/*.yaml"],
-            "densesiam.data.sets": ["tables/*.yaml"],
-            "densesiam.reports": ["assets/*"],
-        },
+        package_data={"densesiam": ["py.typed"], **data},
         ext_modules=ext_modules,
         cmdclass=commands,
         # Nothing in it is of one Python: without the module, the tag can say so.
