@@ -1,6 +1,7 @@
 """README and docs: their commands are understood, and go together; what they point to is there.
 
-Nothing is run here. The commands are read by the very parsers.
+Nothing is run here. The commands are read by the very parsers; test_documentation_code.py runs the
+Python.
 """
 
 import itertools
