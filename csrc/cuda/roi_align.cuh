@@ -67,11 +67,13 @@ DENSESIAM_HD RoiBox<C> load_roi(const C* boxes, unsigned r, const RoiAlignShape<
           there ? int(image) : -1};
 }
 
-// Calls add(y, x, share) for every pixel that a point of the cell reads with a share.
+// Calls add(y, x, share) for every pixel that a point of the cell reads with a share of the mean.
+// What is summed is divided first: the sum of n large numbers need not fit the type of their mean.
 template <class A, class C, class Add>
 __device__ __forceinline__ void for_each_read(const RoiBox<C>& box, int i, int j, const Add& add) {
   const PointRange rows = points_of_cell(box.y, points_on_map(box.y), i);
   const PointRange columns = points_of_cell(box.x, points_on_map(box.x), j);
+  const A part = A(quotient(C(1), box.points()));
   for (int a = rows.begin; a < rows.end; ++a) {
     const RoiTap<C> y = roi_tap(box.y, i, a);
     if (!y.counts) continue;
@@ -82,7 +84,7 @@ __device__ __forceinline__ void for_each_read(const RoiBox<C>& box, int i, int j
       for (int corner = 0; corner < 4; ++corner) {
         const bool lower = corner / 2, right = corner % 2;
         const A share =
-            A((lower ? y.weight : C(1) - y.weight)) * A((right ? x.weight : C(1) - x.weight));
+            A(lower ? y.weight : C(1) - y.weight) * A(right ? x.weight : C(1) - x.weight) * part;
         if (share != A(0)) add(lower ? y.high : y.low, right ? x.high : x.low, share);
       }
     }
@@ -117,13 +119,12 @@ __global__ void __launch_bounds__(kThreads, kRoiBlocks<C>)
       }
     });
   }
-  // Not a quotient for each sum: an infinite one would be NaN.
-  const A part = box.image >= 0 ? A(quotient(C(1), box.points())) : A(NAN);
   T* target = out + (std::int64_t(r) * shape.channels + first) * shape.cells() + cell;
 #pragma unroll
   for (unsigned c = 0; c < kRoiChannels; ++c) {
     if (c < channels) {
-      store(target + std::int64_t(c) * shape.cells(), from_float<T>(sums[c] * part));
+      store(target + std::int64_t(c) * shape.cells(),
+            from_float<T>(box.image >= 0 ? sums[c] : A(NAN)));
     }
   }
 }
@@ -152,11 +153,11 @@ __global__ void __launch_bounds__(kThreads, kRoiBlocks<C>)
       for (int k = 0; k < N; ++k) sums[k] += share * to_float(values.values[k]);
     });
   }
-  // Not a quotient for each sum: an infinite one would be NaN.
-  const A part = box.image >= 0 ? A(quotient(C(1), box.points())) : A(NAN);
   Pack<T, N> result;
 #pragma unroll
-  for (int k = 0; k < N; ++k) result.values[k] = from_float<T>(sums[k] * part);
+  for (int k = 0; k < N; ++k) {
+    result.values[k] = from_float<T>(box.image >= 0 ? sums[k] : A(NAN));
+  }
   store<N>(out + (std::int64_t(r) * shape.cells() + cell) * shape.channels + channel, result);
 }
 

@@ -181,6 +181,14 @@ class TestRoiAlign(OpSuite):
         ),
     }
 
+    def test_a_mean_of_large_numbers_is_no_infinity(self, backend, dtype, layout, device):
+        m = Maker(dtype, layout, device)
+        large = torch.finfo(dtype).max / 2
+        features = m.arranged(torch.full((1, 3, 5, 5), large, dtype=dtype))
+        boxes = torch.tensor([[0.0, 0, 0, 4, 4]], device=device)
+        result = ops.roi_align(features, boxes, 1, 1.0, 4)
+        assert_close((result / large).cpu(), torch.ones(1, 3, 1, 1).double(), terms=16, rms=1)
+
     def test_empty_batch(self, case, backend, device):
         """No boxes, and no images either; boxes of no image are an error."""
         for images in (0, 2):
