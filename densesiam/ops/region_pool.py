@@ -28,6 +28,8 @@ def _check(features: Tensor, logits: Tensor, normalize: bool = False) -> None:
     if logits.shape[1] == 0:
         raise ValueError(f"{op}: logits must have N >= 1 regions, got shape {tuple(logits.shape)}")
     _checks.check_same(op, "logits", logits, "features", features)
+    if not isinstance(normalize, bool):
+        raise TypeError(f"{op}: normalize must be True or False, got {type(normalize).__name__}")
 
 
 @_checks.checked(_check)

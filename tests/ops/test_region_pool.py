@@ -31,6 +31,11 @@ class TestRegionPool(OpSuite):
         "logits only": Case(lambda m: [m.features(2, 8, 3, 5), m.features(2, 4, 3, 5)], (1,)),
     }
     ERRORS = {
+        "a word that is true": Error(
+            lambda m: [m.features(2, 3, 4, 4), m.features(2, 5, 4, 4), "none"],
+            TypeError,
+            "normalize must be True or False, got str",
+        ),
         "sizes": Error(
             lambda m: [m.features(2, 3, 4, 4), m.features(2, 5, 4, 3)],
             ValueError,
