@@ -16,6 +16,7 @@ from densesiam.ops._backends import refuses_values
 from densesiam.reference._numerics import relative, values_are_known
 
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (int, torch.SymInt)
 MOST = 2**31 - 1
 """The longest side of a tensor, and of a result."""
 _CHECKED = {"cpu", "cuda"} if os.environ.get("DENSESIAM_CHECK") == "1" else {"cpu"}
@@ -97,7 +98,7 @@ def check_strided(op: str, name: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_nested:
         kind = "nested" if tensor.is_nested else str(tensor.layout)
         raise TypeError(f"{op}: {name} must be a dense tensor, got a {kind} one")
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or 0 < tensor.numel() <= MOST:
         return
     for side in tensor.shape:
         if side > MOST:
@@ -206,7 +207,7 @@ def check_size(op: str, size: int | tuple[int, int]) -> None:
     """Require one positive integer, or two."""
     pair = size if isinstance(size, tuple | list) else (size, size)
     for length in pair:
-        if isinstance(length, bool) or not isinstance(length, int | torch.SymInt):
+        if isinstance(length, bool) or not isinstance(length, INTEGERS):
             raise TypeError(f"{op}: size must be an int or (height, width), got {size!r}")
     if len(pair) != 2 or pair[0] < 1 or pair[1] < 1:
         raise ValueError(f"{op}: size must be positive, an int or (height, width), got {size!r}")

@@ -37,7 +37,7 @@ def _check(
         ("num_classes", num_classes),
         ("ignore_index", ignore_index),
     ):
-        if isinstance(number, bool) or not isinstance(number, int | torch.SymInt):
+        if isinstance(number, bool) or not isinstance(number, _checks.INTEGERS):
             raise TypeError(f"{op}: {name} must be an int, got {type(number).__name__}")
         if number < 1 and name != "ignore_index":
             raise ValueError(f"{op}: {name} must be at least 1, got {number}")

@@ -17,6 +17,8 @@ from densesiam.ops._operations import Make, Operation, register_operation, run_k
 from densesiam.reference._numerics import values_are_known
 from densesiam.reference.roi_align import rows_of_boxes
 
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+
 
 def _check(
     features: Tensor,
@@ -51,11 +53,11 @@ def _check(
                     f"{op}: all boxes must have one type, got {boxes[0].dtype} and {each.dtype}"
                 )
     _checks.check_size(op, size)
-    if not isinstance(spatial_scale, int | float | torch.SymFloat | torch.SymInt):
+    if not isinstance(spatial_scale, _NUMBERS):
         raise TypeError(f"{op}: spatial_scale must be a number, got {spatial_scale!r}")
     if isinstance(spatial_scale, int | float) and not abs(spatial_scale) <= sys.float_info.max:
         raise ValueError(f"{op}: spatial_scale must be finite, got {spatial_scale}")
-    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, int | torch.SymInt):
+    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, _checks.INTEGERS):
         raise TypeError(f"{op}: sampling_ratio must be an int, got {sampling_ratio!r}")
     if sampling_ratio * max(_checks.size_pair(size)) > _checks.MOST:  # points along an axis
         raise ValueError(

@@ -78,7 +78,7 @@ def rows_of_boxes(boxes: Tensor | Sequence[Tensor]) -> Tensor:
     if not isinstance(boxes, Tensor):
         image = torch.cat([torch.full_like(each[:, :1], i) for i, each in enumerate(boxes)])
         boxes = torch.cat([image, torch.cat(list(boxes))], dim=1)
-    return boxes.to(compute_dtype(boxes))
+    return boxes if boxes.dtype in (torch.float32, torch.float64) else boxes.float()
 
 
 def _shares(
