@@ -1,6 +1,7 @@
 """Image files: finding them in a folder, and reading every kind of them to 8-bit RGB or labels."""
 
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import IO, Any, Literal, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from densesiam.data.image.values import is_tiff, tiff_size, tiff_to_rgb, to_rgb
+from densesiam.data.image.values import is_tiff, png_chunks, tiff_size, tiff_to_rgb, to_rgb
 
 EXTENSIONS = frozenset(
     [
@@ -285,7 +286,7 @@ def read_header(path: str | Path) -> Header:
             if file is None:
                 size = tiff_size(Path(path))
                 return Header(size, size, False, 1, "page")
-            orientation = file.getexif().get(_ORIENTATION, 1)
+            orientation = _exif(file, Path(path)).get(_ORIENTATION, 1)
             width, height = file.size
             # A TIFF's size is told upright already.
             if orientation in (5, 6, 7, 8) and file.format != "TIFF":
@@ -295,6 +296,21 @@ def read_header(path: str | Path) -> Header:
             return Header((width, height), file.size, orientation in range(2, 9), pages, page)
 
     return Patience.read(path, "image", read)
+
+
+def _exif(file: Image.Image, path: Path) -> Image.Exif:
+    """The EXIF data of a file that was opened, without decoding it.
+
+    A PNG may have them behind its pixels, and Pillow would decode all to get there.
+    """
+    if file.format != "PNG":
+        return file.getexif()
+    exif = Image.Image.getexif(file)  # of what stands before the pixels
+    if not exif:
+        for kind, length, stream in png_chunks(path):
+            if kind == b"eXIf":
+                exif.load(b"Exif\0\0" + stream.read(length))
+    return exif
 
 
 @contextmanager
@@ -307,7 +323,7 @@ def _opened(
         The image; None for a TIFF of a kind that Pillow does not know.
 
     Raises:
-        ValueError: the image is larger.
+        ValueError: the image is larger; or see `open_picture`.
     """
     # Pillow has one limit for all threads of a process, and no argument.
     before = Image.MAX_IMAGE_PIXELS
@@ -315,7 +331,7 @@ def _opened(
         Image.MAX_IMAGE_PIXELS = None
     try:
         try:
-            opened = Image.open(path)
+            opened = open_picture(path)
         except UnidentifiedImageError:
             if not is_tiff(Path(path)):
                 raise
@@ -329,6 +345,22 @@ def _opened(
             yield file
     finally:
         Image.MAX_IMAGE_PIXELS = before
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Open a file with Pillow.
+
+    Raises:
+        ValueError: what is there is no file, or a program.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # to open a pipe would wait for ever
+        raise ValueError("a pipe, a socket or a device; expected a file")
+    file = Image.open(path)
+    if file.format == "EPS":  # which Pillow would have run
+        file.close()
+        raise ValueError("PostScript is a program, and no picture")
+    return file
 
 
 class Patience:
@@ -394,7 +426,7 @@ def read_label(
 def _decode_label(
     path: str | Path, colours: Sequence[tuple[int, int, int]] | None, upright: bool
 ) -> np.ndarray:
-    with Image.open(path) as file:
+    with open_picture(path) as file:
         image: Image.Image = file
         if upright:
             image = ImageOps.exif_transpose(image)

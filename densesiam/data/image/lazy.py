@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from densesiam.data.image.files import Patience, read_image
+from densesiam.data.image.files import Patience, open_picture, read_image
 from densesiam.data.image.frame import Box, resample
 
 Decode = Literal["reduced", "full"]
@@ -109,7 +109,7 @@ class LazyImage:
     def _look(self, path: str | Path) -> tuple[int, int] | None:
         """Width and height of a JPEG, from its head; None for files of other kinds."""
         try:
-            file = Image.open(path)
+            file = open_picture(path)
         except UnidentifiedImageError:  # some of them, `read_image` knows all the same
             return None
         with file:

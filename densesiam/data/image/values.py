@@ -13,8 +13,10 @@
 import logging
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -22,9 +24,11 @@ from PIL import Image
 _BITS = 16
 _OFTEN = 12  # bits that sensors give, in files of 16
 _MAX_SAMPLE_VALUE = 281  # a tag of TIFF
+_STRIP = 1 << 20  # pixels that are worked on together
 
 # Pillow logs an error for each TIFF of many bands that it refuses, and we then read.
 logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its errors are raised as well
 
 
 def to_rgb(image: Image.Image, path: Path) -> Image.Image:
@@ -50,9 +54,7 @@ def to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "F":
         return _from_floats(np.asarray(image))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _over_white(image)
     if image.mode == "RGB":  # which to convert would copy
         try:
             image.load()
@@ -62,6 +64,21 @@ def to_rgb(image: Image.Image, path: Path) -> Image.Image:
             return tiff_to_rgb(path)
         return image
     return image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Lay what is transparent over white, in strips: as a whole there would be four of it."""
+    opaque = Image.new("RGB", image.size)
+    for top, bottom in _strips(image.height, image.width):
+        strip = image.crop((0, top, image.width, bottom)).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        opaque.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return opaque
+
+
+def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:
+    rows = max(1, _STRIP // width)
+    return ((top, min(height, top + rows)) for top in range(0, height, rows))
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -92,17 +109,26 @@ def _both_bytes(path: Path, raw: str) -> np.ndarray:
     return high.astype(np.uint16) << 8 | low
 
 
+def png_chunks(path: Path) -> Iterator[tuple[bytes, int, IO[bytes]]]:
+    """The chunks of a PNG: the kind, how many bytes it has, and the file, which stands before them.
+
+    Nothing else of the file is read.
+    """
+    with path.open("rb") as file:
+        place = 8
+        while file.seek(place) and len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            yield kind, length, file
+            place += length + 12
+
+
 def _declared_by_png(path: Path) -> int | None:
     """The chunk sBIT: how many bits of each channel are in use."""
-    with path.open("rb") as file:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"sBIT":
-                return max(file.read(length))
-            if kind == b"IDAT":
-                break
-            file.seek(length + 4, 1)
+    for kind, length, file in png_chunks(path):
+        if kind == b"sBIT":
+            return max(file.read(length))
+        if kind == b"IDAT":
+            break
     return None
 
 
@@ -119,11 +145,18 @@ def is_tiff(path: Path) -> bool:
 
 def tiff_size(path: Path) -> tuple[int, int]:
     """Width and height of a TIFF's first page."""
+    with _first_page(path) as page:
+        return page.imagewidth, page.imagelength
+
+
+@contextmanager
+def _first_page(path: Path) -> Iterator[Any]:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        page: Any = file.pages[0]
-        return page.imagewidth, page.imagelength
+        if not len(file.pages):
+            raise ValueError("a TIFF without a page: it is damaged")
+        yield file.pages[0]
 
 
 def tiff_to_rgb(path: Path) -> Image.Image:
@@ -134,8 +167,7 @@ def tiff_to_rgb(path: Path) -> Image.Image:
     """
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
-        page: Any = file.pages[0]
+    with _first_page(path) as page:
         tags = page.tags
         declared = tags[_MAX_SAMPLE_VALUE].value if _MAX_SAMPLE_VALUE in tags else None
         separate = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
@@ -150,6 +182,8 @@ def tiff_to_rgb(path: Path) -> Image.Image:
         values = np.moveaxis(values, 0, -1)
     if values.ndim == 3:
         values = values[:, :, :3] if coloured else values[:, :, 0]
+    if values.dtype.kind not in "buif":
+        raise ValueError(f"values of type {values.dtype}; convert it to 8 or 16 bits")
     if values.dtype.kind == "f":
         return _from_floats(values)
     if values.dtype == np.uint8:
@@ -178,16 +212,17 @@ def _from_integers(values: np.ndarray, bits: int | None) -> Image.Image:
 
 def _from_floats(values: np.ndarray) -> Image.Image:
     """8-bit RGB of shares from 0 to 1, or levels from 0 to 255."""
-    missing = np.isnan(values)
-    least = float(values[~missing].min(initial=np.inf))
-    greatest = float(values[~missing].max(initial=-np.inf))
-    if missing.all() or not (least >= 0 and greatest <= 255):
+    least, greatest = (float(f.reduce(values, axis=None)) for f in (np.fmin, np.fmax))  # not NaN
+    if not (least >= 0 and greatest <= 255):
         raise ValueError(
             f"floating-point values from {least:g} to {greatest:g}; expected 0 to 1 or 0 to 255: "
             "convert it to 8 or 16 bits"
         )
     scale = 255.0 if greatest <= 1 else 1.0
-    levels = np.where(missing, 255.0, values * scale).round().astype(np.uint8)
+    levels = np.empty(values.shape, np.uint8)
+    for top, bottom in _strips(*values.shape[:2]):
+        strip = values[top:bottom]
+        levels[top:bottom] = np.where(np.isnan(strip), 255.0, strip * scale).round()
     return _from_levels(levels)
 
 

@@ -1,3 +1,4 @@
+import os
 import struct
 import subprocess
 import sys
@@ -8,11 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageFile
 
 from densesiam.data import ImageReadError, find_images, read_image, read_label
-from densesiam.data.image import files
+from densesiam.data.image import files, values
 from densesiam.data.image.files import read_header, scan_folder
+from densesiam.data.image.lazy import LazyImage
 from tests.data.support import STORED, noise, save_images
 
 RAMP16 = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
@@ -265,7 +267,7 @@ def test_a_large_image_is_not_in_memory_twice_while_it_is_turned(tmp_path):
     code = r"""
 import re, sys
 from pathlib import Path
-from densesiam.data.image import files
+from densesiam.data.image import files, values
 
 files._TURNED_IN_MEMORY = 1 << 20
 def peak():
@@ -351,6 +353,83 @@ def test_damaged_files_are_not_waited_for(tmp_path, clock):
     with pytest.raises(ImageReadError, match="cannot identify"):
         read_image(tmp_path / "text.png")
     assert clock.now == 1000.0
+
+
+def chunk(kind, content):
+    check = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+
+def test_heads_of_pngs_are_read_without_their_pixels(tmp_path, monkeypatch):
+    """Also where EXIF data stand behind these; a PNG of gigabytes is refused by its size."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(6, 4).save(tmp_path / "before.png", exif=exif)
+    noise(6, 4).save(tmp_path / "plain.png")
+    whole = (tmp_path / "plain.png").read_bytes()
+    at = whole.index(b"IEND") - 4
+    late = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    (tmp_path / "behind.png").write_bytes(whole[:at] + late + whole[at:])
+    shape = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(100))
+    chunks = chunk(b"IHDR", shape), chunk(b"IDAT", pixels), chunk(b"IEND", b"")
+    (tmp_path / "huge.png").write_bytes(whole[:8] + b"".join(chunks))
+    with monkeypatch.context() as patch:
+        patch.delattr(ImageFile.ImageFile, "load")
+        heads = {path.stem: read_header(path) for path in tmp_path.iterdir()}
+    assert [heads[name].turned for name in ("before", "behind", "plain")] == [True, True, False]
+    assert heads["behind"].size == (4, 6) == read_image(tmp_path / "behind.png").size
+    assert heads["huge"].size == (60_000, 60_000)
+    with pytest.raises(ImageReadError, match="60000 x 60000 pixels are more than the limit"):
+        read_image(tmp_path / "huge.png", 1 << 28)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    """A pipe would give its bytes when somebody writes some."""
+    path = tmp_path / "pipe.png"
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR)  # without which a broken check would wait for ever
+    os.write(pipe, bytes(1 << 15))
+    for read in (read_image, read_label, read_header, LazyImage):
+        with pytest.raises(ImageReadError, match="a pipe, a socket or a device; expected a file"):
+            read(path)
+    os.close(pipe)
+
+
+def test_programs_are_not_run(tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    for read in (read_image, read_label, read_header):
+        with pytest.raises(ImageReadError, match="PostScript is a program, and no picture"):
+            read(path)
+
+
+def test_large_images_are_read_in_strips(tmp_path, monkeypatch):
+    """What is transparent, and floating-point values, with the same result."""
+    grey = np.arange(120, dtype=np.uint8).reshape(12, 10)
+    picture = Image.fromarray(np.stack([grey, grey, grey, grey * 2], axis=-1))
+    picture.save(tmp_path / "a.png")
+    picture.convert("RGB").quantize(8).save(tmp_path / "b.png", transparency=3)
+    shares = np.where(grey == 7, np.nan, grey / 120).astype(np.float32)
+    tifffile.imwrite(tmp_path / "c.tif", shares)
+    whole = [np.asarray(read_image(path)) for path in sorted(tmp_path.iterdir())]
+    assert [each.min() < each.max() == 255 for each in whole] == [True] * 3
+    monkeypatch.setattr(values, "_STRIP", 25)
+    strips = [np.asarray(read_image(path)) for path in sorted(tmp_path.iterdir())]
+    assert all(np.array_equal(a, b) for a, b in zip(whole, strips, strict=True))
+
+
+def test_numbers_that_are_no_brightness_are_named(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((3, 4), np.complex64))
+    with pytest.raises(ImageReadError, match="values of type complex64; convert it to 8 or 16"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_tiff_that_was_cut_off_before_its_page(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"II*\0\x08\0\0\0")
+    for read in (read_image, read_header):
+        with pytest.raises(ImageReadError, match="a TIFF without a page: it is damaged"):
+            read(tmp_path / "a.tif")
 
 
 def test_labels_keep_their_values(tmp_path):
