@@ -1,5 +1,6 @@
 """Files that are whole at every moment, or not there."""
 
+import hashlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _PARTIAL = ".partial"
+_LONGEST = 255  # bytes of a name, on nearly all file systems
 
 
 @contextmanager
@@ -31,7 +33,10 @@ def replacing(path: Path, previous: Path | None = None, durable: bool = True) ->
     Raises:
         OSError: it cannot be written; the message names the file.
     """
-    partial = path.with_name(f".{path.stem}{_PARTIAL}{path.suffix}")
+    name = f".{path.stem}{_PARTIAL}{path.suffix}"
+    if len(os.fsencode(name)) > _LONGEST:
+        name = f".{digest(path.name)}{_PARTIAL}{path.suffix}"
+    partial = path.with_name(name)
     try:
         yield partial
         if durable:
@@ -53,6 +58,11 @@ def replacing(path: Path, previous: Path | None = None, durable: bool = True) ->
 def is_partial(name: str) -> bool:
     """Whether a file's name is of what `replacing` writes to: a process was killed meanwhile."""
     return re.fullmatch(rf"\..*{re.escape(_PARTIAL)}(\.[^.]*)?", name) is not None
+
+
+def digest(text: str) -> str:
+    """40 characters in place of a name that is too long."""
+    return hashlib.sha1(os.fsencode(text), usedforsecurity=False).hexdigest()
 
 
 def printable(text: str) -> str:

@@ -231,6 +231,7 @@ def test_files_folders_patterns_and_samples_together(run, tmp_path, monkeypatch)
 def test_names_that_are_not_utf8_and_names_that_mean_something(run, tmp_path):
     photos = tmp_path / "photos"
     odd = [os.fsdecode(b"caf\xe9.png"), "<b>&.png", 'quo"te.png', "new\nline.png", "日本.png"]
+    odd += ["x" * 246 + ".png", "per%20cent?#.png", "back\\slash.png", " .png", "-rf.png"]
     for name in odd:
         save_photo(photos / name)
     code, _, summary = run(photos)
@@ -242,7 +243,7 @@ def test_names_that_are_not_utf8_and_names_that_mean_something(run, tmp_path):
     assert "<b>&" not in page
     assert "caf\ufffd" in page
     assert b"caf\xe9" in (tmp_path / "out" / "areas.csv").read_bytes()
-    assert "5 of 5 images are done already" in run(photos)[1]
+    assert "10 of 10 images are done already" in run(photos)[1]
 
 
 def test_three_images_give_three_label_maps(run, tmp_path):

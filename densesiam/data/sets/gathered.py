@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from densesiam._writing import digest
 from densesiam.data.image.files import EXTENSIONS, scan_folder
 from densesiam.data.sets.images import SamplePhotos, sample_paths
 
 SAMPLES = "samples"
+_LONGEST = 250  # bytes of a result's name: 255 is usual, and the longest extension is .json
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def result_names(files: Sequence[str]) -> list[str]:
     """Names for the results of files, no two of them alike.
 
     The name is the file's without extension; with it where another file has the same, or is called
-    so altogether. It follows that no name without extension is any other's.
+    so altogether. It follows that no name without extension is any other's. Of one that leaves no
+    room for an extension within what file systems allow, there is the beginning, and a digest.
 
     Args:
         files: distinct paths.
@@ -129,6 +132,16 @@ def result_names(files: Sequence[str]) -> list[str]:
     stems = [os.path.splitext(file)[0] for file in files]
     whole, count = set(files), Counter(stems)
     return [
-        stem if count[stem] == 1 and (stem == file or stem not in whole) else file
+        _shortened(stem if count[stem] == 1 and (stem == file or stem not in whole) else file)
         for file, stem in zip(files, stems, strict=True)
     ]
+
+
+def _shortened(name: str) -> str:
+    folder, last = os.path.split(name)
+    if len(os.fsencode(last)) <= _LONGEST:
+        return name
+    begin = last[: _LONGEST // 2]  # characters
+    while len(os.fsencode(begin)) > _LONGEST // 2:
+        begin = begin[:-1]
+    return os.path.join(folder, f"{begin}~{digest(name)}")

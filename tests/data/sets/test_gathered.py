@@ -1,4 +1,5 @@
 import itertools
+import os
 
 import pytest
 
@@ -15,6 +16,16 @@ def test_names_are_unique_whatever_there_is():
             for file, name in zip(files, names, strict=True):
                 assert name in (file, file.rpartition(".")[0])
     assert result_names(["x/a.jpg", "x/b.png", "y/a.jpg"]) == ["x/a", "x/b", "y/a"]
+
+
+def test_long_names_leave_room_for_extensions():
+    long = ["x" * 251 + ".png", "x" * 251 + ".jpg", "日" * 83 + ".png", "d/" + "y" * 251 + ".tif"]
+    names = result_names([*long, "short.png"])
+    assert names[-1] == "short"
+    assert len(set(names)) == 5
+    for file, name in zip(long, names[:-1], strict=True):
+        assert len(os.fsencode(f"{name}.json".rpartition("/")[2])) <= 255
+        assert name.startswith(file[:40])
 
 
 def test_links_to_one_file_count_once_over_all_sources(tmp_path):
