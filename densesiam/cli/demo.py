@@ -12,11 +12,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from densesiam._writing import write_json
 from densesiam.cli import fit, predict
+from densesiam.cli.shipped import CONFIGS
 from densesiam.training.folders import claim_folder
 
 USAGE = "[--output FOLDER]"
-_INSTALLED, _CLONED = (folder / "configs" for folder in Path(__file__).parents[1:3])
-CONFIG = (_INSTALLED if _INSTALLED.is_dir() else _CLONED) / "demo.yaml"
+CONFIG = CONFIGS / "demo.yaml"
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from densesiam.cli.allocation import keep_memory
 from densesiam.cli.mistakes import of_another_command, readable, unreadable_config
 from densesiam.cli.outline import outlines
 from densesiam.cli.registry import COMMANDS, build_parsers, command_module
+from densesiam.cli.shipped import with_shipped
 from densesiam.training.console import UsageError
 
 _INTERRUPTED = 130  # what shells report after Ctrl-C: 128 + SIGINT
@@ -45,7 +46,7 @@ def run(args: Sequence[str] | None = None) -> None:
         UsageError: a mistake on the command line or in a config file.
         Interrupted: Ctrl-C.
     """
-    args = sys.argv[1:] if args is None else args
+    args = with_shipped(sys.argv[1:] if args is None else args)
     if _asks_for_help(args) and "torch" not in sys.modules:
         # Where it comes to nothing, what was asked for is told as without it, only later.
         with suppress(Exception), outlines():

@@ -531,6 +531,18 @@ def test_a_file_for_another_command_whose_settings_are_known_too(monkeypatch, ca
         error(capsys, "validate", "--config", "configs/folder.yaml", "--ckpt_path", "x", code=1)
 
 
+@pytest.mark.parametrize("given", ["--config FILE", "--config=FILE"])
+def test_the_packages_files_are_found_in_any_folder(tmp_path, monkeypatch, capsys, given):
+    monkeypatch.chdir(tmp_path)
+    own = given.replace("FILE", "configs/folder.yaml").split()
+    assert "no training data: give data.train" in error(capsys, "fit", *own, code=1)
+    wrong = given.replace("FILE", "configs/fodler.yaml").split()
+    assert "no file --config configs/fodler.yaml" in error(capsys, "fit", *wrong, code=2)
+    Path("configs").mkdir()
+    Path("configs/folder.yaml").write_text("model: {num_clases: 3}")  # one's own goes first
+    assert "unknown setting model.num_clases" in error(capsys, "fit", *own, code=2)
+
+
 def test_data_of_another_kind(capsys):
     said = error(capsys, "transfer", "detection", "--data.train", "VocSegmentation", code=2)
     assert "data.train: VocSegmentation is of another kind: expected ObjectImages or null" in said
