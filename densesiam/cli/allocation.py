@@ -4,11 +4,12 @@ import ctypes
 import os
 
 # glibc's names and numbers of what mallopt sets.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _SETTINGS = {
     _M_MMAP_THRESHOLD: 2**30,
     _M_TRIM_THRESHOLD: 2**31 - 1,
     _M_TOP_PAD: 2**26,
+    _M_ARENA_MAX: 1,
 }
 
 
@@ -18,8 +19,8 @@ def keep_memory() -> bool:
     glibc maps each block of 32 MiB and more anew and gives it back when it is freed: every map of
     features that large then costs a page fault for each 4 KiB, at every operation, several times
     what the operation itself costs. Kept, they are the process's until it ends; its peak does not
-    change. Right for a command, whose process does nothing else; a library leaves its user's
-    process alone.
+    change, as all threads take from one place: what one has freed, another uses. Right for a
+    command, whose process does nothing else; a library leaves its user's process alone.
 
     Returns:
         Whether it was set: not with another C library, nor where the environment has settings of

@@ -28,8 +28,8 @@ from torch import Tensor
 from densesiam import ops
 from densesiam.data.image.frame import Frame, resample, to_normalised
 
-# Values in one strip of enlarged logits, or of labels: 64 MB as float32 and int64.
-_STRIP = 1 << 23
+# Values in one strip of enlarged logits, or of labels: 16 and 32 MB, as float32 and int64.
+_STRIP = 1 << 22
 # Labels of up to so many pixels are made at once.
 _AT_ONCE = 1 << 23
 _MARGIN = 8  # the share of an overlap, at each of its ends, that has weight 0: an eighth

@@ -2,14 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from densesiam._writing import replacing, write_json
+from densesiam._writing import replacing
 from densesiam.reports.naming import Categories
 from densesiam.reports.polygons import regions
 from densesiam.reports.record import Done
@@ -46,7 +46,7 @@ def write_annotations(
             for each in done:
                 path = folder / "labelme" / f"{each.name}.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, _labelme(each, path, _labels(folder, each), categories))
+                _write_labelme(path, each, _labels(folder, each), categories)
             written.append("labelme/")
         else:
             _write_coco(folder, done, categories, form == "coco-polygons")
@@ -63,8 +63,17 @@ def _present(each: Done) -> Iterator[int]:
     return (k for k, pixels in enumerate(each.pixels) if pixels)
 
 
+def _write_with(file: IO[str], content: Mapping[str, Any], name: str, items: Iterable[str]) -> None:
+    """Write JSON with a list as its last entry, item by item, none of which is kept in memory."""
+    file.write(json.dumps(content)[:-1] + f', "{name}": [')
+    for i, item in enumerate(items):
+        file.write(",\n" if i else "\n")
+        file.write(item)
+    file.write("\n]}")
+
+
 def _write_coco(folder: Path, done: Sequence[Done], categories: Categories, polygons: bool) -> None:
-    """Write one file for all images, an annotation a line, none of which is kept in memory."""
+    """Write one file for all images."""
     name = "coco-polygons.json" if polygons else "coco.json"
     head = {
         "info": {"description": "segmented by densesiam"},
@@ -100,21 +109,20 @@ def _write_coco(folder: Path, done: Sequence[Done], categories: Categories, poly
                     "iscrowd": 0,
                     "area": each.pixels[k],
                     "bbox": _box(mask),
-                    "segmentation": _polygons(mask) if polygons else _run_lengths(mask),
                 }
-                file.write(json.dumps(annotation))
+                if polygons:
+                    found = (json.dumps(r.joined().ravel().tolist()) for r in regions(mask))
+                    _write_with(file, annotation, "segmentation", found)
+                else:
+                    file.write(json.dumps({**annotation, "segmentation": _run_lengths(mask)}))
         file.write("\n]}\n")
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
     from pycocotools import mask as coco
 
-    runs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    runs = coco.encode(np.asfortranarray(mask.view(np.uint8)))
     return {"size": list(mask.shape), "counts": runs["counts"].decode("ascii")}
-
-
-def _polygons(mask: np.ndarray) -> list[list[int]]:
-    return [region.joined().ravel().tolist() for region in regions(mask)]
 
 
 def _box(mask: np.ndarray) -> list[int]:
@@ -124,8 +132,18 @@ def _box(mask: np.ndarray) -> list[int]:
     return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
 
 
-def _labelme(each: Done, path: Path, labels: np.ndarray, categories: Categories) -> dict[str, Any]:
-    shapes = [
+def _write_labelme(path: Path, each: Done, labels: np.ndarray, categories: Categories) -> None:
+    """Write the file of one image."""
+    photo = os.path.relpath(os.path.abspath(each.path), os.path.abspath(path.parent))
+    head: dict[str, Any] = {
+        "version": "5.5.0",
+        "flags": {},
+        "imagePath": photo,
+        "imageData": None,
+        "imageHeight": each.size[1],
+        "imageWidth": each.size[0],
+    }
+    shapes = (
         {
             "label": categories.names[k],
             "points": region.joined().tolist(),
@@ -136,13 +154,6 @@ def _labelme(each: Done, path: Path, labels: np.ndarray, categories: Categories)
         }
         for k in _present(each)
         for region in regions(labels == k)
-    ]
-    return {
-        "version": "5.5.0",
-        "flags": {},
-        "shapes": shapes,
-        "imagePath": os.path.relpath(os.path.abspath(each.path), os.path.abspath(path.parent)),
-        "imageData": None,
-        "imageHeight": each.size[1],
-        "imageWidth": each.size[0],
-    }
+    )
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        _write_with(file, head, "shapes", map(json.dumps, shapes))

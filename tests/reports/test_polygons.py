@@ -3,19 +3,22 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
+from densesiam.reports import polygons
 from densesiam.reports.polygons import regions
 
 
-def filled(polygons, shape):
+def filled(outlines, shape):
     """What pycocotools makes of polygons."""
-    flat = [polygon.ravel().astype(float).tolist() for polygon in polygons]
+    flat = [outline.ravel().astype(float).tolist() for outline in outlines]
     runs = coco.frPyObjects(flat, *shape)
     return coco.decode(coco.merge(runs)).astype(bool)
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2), (13, 17), (40, 30)])
-def test_pycocotools_reads_back_the_very_mask(shape, density):
+@pytest.mark.parametrize("strip", [1, 60, 1 << 22])
+def test_pycocotools_reads_back_the_very_mask(shape, density, strip, monkeypatch):
+    monkeypatch.setattr(polygons, "_STRIP", strip)
     rng = np.random.default_rng(0)
     for _ in range(10):
         mask = rng.random(shape) < density
