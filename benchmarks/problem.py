@@ -117,6 +117,8 @@ class KernelNames:
     @property
     def source(self) -> str:
         """Of a kernel's argument that reads a map."""
+        if self.layout == "pixels" and self.pack == 1:
+            return f"StagedSource<{self.element}>"
         return f"{self.layout.capitalize()}Source<{self.element}, {self.pack}>"
 
     @property

@@ -149,6 +149,21 @@ DENSESIAM_HD double product(double a, double b) {
 #endif
 }
 
+// e^x, within 2 + |x| units of the last place, as rounding x to its own last place would do; 0
+// where it is below the least normal number. On a GPU std::exp takes eight instructions, this takes
+// two.
+DENSESIAM_HD float exponential(float x) {
+  const float power = x * 1.44269504f;  // log2 e
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(power));
+  return result;
+#else
+  return std::exp2(power);
+#endif
+}
+DENSESIAM_HD double exponential(double x) { return std::exp(x); }
+
 // 1 / sqrt(a), within two units of the last place.
 template <class A>
 DENSESIAM_HD A inverse_root(A a) {

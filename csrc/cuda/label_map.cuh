@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int r = 0; r < kRows; ++r) {
     const int row = first + r < shape.rows ? first + r : shape.rows - 1;
     y[r] = cell_tap<A>(A(0), A(1), row, shape.rows, shape.height);
-    best[r] = Greatest<A>::identity();
+    best[r] = Greatest<A>::starting(0);
   }
   const std::int64_t map = std::int64_t(shape.height) * shape.width;
   const T* plane = logits + std::int64_t(b) * shape.classes * map;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
       if (r == 0 || y[r].low != y[r - 1].low || y[r].high != y[r - 1].high) {
         low = along(y[r].low), high = along(y[r].high);
       }
-      best[r].offer(mix(low, high, y[r].weight), int(k));
+      best[r].offer_next(mix(low, high, y[r].weight), int(k));
     }
   }
 #pragma unroll
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads)
   };
   const T *low_left = at(y.low, x.low), *low_right = at(y.low, x.high);
   const T *high_left = at(y.high, x.low), *high_right = at(y.high, x.high);
-  Greatest<A> best = Greatest<A>::identity();
+  Greatest<A> best = Greatest<A>::starting(0);
   for (unsigned k = 0; k < shape.classes; k += N) {
     const auto a = load<N>(low_left + k), b = load<N>(low_right + k);
     const auto c = load<N>(high_left + k), d = load<N>(high_right + k);
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int n = 0; n < N; ++n) {
       const A low = mix<A>(to_float(a.values[n]), to_float(b.values[n]), x.weight);
       const A high = mix<A>(to_float(c.values[n]), to_float(d.values[n]), x.weight);
-      best.offer(mix(low, high, y.weight), int(k) + n);
+      best.offer_next(mix(low, high, y.weight), int(k) + n);
     }
   }
   store(out + std::int64_t(b) * cells + cell, std::int64_t(best.index));

@@ -9,9 +9,9 @@
 //
 // A Loss<A> is the sums of some of a pixel's channels:
 //   identity(), add(p, z), merge(other)        of none, of N channels more, of two threads'
-//   channels map(f)                                     each of its numbers through f (a shuffle)
-//   finish()                                   the loss and the two statistics, of all channels
-//   gradient(p, z, first, second, grad)        dp of one element
+//   channels merge(lanes)                               of the channels of all these lanes, in each
+//   of them finish()                                   the loss and the two statistics, of all
+//   channels gradient(p, z, first, second, grad)        dp of one element
 // One of products has besides:
 //   finish(p_scale, z_scale)                   the same of vectors that were scaled
 //
@@ -60,10 +60,7 @@ struct LossOfProducts {
     zz += other.zz;
     pz += other.pz;
   }
-  template <class F>
-  DENSESIAM_HD Loss<A> map(const F& f) const {
-    return {{f(pp), f(zz), f(pz)}};
-  }
+  __device__ __forceinline__ void merge(const Lanes& lanes) { lanes.sum(pp, zz, pz); }
   static DENSESIAM_HD A gradient(A p, A z, A a, A b, A grad) { return grad * (b * p - a * z); }
 };
 
@@ -109,8 +106,8 @@ struct CrossEntropy {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       const A shifted = p[n] - p_sum.max;
-      const A mass = std::exp(z[n] - z_sum.max);
-      p_sum.sum += std::exp(shifted);
+      const A mass = exponential(z[n] - z_sum.max);
+      p_sum.sum += exponential(shifted);
       z_sum.sum += mass;
       product += mass * shifted;
     }
@@ -122,16 +119,21 @@ struct CrossEntropy {
     z_sum.sum += other.z_sum.sum;
     product += other.product;
   }
-  template <class F>
-  DENSESIAM_HD CrossEntropy map(const F& f) const {
-    return {p_sum.map(f), z_sum.map(f), f(product)};
+  __device__ __forceinline__ void merge(const Lanes& lanes) {
+    A p_max = p_sum.max, z_max = z_sum.max;
+    lanes.exchange([&](const auto& other) {
+      p_max = larger(p_max, other(p_max));
+      z_max = larger(z_max, other(z_max));
+    });
+    raise(p_max, z_max);
+    lanes.sum(p_sum.sum, z_sum.sum, product);
   }
   DENSESIAM_HD PixelLoss<A> finish() const {
     const A p_log = std::log(p_sum.sum);
     return {p_log - product * quotient(A(1), z_sum.sum), p_sum.max + p_log, z_sum.value()};
   }
   static DENSESIAM_HD A gradient(A p, A z, A p_log_sum, A z_log_sum, A grad) {
-    return grad * (std::exp(p - p_log_sum) - std::exp(z - z_log_sum));
+    return grad * (exponential(p - p_log_sum) - exponential(z - z_log_sum));
   }
 };
 

@@ -80,8 +80,7 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
   const OnDevice device(p);
   const std::optional<Tensor> weights = checked_weight(op, weight, p);
   const ScalarType dtype = accumulate_type(p.scalar_type());
-  Tensor loss =
-      torch::stable::new_zeros(p, mean ? Sizes{} : Sizes{p.size(0), size[0], size[1]}, dtype);
+  Tensor loss = empty_or_zeros(p, mean ? Sizes{} : Sizes{p.size(0), size[0], size[1]}, dtype);
   Tensor statistics = torch::stable::new_empty(p, {p.size(0), 2, size[0] * size[1]}, dtype);
   if (p.numel() == 0) return {loss, statistics};
   check_images(op, statistics);
@@ -92,7 +91,7 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
   const PixelShape shape{unsigned(p.size(0)), unsigned(p.size(1)), unsigned(size[0] * size[1])};
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    const bool packs = reads_packs<T>(channels_last, p, {&p_samples.map, &z_samples.map});
+    const bool packs = access_of<T>(channels_last, p, {&p_samples.map, &z_samples.map}).packs;
     dispatch_kind(op, kind, [&](auto loss_family) {
       using Loss = typename decltype(loss_family)::template of<Accumulate<T>>;
       with_samples<T>(p_samples, z_samples, channels_last, packs, [&](auto source, auto target) {
@@ -134,9 +133,8 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    Tensor scale;
-    const auto gradient = upstream_of<A>(upstream, mean, weights, shape, scale, stream);
-    const bool packs = reads_packs<T>(channels_last, p, {&p_samples.map, &z_samples.map});
+    const auto gradient = upstream_of<A>(upstream, mean, weights, shape);
+    const bool packs = access_of<T>(channels_last, p, {&p_samples.map, &z_samples.map}).packs;
     dispatch_kind(op, kind, [&](auto loss_family) {
       using Loss = typename decltype(loss_family)::template of<A>;
       with_samples<T>(p_samples, z_samples, channels_last, packs, [&](auto source, auto target) {

@@ -48,7 +48,8 @@ struct SampledSource {
   using T = T_;
   using A = Accumulate<T>;
   static constexpr int N = N_;
-  static constexpr bool kPixelsLayout = PixelsLayout;
+  static constexpr int kAtOnce = N == 1 && sizeof(A) == 4 ? 4 : 1;
+  static constexpr bool kPixelsLayout = PixelsLayout, kStaged = false;
   const T* base;
   const StoredTap<A>* taps;
   int height, width, rows, columns;
@@ -58,7 +59,7 @@ struct SampledSource {
     unsigned low_left, low_right, high_left, high_right;  // offsets of channel 0
     unsigned step;                                        // between channels
     A x_weight, y_weight;
-    __device__ __forceinline__ void read(unsigned c, A (&values)[N]) const {
+    __device__ __forceinline__ void read(unsigned c, A* values) const {
       const T* first = image + c * step;
       const auto a = load<N>(first + low_left), b = load<N>(first + low_right);
       const auto d = load<N>(first + high_left), e = load<N>(first + high_right);

@@ -125,66 +125,75 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
   }
 }
 
+// for_each_packs of two maps: body(number, first, step, p_values, z_values).
+template <class P, class Z, class Body>
+__device__ __forceinline__ void for_each_pair_of_packs(P p, Z z, const PixelShape& shape,
+                                                       const PixelsPart& part, const Body& body) {
+  using A = typename P::A;
+  constexpr int N = P::N;
+  const auto p_reader = reader_of(p, shape, part);
+  const auto z_reader = reader_of(z, shape, part);
+  for_each_packs<P>(shape.channels / N, part, [&](auto number, unsigned first, auto step) {
+    constexpr int U = decltype(number)::value;
+    A p_values[U * N], z_values[U * N];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      p_reader.read((first + u * step) * N, p_values + u * N);
+      z_reader.read((first + u * step) * N, z_values + u * N);
+    }
+    body(number, first, step, p_values, z_values);
+  });
+}
+
 template <class Loss, class P, class Z>
-__global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
+__global__ void __launch_bounds__(kThreads, kResident<P>)
     pixel_loss_pixels(P p,                                       // [B, C, P]
                       Z z,                                       // [B, C, P]
                       const typename P::A* __restrict__ weight,  // [B] or null
-                      PixelShape shape, unsigned lanes, LossOutput<typename P::A> out) {
+                      PixelShape shape, unsigned bits, LossOutput<typename P::A> out) {
   using A = typename P::A;
-  constexpr int N = P::N, R = kPixelsAtOnce<P>;
-  const PixelsPart<P> part(shape, lanes);
+  const PixelsPart part(shape, bits);
   const A w = image_weight(weight, part.b);
-  Loss sums[R];
-#pragma unroll
-  for (int r = 0; r < R; ++r) sums[r] = Loss::identity();
-  if (w != A(0)) {
-    for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
-      A p_values[R][N], z_values[R][N];
-#pragma unroll
-      for (int r = 0; r < R; ++r) {
-        if (part.pixel[r] >= shape.pixels) continue;
-        p.at(shape, part.b, part.pixel[r]).read(c, p_values[r]);
-        z.at(shape, part.b, part.pixel[r]).read(c, z_values[r]);
-      }
-#pragma unroll
-      for (int r = 0; r < R; ++r) {
-        if (part.pixel[r] < shape.pixels) sums[r].add(p_values[r], z_values[r]);
-      }
-    }
+  if constexpr (P::kStaged) {
+    if (w != A(0)) p.stage(shape, part), z.stage(shape, part);
+    __syncthreads();
   }
-  merge_lanes(sums, lanes);
+  Loss sums[1] = {Loss::identity()};
+  if (part.inside && w != A(0)) {
+    for_each_pair_of_packs(p, z, shape, part,
+                           [&](auto, unsigned, auto, const auto& p_values, const auto& z_values) {
+                             sums[0].add(p_values, z_values);
+                           });
+  }
+  sums[0].merge(Lanes{part.lanes});
 
-  A total = A(0), p_scale[R], z_scale[R];
-  const bool large = scales_of(sums, p_scale, z_scale);
-#pragma unroll
-  for (int r = 0; r < R; ++r) {
-    if (part.lane != 0 || part.pixel[r] >= shape.pixels) continue;
-    if (large) {  // seldom: this thread alone reads all channels again
-      sums[r] = Loss::identity();
+  A total = A(0), p_scale[1], z_scale[1];
+  if (part.inside && part.lane == 0) {
+    if (scales_of(sums, p_scale, z_scale)) {  // seldom: this thread alone reads all channels again
+      constexpr int N = P::N;
+      sums[0] = Loss::identity();
 #pragma unroll 1  // its registers would be those of the kernel
       for (unsigned c = 0; c < shape.channels; c += N) {
         A p_values[N], z_values[N];
-        p.at(shape, part.b, part.pixel[r]).read(c, p_values);
-        z.at(shape, part.b, part.pixel[r]).read(c, z_values);
+        reader_of(p, shape, part).read(c, p_values);
+        reader_of(z, shape, part).read(c, z_values);
 #pragma unroll
         for (int n = 0; n < N; ++n) {
-          p_values[n] *= p_scale[r];
-          z_values[n] *= z_scale[r];
+          p_values[n] *= p_scale[0];
+          z_values[n] *= z_scale[0];
         }
-        sums[r].add(p_values, z_values);
+        sums[0].add(p_values, z_values);
       }
     }
     const PixelLoss<A> result =
-        w != A(0) ? finished(sums[r], p_scale[r], z_scale[r]) : PixelLoss<A>{A(0), A(0), A(0)};
-    const A loss = w * result.loss;
-    A* statistics = out.statistics + std::int64_t(part.b) * 2 * shape.pixels + part.pixel[r];
+        w != A(0) ? finished(sums[0], p_scale[0], z_scale[0]) : PixelLoss<A>{A(0), A(0), A(0)};
+    total = w * result.loss;
+    A* statistics = out.statistics + std::int64_t(part.b) * 2 * shape.pixels + part.pixel;
     store(statistics, result.first);
     store(statistics + shape.pixels, result.second);
     if (out.losses != nullptr) {
-      store(out.losses + std::int64_t(part.b) * shape.pixels + part.pixel[r], loss);
+      store(out.losses + std::int64_t(part.b) * shape.pixels + part.pixel, total);
     }
-    total += loss;
   }
   if (out.parts != nullptr) {
     total = block_sum(total);
@@ -204,13 +213,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
     ) {
   using A = typename P::A;
   constexpr int N = P::N;
+  const A scale = upstream.scale(shape);
   const PlanarPart<N> part(shape, slices);
   if (!part.inside) return;
   const A w = image_weight(weight, part.b);
   A grad[N] = {}, first[N] = {}, second[N] = {};
   if (w != A(0)) {
     const A* kept = statistics + std::int64_t(part.b) * 2 * shape.pixels + part.pixel;
-    upstream.read(shape, part.b, part.pixel, grad);
+    upstream.read(shape, part.b, part.pixel, scale, grad);
     load_row(kept, first);
     load_row(kept + shape.pixels, second);
   }
@@ -242,45 +252,48 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
 }
 
 template <class Loss, class P, class Z>
-__global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
+__global__ void __launch_bounds__(kThreads, kResident<P>)
     pixel_loss_backward_pixels(Upstream<typename P::A> upstream,          // [] if mean, else [B, P]
                                P p,                                       // [B, C, P]
                                Z z,                                       // [B, C, P]
                                const typename P::A* __restrict__ weight,  // [B] or null
                                const typename P::A* __restrict__ statistics,  // [B, 2, P]
-                               PixelShape shape, unsigned lanes,
+                               PixelShape shape, unsigned bits,
                                typename P::T* __restrict__ out  // [B, C, P]
     ) {
   using A = typename P::A;
-  constexpr int N = P::N, R = kPixelsAtOnce<P>;
-  const PixelsPart<P> part(shape, lanes);
+  constexpr int N = P::N;
+  const A scale = upstream.scale(shape);
+  const PixelsPart part(shape, bits);
   const A w = image_weight(weight, part.b);
-  const A* kept = statistics + std::int64_t(part.b) * 2 * shape.pixels;
+  if constexpr (P::kStaged) {
+    if (w != A(0)) p.stage(shape, part), z.stage(shape, part);
+    __syncthreads();
+  }
+  const GradientPlace<P> place(p, shape, part, out);
+  if (part.inside && w == A(0)) {
+    place.clear(shape, part);
+  } else if (part.inside) {
+    A grad[1];
+    upstream.read(shape, part.b, part.pixel, scale, grad);
+    const A* kept = statistics + std::int64_t(part.b) * 2 * shape.pixels + part.pixel;
+    const A first = load(kept), second = load(kept + shape.pixels);
+    for_each_pair_of_packs(
+        p, z, shape, part,
+        [&](auto number, unsigned pack, auto step, const auto& p_values, const auto& z_values) {
+          constexpr int U = decltype(number)::value;
+          A result[U * N];
 #pragma unroll
-  for (int r = 0; r < R; ++r) {
-    const unsigned pixel = part.pixel[r];
-    if (pixel >= shape.pixels) break;
-    A grad[1] = {}, first = A(0), second = A(0);
-    if (w != A(0)) {
-      upstream.read(shape, part.b, pixel, grad);
-      first = load(kept + pixel);
-      second = load(kept + shape.pixels + pixel);
-    }
-    const auto p_reader = p.at(shape, part.b, pixel);
-    const auto z_reader = z.at(shape, part.b, pixel);
-    typename P::T* target = out + (std::int64_t(part.b) * shape.pixels + pixel) * shape.channels;
-    for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
-      A p_values[N], z_values[N], result[N] = {};
-      if (w != A(0)) {
-        p_reader.read(c, p_values);
-        z_reader.read(c, z_values);
+          for (int i = 0; i < U * N; ++i) {
+            result[i] = Loss::gradient(p_values[i], z_values[i], first, second, w * grad[0]);
+          }
 #pragma unroll
-        for (int n = 0; n < N; ++n) {
-          result[n] = Loss::gradient(p_values[n], z_values[n], first, second, w * grad[0]);
-        }
-      }
-      store_rounded(target + c, result);
-    }
+          for (int u = 0; u < U; ++u) place.put((pack + u * step) * N, result + u * N);
+        });
+  }
+  if constexpr (P::kStaged) {
+    __syncthreads();
+    p.unstage(shape, part, out);
   }
 }
 
@@ -288,7 +301,7 @@ template <class Loss, class P, class Z, class A, class Stream>
 void launch_pixel_loss(P p, Z z, const A* weight, const PixelShape& shape,
                        const Sharing<P>& sharing, const LossOutput<A>& out, Stream stream) {
   const auto run = [&](auto kernel) {
-    launch(kernel, dim3(sharing.blocks), dim3(kThreads), 0, stream, p, z, weight, shape,
+    launch(kernel, dim3(sharing.blocks), dim3(kThreads), sharing.bytes, stream, p, z, weight, shape,
            sharing.share, out);
   };
   if constexpr (P::kPixelsLayout) {
@@ -302,10 +315,10 @@ template <class Loss, class P, class Z, class A, class Stream>
 void launch_pixel_loss_backward(const Upstream<A>& upstream, P p, Z z, const A* weight,
                                 const A* statistics, const PixelShape& shape, typename P::T* out,
                                 Stream stream) {
-  const Sharing<P> sharing(shape);
+  const Sharing<P> sharing(shape, 2);
   const auto run = [&](auto kernel) {
-    launch(kernel, dim3(sharing.blocks), dim3(kThreads), 0, stream, upstream, p, z, weight,
-           statistics, shape, sharing.share, out);
+    launch(kernel, dim3(sharing.blocks), dim3(kThreads), sharing.bytes, stream, upstream, p, z,
+           weight, statistics, shape, sharing.share, out);
   };
   if constexpr (P::kPixelsLayout) {
     run(pixel_loss_backward_pixels<Loss, P, Z>);

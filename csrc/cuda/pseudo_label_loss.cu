@@ -49,9 +49,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
   // The losses are kept where they are the result or have yet to be weighted by class.
   const Tensor losses =
       !mean || rebalanced ? torch::stable::new_empty(logits, sizes, dtype) : log_sum;
-  Tensor result = mean ? torch::stable::new_zeros(logits, {}, dtype) : losses;
-  if (!rebalanced || logits.numel() == 0) torch::stable::fill_(weights, rebalanced ? 0.0 : 1.0);
-  if (logits.numel() == 0) return {result, log_sum, labels, weights};
+  Tensor result = mean ? empty_or_zeros(logits, {}, dtype) : losses;
+  if (logits.numel() == 0) {
+    torch::stable::fill_(weights, rebalanced ? 0.0 : 1.0);
+    return {result, log_sum, labels, weights};
+  }
   const PixelShape shape = pixel_shape(op, logits);
   const bool channels_last = reads_pixels(layout, logits);
   const cudaStream_t stream = device.stream();
@@ -59,14 +61,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
     LabelOutput<A> out{!mean || rebalanced ? mutable_data<A>(losses) : nullptr, nullptr,
-                       mutable_data<A>(log_sum), mutable_data<std::int32_t>(labels)};
-    const bool packs = reads_packs<T>(channels_last, logits, {&source, &target});
+                       mutable_data<A>(log_sum), mutable_data<std::int32_t>(labels),
+                       rebalanced ? nullptr : mutable_data<A>(weights)};
+    const Access access = access_of<T>(channels_last, logits, {&source, &target});
     Tensor parts;
     unsigned count = 0;
-    with_source(data<T>(source), channels_last, packs, [&](auto x) {
-      auto t = x;
-      t.base = targets ? data<T>(target) : nullptr;
-      const Sharing<decltype(x)> sharing(shape);
+    with_source(data<T>(source), access, shape, [&](auto x) {
+      const auto t = second_source(x, targets ? data<T>(target) : nullptr);
+      const Sharing<decltype(x)> sharing(shape, targets ? 2 : 1);
       if (mean && !rebalanced) {
         count = sharing.blocks;
         parts = torch::stable::new_empty(logits, {std::int64_t(count)}, dtype);
@@ -86,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
              mean ? mutable_data<A>(parts) : nullptr);
     }
     if (mean) {
-      launch_mean<A>(data<A>(parts), count, nullptr, optional_data<A>(images), shape,
+      launch_mean<A>(data<A>(parts), count, optional_data<A>(images), shape,
                      mutable_data<A>(result), stream);
     }
   });
@@ -119,12 +121,11 @@ Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, std:
   dispatch_float(op, logits.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    Tensor scale;
-    const auto gradient = upstream_of<A>(upstream, mean, images, shape, scale, device.stream());
+    const auto gradient = upstream_of<A>(upstream, mean, images, shape);
     const Tensor& per_pixel = mean ? sums : upstream;
-    const bool packs =
-        reads_packs<T>(channels_last, logits, {&source, &out, &sums, &chosen, &per_pixel});
-    with_source(data<T>(source), channels_last, packs, [&](auto x) {
+    const Access access =
+        access_of<T>(channels_last, logits, {&source, &out, &sums, &chosen, &per_pixel});
+    with_source(data<T>(source), access, shape, [&](auto x) {
       launch_label_backward<decltype(x), A>(
           gradient, x,
           {data<A>(sums), data<std::int32_t>(chosen), data<A>(weights), {optional_data<A>(images)}},

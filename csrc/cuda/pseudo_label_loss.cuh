@@ -38,22 +38,45 @@ struct LabelSums {
   Greatest<A> target;
   A chosen;  // the logit of that label
 
-  static DENSESIAM_HD LabelSums identity() {
-    return {LogSumExp<A>::identity(), Greatest<A>::identity(), A(0)};
+  // Of no channels yet, before those from that one on.
+  static DENSESIAM_HD LabelSums starting(unsigned first) {
+    return {LogSumExp<A>::identity(), Greatest<A>::starting(int(first)), A(0)};
   }
+  // N channels more, all above those before, in packs of `width` whose first ones are `step` apart.
   template <int N>
-  DENSESIAM_HD void add(const A (&x)[N], const A (&t)[N], unsigned first) {
+  DENSESIAM_HD void add(const A (&x)[N], const A (&t)[N], unsigned first, int width = N,
+                        unsigned step = 0) {
     logits.add(x);
 #pragma unroll
-    for (int n = 0; n < N; ++n) chosen = target.offer(t[n], int(first) + n) ? x[n] : chosen;
+    for (int n = 0; n < N; ++n) {
+      const int channel = int(first + n / width * step) + n % width;
+      chosen = target.offer_next(t[n], channel) ? x[n] : chosen;
+    }
   }
+  // The same of logits that are the targets: the first that equals the largest. With NaN among them
+  // nobody knows; the sum tells.
+  template <int N>
+  DENSESIAM_HD void add(const A (&x)[N], unsigned first, int width = N, unsigned step = 0) {
+    const A most = logits.add(x);
+    int channel = int(first);
+#pragma unroll
+    for (int n = N - 1; n >= 0; --n) {
+      channel = x[n] == most ? int(first + n / width * step) + n % width : channel;
+    }
+    target.offer_next(most, channel);
+    chosen = target.value;
+  }
+  DENSESIAM_HD bool knows_label() const { return logits.sum == logits.sum; }
   DENSESIAM_HD void merge(const LabelSums& other) {
     logits.merge(other.logits);
     chosen = target.offer(other.target.value, other.target.index) ? other.chosen : chosen;
   }
-  template <class F>
-  DENSESIAM_HD LabelSums map(const F& f) const {
-    return {logits.map(f), target.map(f), f(chosen)};
+  __device__ __forceinline__ void merge(const Lanes& lanes) {
+    logits.merge(lanes);
+    lanes.exchange([&](const auto& other) {
+      const A x = other(chosen), value = other(target.value);
+      chosen = target.offer(value, other(target.index)) ? x : chosen;
+    });
   }
   // Shifting by the maximum first keeps what a large log sum exp would round away.
   DENSESIAM_HD A loss(A weight) const {
@@ -71,7 +94,15 @@ struct LabelOutput {
   A* parts;              // [blocks] or null
   A* log_sum;            // [B, P]
   std::int32_t* labels;  // [B, P]
+  A* class_weights;      // [K], to be filled with ones, or null
 };
+
+// Without rebalancing every class has the weight 1.
+template <class A>
+__device__ __forceinline__ void fill_class_weights(const LabelOutput<A>& out, unsigned classes) {
+  if (out.class_weights == nullptr || blockIdx.x != 0) return;
+  for (unsigned c = threadIdx.x; c < classes; c += kThreads) store(out.class_weights + c, A(1));
+}
 
 // `targets.base` null: the logits are the targets.
 template <class Source>
@@ -83,9 +114,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
   using A = typename Source::A;
   constexpr int N = Source::N;
   const PlanarPart<N> part(shape, slices);
+  const bool others = targets.base != nullptr;
+  fill_class_weights(out, shape.channels);
   LabelSums<A> sums[N];
 #pragma unroll
-  for (int n = 0; n < N; ++n) sums[n] = LabelSums<A>::identity();
+  for (int n = 0; n < N; ++n) sums[n] = LabelSums<A>::starting(part.slice * kChunk<A>);
   const A weight = part.inside ? weights[part.b] : A(0);
   if (weight != A(0)) {
     const auto x_reader = logits.at(shape, part.b, part.pixel);
@@ -96,17 +129,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         x_reader.read(c + u, x[u]);
-        if (targets.base != nullptr) t_reader.read(c + u, t[u]);
+        if (others) t_reader.read(c + u, t[u]);
       }
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         A x_column[U], t_column[U];
 #pragma unroll
-        for (int u = 0; u < U; ++u) {
-          x_column[u] = x[u][n];
-          t_column[u] = targets.base != nullptr ? t[u][n] : x[u][n];
-        }
-        sums[n].add(x_column, t_column, c);
+        for (int u = 0; u < U; ++u) x_column[u] = x[u][n], t_column[u] = t[u][n];
+        others ? sums[n].add(x_column, t_column, c) : sums[n].add(x_column, c);
       }
     });
   }
@@ -115,6 +145,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
   A total = A(0);
   if (part.inside && part.slice == 0) {
     const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel;
+    bool known = true;
+#pragma unroll
+    for (int n = 0; n < N; ++n) known &= sums[n].knows_label();
+    if (!others && !known && weight != A(0)) {  // seldom: this thread alone compares all channels
+#pragma unroll
+      for (int n = 0; n < N; ++n) sums[n].target = Greatest<A>::starting(0);
+#pragma unroll 1  // its registers would be those of the kernel
+      for (unsigned c = 0; c < shape.channels; ++c) {
+        A x[N];
+        logits.at(shape, part.b, part.pixel).read(c, x);
+#pragma unroll
+        for (int n = 0; n < N; ++n) sums[n].target.offer_next(x[n], int(c));
+      }
+    }
     A loss[N], log_sum[N];
     std::int32_t labels[N];
 #pragma unroll
@@ -135,49 +179,64 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
 }
 
 template <class Source>
-__global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
+__global__ void __launch_bounds__(kThreads, kResident<Source>)
     label_pixels_pixels(Source logits,                             // [B, K, P]
                         Source targets,                            // [B, K, P] or null
                         ImageWeights<typename Source::A> weights,  // [B]
-                        PixelShape shape, unsigned lanes, LabelOutput<typename Source::A> out) {
+                        PixelShape shape, unsigned bits, LabelOutput<typename Source::A> out) {
   using A = typename Source::A;
-  constexpr int N = Source::N, R = kPixelsAtOnce<Source>;
-  const PixelsPart<Source> part(shape, lanes);
-  LabelSums<A> sums[R];
-#pragma unroll
-  for (int r = 0; r < R; ++r) sums[r] = LabelSums<A>::identity();
+  constexpr int N = Source::N;
+  const PixelsPart part(shape, bits);
   const A weight = weights[part.b];
-  const unsigned channels = weight == A(0) ? 0 : shape.channels;
-  for (unsigned c = part.lane * N; c < channels; c += lanes * N) {
-    A x[R][N], t[R][N] = {};
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      if (part.pixel[r] >= shape.pixels) continue;
-      logits.at(shape, part.b, part.pixel[r]).read(c, x[r]);
-      if (targets.base != nullptr) targets.at(shape, part.b, part.pixel[r]).read(c, t[r]);
+  const bool others = targets.base != nullptr;
+  fill_class_weights(out, shape.channels);
+  if constexpr (Source::kStaged) {
+    if (weight != A(0)) {
+      logits.stage(shape, part);
+      if (others) targets.stage(shape, part);
     }
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      if (part.pixel[r] >= shape.pixels) continue;
-      if (targets.base != nullptr) {
-        sums[r].add(x[r], t[r], c);
-      } else {
-        sums[r].add(x[r], x[r], c);
-      }
-    }
+    __syncthreads();
   }
-  merge_lanes(sums, lanes);
+  LabelSums<A> sums = LabelSums<A>::starting(part.lane * N);
+  if (part.inside && weight != A(0)) {
+    const auto x_reader = reader_of(logits, shape, part);
+    const auto t_reader = reader_of(targets, shape, part);
+    for_each_packs<Source>(shape.channels / N, part, [&](auto number, unsigned first, auto step) {
+      constexpr int U = decltype(number)::value;
+      A x[U * N], t[U * N] = {};
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        const unsigned c = (first + u * step) * N;
+        x_reader.read(c, x + u * N);
+        if (others) t_reader.read(c, t + u * N);
+      }
+      if (others) {
+        sums.add(x, t, first * N, N, step * N);
+      } else {
+        sums.add(x, first * N, N, step * N);
+      }
+    });
+  }
+  sums.merge(Lanes{part.lanes});
 
   A total = A(0);
+  if (part.inside && part.lane == 0) {
+    const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel;
+    if (!others && !sums.knows_label() && weight != A(0)) {  // seldom: this thread alone compares
+      const auto reader = reader_of(logits, shape, part);
+      sums.target = Greatest<A>::starting(0);
+#pragma unroll 1  // its registers would be those of the kernel
+      for (unsigned c = 0; c < shape.channels; c += N) {
+        A x[N];
+        reader.read(c, x);
 #pragma unroll
-  for (int r = 0; r < R; ++r) {
-    if (part.lane != 0 || part.pixel[r] >= shape.pixels) continue;
-    const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel[r];
-    const A loss = sums[r].loss(weight);
-    store(out.log_sum + pixel, sums[r].logits.value());
-    store(out.labels + pixel, sums[r].label(weight));
-    if (out.losses != nullptr) store(out.losses + pixel, loss);
-    total += loss;
+        for (int n = 0; n < N; ++n) sums.target.offer_next(x[n], int(c) + n);
+      }
+    }
+    total = sums.loss(weight);
+    store(out.log_sum + pixel, sums.logits.value());
+    store(out.labels + pixel, sums.label(weight));
+    if (out.losses != nullptr) store(out.losses + pixel, total);
   }
   if (out.parts != nullptr) {
     total = block_sum(total);
@@ -245,7 +304,7 @@ struct LabelStatistics {
 
 template <class A>
 DENSESIAM_HD A label_gradient(A x, A log_sum, bool chosen, A grad) {
-  return grad * (std::exp(x - log_sum) - (chosen ? A(1) : A(0)));
+  return grad * (exponential(x - log_sum) - (chosen ? A(1) : A(0)));
 }
 
 template <class Source>
@@ -257,6 +316,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
     ) {
   using A = typename Source::A;
   constexpr int N = Source::N;
+  const A scale = upstream.scale(shape);
   const PlanarPart<N> part(shape, slices);
   if (!part.inside) return;
   const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel;
@@ -272,7 +332,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
   }
   A grad[N], log_sum[N];
   std::int32_t labels[N];
-  upstream.read(shape, part.b, part.pixel, grad);
+  upstream.read(shape, part.b, part.pixel, scale, grad);
   load_row(kept.log_sum + pixel, log_sum);
   load_row(kept.labels + pixel, labels);
 #pragma unroll
@@ -296,47 +356,49 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
 }
 
 template <class Source>
-__global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
+__global__ void __launch_bounds__(kThreads, kResident<Source>)
     label_backward_pixels(Upstream<typename Source::A> upstream,  // [] if mean, else [B, P]
                           Source logits,                          // [B, K, P]
-                          LabelStatistics<typename Source::A> kept, PixelShape shape,
-                          unsigned lanes, typename Source::T* __restrict__ out  // [B, K, P]
+                          LabelStatistics<typename Source::A> kept, PixelShape shape, unsigned bits,
+                          typename Source::T* __restrict__ out  // [B, K, P]
     ) {
   using A = typename Source::A;
-  constexpr int N = Source::N, R = kPixelsAtOnce<Source>;
-  const PixelsPart<Source> part(shape, lanes);
+  constexpr int N = Source::N;
+  const A scale = upstream.scale(shape);
+  const PixelsPart part(shape, bits);
   const A weight = kept.weights[part.b];
-#pragma unroll
-  for (int r = 0; r < R; ++r) {
-    if (weight != A(0) || part.pixel[r] >= shape.pixels) break;
-    const A zeros[N] = {};
-    typename Source::T* target =
-        out + (std::int64_t(part.b) * shape.pixels + part.pixel[r]) * shape.channels;
-#pragma unroll 1
-    for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
-      store_rounded(target + c, zeros);
-    }
+  if constexpr (Source::kStaged) {
+    if (weight != A(0)) logits.stage(shape, part);
+    __syncthreads();
   }
-  if (weight == A(0)) return;
-#pragma unroll
-  for (int r = 0; r < R; ++r) {
-    if (part.pixel[r] >= shape.pixels) break;
-    const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel[r];
+  const GradientPlace<Source> place(logits, shape, part, out);
+  if (part.inside && weight == A(0)) {
+    place.clear(shape, part);
+  } else if (part.inside) {
+    const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel;
     const int label = load(kept.labels + pixel);
     const A log_sum = load(kept.log_sum + pixel);
     A grad[1];
-    upstream.read(shape, part.b, part.pixel[r], grad);
+    upstream.read(shape, part.b, part.pixel, scale, grad);
     grad[0] *= weight * load(kept.class_weights + label);
-    const auto reader = logits.at(shape, part.b, part.pixel[r]);
-    for (unsigned c = part.lane * N; c < shape.channels; c += lanes * N) {
-      A x[N], result[N];
-      reader.read(c, x);
+    const auto reader = reader_of(logits, shape, part);
+    for_each_packs<Source>(shape.channels / N, part, [&](auto number, unsigned first, auto step) {
+      constexpr int U = decltype(number)::value;
+      A x[U * N], result[U * N];
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-        result[n] = label_gradient(x[n], log_sum, int(c) + n == label, grad[0]);
+      for (int u = 0; u < U; ++u) reader.read((first + u * step) * N, x + u * N);
+#pragma unroll
+      for (int i = 0; i < U * N; ++i) {
+        const int channel = int((first + i / N * step) * N) + i % N;
+        result[i] = label_gradient(x[i], log_sum, channel == label, grad[0]);
       }
-      store_rounded(out + pixel * shape.channels + c, result);
-    }
+#pragma unroll
+      for (int u = 0; u < U; ++u) place.put((first + u * step) * N, result + u * N);
+    });
+  }
+  if constexpr (Source::kStaged) {
+    __syncthreads();
+    logits.unstage(shape, part, out);
   }
 }
 
@@ -345,8 +407,8 @@ void launch_label_pixels(Source logits, Source targets, const ImageWeights<A>& w
                          const PixelShape& shape, const Sharing<Source>& sharing,
                          const LabelOutput<A>& out, Stream stream) {
   const auto run = [&](auto kernel) {
-    launch(kernel, dim3(sharing.blocks), dim3(kThreads), 0, stream, logits, targets, weights, shape,
-           sharing.share, out);
+    launch(kernel, dim3(sharing.blocks), dim3(kThreads), sharing.bytes, stream, logits, targets,
+           weights, shape, sharing.share, out);
   };
   if constexpr (Source::kPixelsLayout) {
     run(label_pixels_pixels<Source>);
@@ -359,10 +421,10 @@ template <class Source, class A, class Stream>
 void launch_label_backward(const Upstream<A>& upstream, Source logits,
                            const LabelStatistics<A>& kept, const PixelShape& shape,
                            typename Source::T* out, Stream stream) {
-  const Sharing<Source> sharing(shape);
+  const Sharing<Source> sharing(shape, 1);
   const auto run = [&](auto kernel) {
-    launch(kernel, dim3(sharing.blocks), dim3(kThreads), 0, stream, upstream, logits, kept, shape,
-           sharing.share, out);
+    launch(kernel, dim3(sharing.blocks), dim3(kThreads), sharing.bytes, stream, upstream, logits,
+           kept, shape, sharing.share, out);
   };
   if constexpr (Source::kPixelsLayout) {
     run(label_backward_pixels<Source>);

@@ -134,25 +134,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
     const std::int64_t pixel = std::int64_t(b) * shape.pixels + pixel0 + k;
     A log_mass = A(0);
     if (fused) {
-      LogSumExp<A> sum[1] = {LogSumExp<A>::identity()};
+      LogSumExp<A> sum = LogSumExp<A>::identity();
       A most = kLowest<A>;
 #pragma unroll
       for (int i = 0; i < each; ++i) {
         const unsigned row = member + i * group;
         if (row < shape.regions) most = larger(most, mask[row * stride + k]);
       }
-      sum[0].max = most;
+      sum.max = most;
 #pragma unroll
       for (int i = 0; i < each; ++i) {
         const unsigned row = member + i * group;
-        if (row < shape.regions) sum[0].sum += std::exp(mask[row * stride + k] - most);
+        if (row < shape.regions) sum.sum += exponential(mask[row * stride + k] - most);
       }
-#pragma unroll 1
-      for (int bits = group / 2; bits > 0; bits /= 2) {
-        sum[0].merge(
-            sum[0].map([&](A value) { return A(__shfl_xor_sync(kAllLanes, value, bits)); }));
-      }
-      log_mass = sum[0].value();
+      sum.merge(Lanes{group});
+      log_mass = sum.value();
       if (inside && member == 0 && channel0 == 0) store(log_sum + pixel, log_mass);
     } else if (inside) {
       log_mass = load(log_sum + pixel);
@@ -161,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
     for (int i = 0; i < each; ++i) {
       const unsigned row = member + i * group;
       const bool counts = inside && region0 + row < shape.regions;
-      const A value = counts ? std::exp(mask[row * stride + k] - log_mass) : A(0);
+      const A value = counts ? exponential(mask[row * stride + k] - log_mass) : A(0);
       mask[row * stride + k] = value;
       mass[i] += value;
     }
@@ -228,7 +224,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
     read_part<depth, kTile, Packs>(
         logits, b, region0, pixel0, [&](unsigned region, unsigned pixel, A value) {
           const bool counts = region0 + region < shape.regions && pixel0 + pixel < shape.pixels;
-          mask[pixel * stride + region] = counts ? std::exp(value - load(kept + pixel)) : A(0);
+          mask[pixel * stride + region] = counts ? exponential(value - load(kept + pixel)) : A(0);
         });
     for (unsigned item = threadIdx.x; item < depth * kTile; item += kThreads) {
       const unsigned channel = item % kTile, region = item / kTile;
@@ -294,7 +290,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
   const auto at = [&](unsigned region0, unsigned row, unsigned column, A sum, const auto& body) {
     const unsigned region = region0 + row, pixel = pixel0 + column;
     if (region >= shape.regions || pixel >= shape.pixels) return A(0);
-    const A m = std::exp(A(to_float(load(logits.at(b, region, pixel)))) - load(kept + column));
+    const A m = exponential(A(to_float(load(logits.at(b, region, pixel)))) - load(kept + column));
     const A mass =
         grad_mass == nullptr ? A(0) : load(grad_mass + std::int64_t(b) * shape.regions + region);
     return body(region, pixel, m, sum + mass);

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from densesiam import ops
+from densesiam import ops, reference
 from tests.ops.suite import Case, Error, Maker, OpSuite
 from tests.tolerance import assert_close
 
@@ -105,6 +105,21 @@ class TestPseudoLabelLoss(OpSuite):
         assert absent.any()
         assert not losses[absent].any()
         assert losses.isfinite().all()
+
+    @pytest.mark.parametrize("classes", [5, 8, 27])
+    def test_the_first_nan_is_the_label(self, backend, device, layout, classes):
+        # As torch.argmax has it. Their own losses are NaN, but they count in their class.
+        m = Maker(torch.float32, layout, device)
+        logits = m.features(1, classes, 4, 8)
+        logits[0, 3, 0, 0] = logits[0, 4, 0, 0] = torch.nan
+        logits[0, 2, 0, 1], logits[0, :, 0, 2] = torch.inf, -torch.inf
+        losses = ops.pseudo_label_loss(logits, None, "inverse", reduction="none")
+        expected = reference.pseudo_label_loss(logits, None, "inverse", reduction="none")
+        finite = expected.isfinite()
+        assert finite.sum() == 4 * 8 - 3
+        assert (losses.isfinite() == finite).all()
+        # Losses of up to 8, weights of up to the number of pixels.
+        assert_close(losses[finite], expected[finite], terms=classes + 3, rms=8 * 32)
 
     @pytest.mark.parametrize("rebalance", ["none", "frequency", "inverse"])
     @pytest.mark.parametrize("reduction", ["mean", "none"])

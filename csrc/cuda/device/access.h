@@ -49,5 +49,15 @@ DENSESIAM_HD void store(T* pointer, T value) {
   *pointer = value;
 }
 
+// 16 bytes, whatever they hold.
+using Words = Pack<std::uint32_t, 4>;
+
+DENSESIAM_HD Words load_words(const Words* pointer) {
+  return load<4>(reinterpret_cast<const std::uint32_t*>(pointer));
+}
+DENSESIAM_HD void store_words(Words* pointer, const Words& words) {
+  store<4>(reinterpret_cast<std::uint32_t*>(pointer), words);
+}
+
 }  // namespace DENSESIAM_TARGET
 }  // namespace densesiam

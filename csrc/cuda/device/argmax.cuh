@@ -12,22 +12,23 @@ struct Greatest {
   A value;
   int index;
 
-  static DENSESIAM_HD Greatest identity() { return {A(-INFINITY), 0x7fffffff}; }
+  // Of none yet, before all from that index on.
+  static DENSESIAM_HD Greatest starting(int first) { return {A(-INFINITY), first}; }
 
-  DENSESIAM_HD bool is_beaten_by(A other, int other_index) const {
+  DENSESIAM_HD bool offer(A other, int other_index) {
     const bool is_nan = value != value, other_is_nan = other != other;
     const bool ties = value == other || (is_nan && other_is_nan);
-    return ties ? other_index < index : other_is_nan || (!is_nan && other > value);
+    return take(ties ? other_index < index : other_is_nan || (!is_nan && other > value), other,
+                other_index);
   }
-  DENSESIAM_HD bool offer(A other, int other_index) {
-    const bool beaten = is_beaten_by(other, other_index);
+  // The same of an index above all that were offered: it loses every tie.
+  DENSESIAM_HD bool offer_next(A other, int other_index) {
+    return take(!(other <= value) && value == value, other, other_index);
+  }
+  DENSESIAM_HD bool take(bool beaten, A other, int other_index) {
     value = beaten ? other : value;
     index = beaten ? other_index : index;
     return beaten;
-  }
-  template <class F>
-  DENSESIAM_HD Greatest map(const F& f) const {
-    return {f(value), f(index)};
   }
 };
 

@@ -53,6 +53,25 @@ DENSESIAM_HD void load_row(const A* source, A (&values)[N]) {
   }
 }
 
+// Neighbouring lanes, a power of two of them, that share their results: each gets the same bits.
+struct Lanes {
+  unsigned count;
+
+  // Calls step(other), which hands out the value of another lane, until all have been met.
+  template <class Step>
+  __device__ __forceinline__ void exchange(const Step& step) const {
+#pragma unroll 1
+    for (unsigned bits = count / 2; bits > 0; bits /= 2) {
+      step([=](auto value) { return decltype(value)(__shfl_xor_sync(kAllLanes, value, bits)); });
+    }
+  }
+  // Sum of every value over the lanes.
+  template <class... A>
+  __device__ __forceinline__ void sum(A&... values) const {
+    exchange([&](const auto& other) { ((values += other(values)), ...); });
+  }
+};
+
 // Sum over the block's threads, the same bits in each of them.
 template <class A>
 __device__ __forceinline__ A block_sum(A value) {
@@ -68,24 +87,32 @@ __device__ __forceinline__ A block_sum(A value) {
   return total;
 }
 
-// Sum of an array by one block: every thread a strided part, then the block.
+// Sum of an array by one block: every thread a strided part, several loads at once, then the block.
 template <class A>
 __device__ A array_sum(const A* values, unsigned count) {
+  constexpr int together = 32;  // 8192 numbers while memory answers once
   A sum = A(0);
-  for (unsigned i = threadIdx.x; i < count; i += kThreads) sum += load(values + i);
+  for (unsigned i = threadIdx.x; i < count; i += together * kThreads) {
+    A some[together];
+#pragma unroll
+    for (int k = 0; k < together; ++k) {
+      const unsigned at = i + k * kThreads;
+      some[k] = at < count ? load(values + at) : A(0);
+    }
+#pragma unroll
+    for (int k = 0; k < together; ++k) sum += some[k];
+  }
   return block_sum(sum);
 }
 
-// One block: out = sum of parts / (pixels x sum of weights), 0 where nothing counts. `parts` null
-// stands for *numerator alone.
+// One block: out = sum of parts / (pixels x sum of weights), 0 where nothing counts.
 template <class A>
 __global__ void __launch_bounds__(kThreads)
-    weighted_mean(const A* __restrict__ parts,                          // [count] or null
-                  unsigned count, const A* __restrict__ numerator,      // []
-                  const A* __restrict__ weight,                         // [B] or null
+    weighted_mean(const A* __restrict__ parts,                          // [count]
+                  unsigned count, const A* __restrict__ weight,         // [B] or null
                   unsigned batch, unsigned pixels, A* __restrict__ out  // []
     ) {
-  const A sum = parts != nullptr ? array_sum(parts, count) : load(numerator);
+  const A sum = array_sum(parts, count);
   const A total = A(pixels) * (weight != nullptr ? array_sum(weight, batch) : A(batch));
   if (threadIdx.x == 0) store(out, total == A(0) ? A(0) : sum / total);
 }

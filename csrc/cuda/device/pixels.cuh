@@ -2,8 +2,10 @@
 //
 // Planar maps: a thread has N neighbouring pixels and walks along channels; where there are many
 // channels, `slices` warps of the block take every slices-th chunk each and merge what they
-// found. Pixels-layout (channels_last) maps: `lanes` neighbouring lanes have one pixel, N channels
-// each at a time. Every sum is merged in an order that shape alone decides.
+// found. Pixels-layout (channels_last) maps: `lanes` neighbouring lanes have one pixel, and take
+// its packs of N channels in turn. Where a pixel is no whole number of packs, the block copies its
+// pixels, one contiguous run, into shared memory first. Every sum is merged in an order that shape
+// alone decides.
 #pragma once
 
 #include "block.cuh"
@@ -21,7 +23,7 @@ struct PlanarSource {
   using T = T_;
   using A = Accumulate<T>;
   static constexpr int N = N_;
-  static constexpr bool kPixelsLayout = false;
+  static constexpr bool kPixelsLayout = false, kStaged = false;
   const T* base;
 
   struct Reader {
@@ -38,18 +40,41 @@ struct PlanarSource {
   }
 };
 
+constexpr unsigned kMostBits = 5;  // 2^5 lanes are a warp
+
+// This thread's part of a pixels-layout map: one of the 2^bits neighbouring lanes that share a
+// pixel, of which the block has several.
+struct PixelsPart {
+  unsigned b, first, pixel, lane, lanes, bits;
+  bool inside;
+
+  __device__ __forceinline__ PixelsPart(const PixelShape& shape, unsigned bits_) : bits(bits_) {
+    const unsigned tile = kThreads >> bits, tiles = (shape.pixels + tile - 1) >> (8 - bits);
+    b = blockIdx.x / tiles;
+    first = (blockIdx.x - b * tiles) * tile;
+    pixel = first + (threadIdx.x >> bits);
+    lanes = 1u << bits;
+    lane = threadIdx.x & (lanes - 1);
+    inside = pixel < shape.pixels;
+  }
+  static unsigned blocks(const PixelShape& shape, unsigned bits) {
+    return unsigned(divide_up(shape.pixels, kThreads >> bits) * shape.batch);
+  }
+};
+
 // N neighbouring channels of a pixel of a pixels-layout map.
 template <class T_, int N_>
 struct PixelsSource {
   using T = T_;
   using A = Accumulate<T>;
   static constexpr int N = N_;
-  static constexpr bool kPixelsLayout = true;
+  static constexpr int kAtOnce = sizeof(A) == 8 ? 1 : N == 1 ? 4 : 16 / N;  // packs of a lane
+  static constexpr bool kPixelsLayout = true, kStaged = false;
   const T* base;
 
   struct Reader {
     const T* first;
-    __device__ __forceinline__ void read(unsigned c, A (&values)[N]) const {
+    __device__ __forceinline__ void read(unsigned c, A* values) const {
       const auto pack = load<N>(first + c);
 #pragma unroll
       for (int n = 0; n < N; ++n) values[n] = to_float(pack.values[n]);
@@ -60,14 +85,124 @@ struct PixelsSource {
   }
 };
 
-// The source of the widest packs that are aligned, for body(source).
+// Channels of a pixel of a pixels-layout map that starts at a 16-byte boundary and whose pixels are
+// no whole packs, read in shared memory: the block's pixels lie there as they lie in the map, from
+// the same place in a pack on. An odd number of 4-byte channels has no bank conflicts; of 2-byte
+// ones two pixels may share a bank.
+template <class T_>
+struct StagedSource {
+  using T = T_;
+  using A = Accumulate<T>;
+  static constexpr int N = 1;
+  static constexpr int kAtOnce = sizeof(A) == 8 ? 1 : 8;
+  static constexpr bool kPixelsLayout = true, kStaged = true;
+  const T* base;
+  unsigned slot;  // 0, or 1 for the second map of a kernel
+
+  // Halvings of a block's pixels (lanes that share a pixel are so many doublings) until those of
+  // all maps take 32 KB: six blocks and more have room at once. More than kMostBits: they never do.
+  static unsigned bits(unsigned channels, unsigned maps) {
+    unsigned bits = 0;
+    while (bits <= kMostBits && maps * room(channels, bits) * sizeof(T) > 32 << 10) ++bits;
+    return bits;
+  }
+  // Elements of a map's pixels in a block, whole packs.
+  static DENSESIAM_HD std::size_t room(unsigned channels, unsigned bits) {
+    return (std::size_t(kThreads >> bits) * channels + 2 * kPack<T> - 2) / kPack<T> * kPack<T>;
+  }
+
+  // The run of a block's pixels in memory, and in shared memory.
+  struct Run {
+    std::int64_t first;  // element of the map
+    unsigned count;
+    T* shared;
+
+    // Calls packs(head, whole): the run is `head` elements that share their pack with others',
+    // `whole` packs, and a tail of such elements; one(i) for those of the head and the tail.
+    template <class One, class Packs>
+    __device__ __forceinline__ void split(const One& one, const Packs& packs) const {
+      const unsigned lead = -unsigned(first) % kPack<T>, head = lead < count ? lead : count;
+      const unsigned whole = (count - head) / kPack<T>, tail = head + whole * kPack<T>;
+      if (whole * kPack<T> != count) {
+        if (threadIdx.x < head) one(threadIdx.x);
+        if (tail + threadIdx.x < count) one(tail + threadIdx.x);
+      }
+      packs(head, whole);
+    }
+  };
+  __device__ __forceinline__ Run run(const PixelShape& shape, const PixelsPart& part) const {
+    DENSESIAM_DYNAMIC_SHARED(T, memory);
+    const unsigned left = shape.pixels - part.first, tile = kThreads >> part.bits;
+    const std::int64_t first = (std::int64_t(part.b) * shape.pixels + part.first) * shape.channels;
+    return {first, (left < tile ? left : tile) * shape.channels,
+            memory + slot * unsigned(room(shape.channels, part.bits)) + unsigned(first) % kPack<T>};
+  }
+  __device__ __forceinline__ void stage(const PixelShape& shape, const PixelsPart& part) const {
+    const Run all = run(shape, part);
+    const T* source = base + all.first;
+    all.split([&](unsigned i) { all.shared[i] = load(source + i); },
+              [&](unsigned head, unsigned whole) {
+                constexpr int together = 4;  // loads of a thread
+                const auto* from = reinterpret_cast<const Words*>(source + head) + threadIdx.x;
+                auto* to = reinterpret_cast<Words*>(all.shared + head) + threadIdx.x;
+                for (int left = int(whole - threadIdx.x); left > 0; left -= together * kThreads) {
+                  Words values[together];
+#pragma unroll
+                  for (int k = 0; k < together; ++k) {
+                    if (k * kThreads < left) values[k] = load_words(from + k * kThreads);
+                  }
+#pragma unroll
+                  for (int k = 0; k < together; ++k) {
+                    if (k * kThreads < left) to[k * kThreads] = values[k];
+                  }
+                  from += together * kThreads, to += together * kThreads;
+                }
+              });
+  }
+  // The other way: what this slot holds, to the same place of another map.
+  __device__ __forceinline__ void unstage(const PixelShape& shape, const PixelsPart& part,
+                                          T* out) const {
+    const Run all = run(shape, part);
+    T* target = out + all.first;
+    all.split([&](unsigned i) { store(target + i, all.shared[i]); },
+              [&](unsigned head, unsigned whole) {
+                const auto* from = reinterpret_cast<const Words*>(all.shared + head);
+                auto* to = reinterpret_cast<Words*>(target + head);
+                for (unsigned i = threadIdx.x; i < whole; i += kThreads) {
+                  store_words(to + i, from[i]);
+                }
+              });
+  }
+
+  struct Reader {
+    T* first;
+    __device__ __forceinline__ void read(unsigned c, A* values) const {
+      values[0] = to_float(first[c]);
+    }
+  };
+  __device__ __forceinline__ Reader of(const PixelShape& shape, const PixelsPart& part) const {
+    return {run(shape, part).shared + (threadIdx.x >> part.bits) * shape.channels};
+  }
+};
+
+// How neighbouring elements of some maps can be read.
+struct Access {
+  bool channels_last;
+  bool packs;    // in 16-byte packs
+  bool aligned;  // they start at 16-byte boundaries
+};
+
+// The source of the widest packs, for body(source).
 template <class T, class Body>
-void with_source(const T* base, bool channels_last, bool packs, const Body& body) {
-  if (channels_last && packs) {
+void with_source(const T* base, const Access& access, const PixelShape& shape, const Body& body) {
+  if (access.channels_last && access.packs) {
     body(PixelsSource<T, kPack<T>>{base});
-  } else if (channels_last) {
+  } else if (access.channels_last && access.aligned &&
+             StagedSource<T>::bits(shape.channels, 2) <= kMostBits) {
+    body(StagedSource<T>{base, 0});
+  } else if (access.channels_last) {
     body(PixelsSource<T, 1>{base});
-  } else if (packs) {
+  } else if (access.packs) {
     body(PlanarSource<T, kPack<T>>{base});
   } else {
     body(PlanarSource<T, 1>{base});
@@ -115,16 +250,51 @@ struct PlanarPart {
 template <class A>
 constexpr int kChunk = sizeof(A) == 8 ? 1 : 4;
 
-// Calls body(chunk size, first channel) for the chunks of one slice; the last may be of one
-// channel.
-template <int kChunk, class Body>
-__device__ __forceinline__ void for_each_chunk(unsigned channels, unsigned slice, unsigned slices,
-                                               const Body& body) {
-  unsigned c = slice * kChunk;
-  for (; c + kChunk <= channels; c += slices * kChunk) {
-    body(std::integral_constant<int, kChunk>{}, c);
+// Calls body(number, first) for what is left of a chunk: `most` numbers, half as many and so on.
+template <int most, class Body>
+__device__ __forceinline__ void finish_chunk(unsigned count, unsigned first, const Body& body) {
+  if (first + most <= count) {
+    body(std::integral_constant<int, most>{}, first);
+    first += most;
   }
-  for (; c < channels; ++c) body(std::integral_constant<int, 1>{}, c);
+  if constexpr (most > 1) finish_chunk<most / 2>(count, first, body);
+}
+
+// Calls body(number, first) for the chunks of one slice, each of so many numbers from the first on:
+// of kChunk, and in the end of half as many and so on.
+template <int kChunk, class Body>
+__device__ __forceinline__ void for_each_chunk(unsigned count, unsigned slice, unsigned slices,
+                                               const Body& body) {
+  unsigned first = slice * kChunk;
+  for (; first + kChunk <= count; first += slices * kChunk) {
+    body(std::integral_constant<int, kChunk>{}, first);
+  }
+  if constexpr (kChunk > 1) finish_chunk<kChunk / 2>(count, first, body);
+}
+
+template <int kAtOnce, class Body>
+__device__ __forceinline__ void strided_packs(unsigned packs, unsigned first, unsigned lanes,
+                                              const Body& body) {
+  for (; first + (kAtOnce - 1) * lanes < packs; first += kAtOnce * lanes) {
+    body(std::integral_constant<int, kAtOnce>{}, first, lanes);
+  }
+  if constexpr (kAtOnce > 1) strided_packs<kAtOnce / 2>(packs, first, lanes, body);
+}
+
+// Calls body(number, first, step) for this lane's packs first, first + step, ... that come next, at
+// most kAtOnce of them, half as many and so on at the end. Loads of neighbouring lanes are
+// neighbours; in shared memory neighbouring packs are a lane's own, whose addresses differ by
+// constants.
+template <class Source, int kAtOnce = Source::kAtOnce, class Body>
+__device__ __forceinline__ void for_each_packs(unsigned packs, const PixelsPart& part,
+                                               const Body& body) {
+  if constexpr (Source::kStaged) {
+    using One = std::integral_constant<unsigned, 1>;
+    for_each_chunk<kAtOnce>(packs, part.lane, part.lanes,
+                            [&](auto number, unsigned first) { body(number, first, One{}); });
+  } else {
+    strided_packs<kAtOnce>(packs, part.lane, part.lanes, body);
+  }
 }
 
 // After it, slice 0 of each pixel has what all slices found.
@@ -143,80 +313,115 @@ __device__ __forceinline__ void merge_slices(Sums (&sums)[N], unsigned slice, un
   }
 }
 
-// Lanes that share a pixel of a pixels-layout map: a power of two.
-inline unsigned pixel_lanes(unsigned packs) {
-  unsigned lanes = 1;
-  while (lanes < kLanes && lanes < packs) lanes *= 2;
-  return lanes;
+// The lanes that share a pixel of a pixels-layout map, 2^bits, have neighbouring packs of a line of
+// memory; they are more where each would have more packs than it reads at once.
+inline unsigned pixel_bits(unsigned packs, unsigned at_once) {
+  unsigned bits = 0;
+  while (bits < kMostBits && 1u << bits < packs && (bits < 3 || at_once << bits < packs)) ++bits;
+  return bits;
 }
 
-// Pixels that a thread works on at once: narrow loads need more of them under way.
+// Blocks that a multiprocessor's registers have room for, at least: those that stage their pixels
+// compute while others load.
 template <class Source>
-constexpr int kPixelsAtOnce = Source::N == 1 && sizeof(typename Source::A) == 4 ? 4 : 1;
+constexpr int kResident =
+    Source::kStaged && sizeof(typename Source::A) == 4 ? 4 : kBlocks<typename Source::A>;
 
-// This thread's part of a pixels-layout map.
+// What reads this thread's pixel.
 template <class Source>
-struct PixelsPart {
-  unsigned b, lane;
-  unsigned pixel[kPixelsAtOnce<Source>];
+__device__ __forceinline__ auto reader_of(const Source& source, const PixelShape& shape,
+                                          const PixelsPart& part) {
+  if constexpr (Source::kStaged) {
+    return source.of(shape, part);
+  } else {
+    return source.at(shape, part.b, part.pixel);
+  }
+}
 
-  __device__ __forceinline__ PixelsPart(const PixelShape& shape, unsigned lanes) {
-    const unsigned groups = kThreads / lanes, tile = groups * kPixelsAtOnce<Source>;
-    const unsigned tiles = (shape.pixels + tile - 1) / tile;
-    b = blockIdx.x / tiles;
-    lane = threadIdx.x % lanes;
-#pragma unroll
-    for (int r = 0; r < kPixelsAtOnce<Source>; ++r) {
-      pixel[r] = blockIdx.x % tiles * tile + r * groups + threadIdx.x / lanes;
+// Where the gradient of this thread's pixel goes: to its place in the map, or, for the block to
+// copy, to that of the pixel in shared memory.
+template <class Source>
+struct GradientPlace {
+  using T = typename Source::T;
+  using A = typename Source::A;
+  static constexpr int N = Source::N;
+  T* target;
+
+  __device__ __forceinline__ GradientPlace(const Source& source, const PixelShape& shape,
+                                           const PixelsPart& part, T* out) {
+    if constexpr (Source::kStaged) {
+      target = source.of(shape, part).first;
+    } else {
+      target = out + (std::int64_t(part.b) * shape.pixels + part.pixel) * shape.channels;
     }
   }
-  static unsigned blocks(const PixelShape& shape, unsigned lanes) {
-    return unsigned(divide_up(shape.pixels, kThreads / lanes * kPixelsAtOnce<Source>) *
-                    shape.batch);
+  __device__ __forceinline__ void put(unsigned c, const A* values) const {
+    Pack<T, N> pack;
+#pragma unroll
+    for (int n = 0; n < N; ++n) pack.values[n] = from_float<T>(values[n]);
+    if constexpr (Source::kStaged) {
+      target[c] = pack.values[0];
+    } else {
+      store<N>(target + c, pack);
+    }
+  }
+  __device__ __forceinline__ void clear(const PixelShape& shape, const PixelsPart& part) const {
+    const A zeros[N] = {};
+#pragma unroll 1
+    for (unsigned c = part.lane * N; c < shape.channels; c += part.lanes * N) put(c, zeros);
   }
 };
 
-// How a launch on such a source shares the channels (slices or lanes), and its number of blocks.
+// How a launch on such a source shares the channels (slices, or bits of lanes), its number of
+// blocks, and their shared memory, of so many maps.
 template <class Source>
 struct Sharing {
   unsigned share, blocks;
+  std::size_t bytes = 0;
 
-  explicit Sharing(const PixelShape& shape) {
-    if constexpr (Source::kPixelsLayout) {
-      share = pixel_lanes(shape.channels / Source::N);
-      blocks = PixelsPart<Source>::blocks(shape, share);
-    } else {
+  explicit Sharing(const PixelShape& shape, unsigned maps) {
+    if constexpr (!Source::kPixelsLayout) {
       share = channel_slices(shape.channels);
       blocks = PlanarPart<Source::N>::blocks(shape, share);
+    } else {
+      if constexpr (Source::kStaged) {
+        share = Source::bits(shape.channels, maps);
+        bytes = maps * Source::room(shape.channels, share) * sizeof(typename Source::T);
+      } else {
+        share = pixel_bits(shape.channels / Source::N, Source::kAtOnce);
+      }
+      blocks = PixelsPart::blocks(shape, share);
     }
   }
 };
 
-// After it, every lane of a pixel has what all its lanes found.
-template <int R, class Sums>
-__device__ __forceinline__ void merge_lanes(Sums (&sums)[R], unsigned lanes) {
-#pragma unroll 1
-  for (unsigned bits = lanes / 2; bits > 0; bits /= 2) {
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      sums[r].merge(sums[r].map(
-          [&](auto value) { return decltype(value)(__shfl_xor_sync(kAllLanes, value, bits)); }));
-    }
-  }
-}
-
-// The gradient of the loss: of every pixel, or one number, what the sum of all is multiplied by.
+// The gradient of the loss: of every pixel, or of their mean.
 template <class A>
 struct Upstream {
-  const A* grad;
+  const A* grad;  // [B, P], or [] of a mean
   bool mean;
+  const A* weight;  // [B] or null: a mean's is the weighted one
+  unsigned batch;
+
+  // What a mean's gradient gives each pixel. All lanes of a warp call it, so that a launch before
+  // this one need not.
+  __device__ __forceinline__ A scale(const PixelShape& shape) const {
+    if (!mean) return A(0);
+    A sum = A(batch);
+    if (weight != nullptr) {
+      sum = A(0);
+      for (unsigned b = threadIdx.x % kLanes; b < batch; b += kLanes) sum += load(weight + b);
+      Lanes{kLanes}.sum(sum);
+    }
+    const A total = A(shape.pixels) * sum;
+    return total == A(0) ? A(0) : load(grad) * quotient(A(1), total);
+  }
   template <int N>
-  DENSESIAM_HD void read(const PixelShape& shape, unsigned b, unsigned pixel,
+  DENSESIAM_HD void read(const PixelShape& shape, unsigned b, unsigned pixel, A scale,
                          A (&values)[N]) const {
     if (mean) {
-      const A one = load(grad);
 #pragma unroll
-      for (int n = 0; n < N; ++n) values[n] = one;
+      for (int n = 0; n < N; ++n) values[n] = scale;
     } else {
       load_row(grad + std::int64_t(b) * shape.pixels + pixel, values);
     }

@@ -26,7 +26,7 @@ template <class Loss, class P, class Z, class A = typename P::A>
 void run_pixel_loss(P p, Z z, const std::optional<Tensor>& weight, const PixelShape& shape,
                     bool mean, const Tensor& loss, const Tensor& statistics, cudaStream_t stream) {
   const A* weights = optional_data<A>(weight);
-  const Sharing<P> sharing(shape);
+  const Sharing<P> sharing(shape, 2);
   LossOutput<A> out{mutable_data<A>(loss), nullptr, mutable_data<A>(statistics)};
   if (!mean) {
     launch_pixel_loss<Loss>(p, z, weights, shape, sharing, out, stream);
@@ -36,7 +36,7 @@ void run_pixel_loss(P p, Z z, const std::optional<Tensor>& weight, const PixelSh
   out.losses = nullptr;
   out.parts = mutable_data<A>(parts);
   launch_pixel_loss<Loss>(p, z, weights, shape, sharing, out, stream);
-  launch_mean<A>(out.parts, sharing.blocks, nullptr, weights, shape, mutable_data<A>(loss), stream);
+  launch_mean<A>(out.parts, sharing.blocks, weights, shape, mutable_data<A>(loss), stream);
 }
 
 // The loss of p (B, C, P) to z (B, C, P): its mean (), or that of each pixel (B, P), times the
@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor> pixel_loss(const char* op, const Tensor& p, const Ten
   const Tensor p_source = in_layout(p, layout), z_source = in_layout(z, layout);
   const std::optional<Tensor> weights = checked_weight(op, weight, p);
   const ScalarType dtype = accumulate_type(p.scalar_type());
-  Tensor loss = torch::stable::new_zeros(p, mean ? Sizes{} : Sizes{p.size(0), p.size(2)}, dtype);
+  Tensor loss = empty_or_zeros(p, mean ? Sizes{} : Sizes{p.size(0), p.size(2)}, dtype);
   Tensor statistics = torch::stable::new_empty(p, {p.size(0), 2, p.size(2)}, dtype);
   if (p.numel() == 0) return {loss, statistics};
   const PixelShape shape = pixel_shape(op, p);
@@ -60,10 +60,9 @@ std::tuple<Tensor, Tensor> pixel_loss(const char* op, const Tensor& p, const Ten
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using Loss = LossOf<Accumulate<T>>;
-    const bool packs = reads_packs<T>(channels_last, p, {&p_source, &z_source});
-    with_source(data<T>(p_source), channels_last, packs, [&](auto source) {
-      auto target = source;
-      target.base = data<T>(z_source);
+    const Access access = access_of<T>(channels_last, p, {&p_source, &z_source});
+    with_source(data<T>(p_source), access, shape, [&](auto source) {
+      const auto target = second_source(source, data<T>(z_source));
       run_pixel_loss<Loss>(source, target, weights, shape, mean, loss, statistics, device.stream());
     });
   });
@@ -92,15 +91,13 @@ Tensor pixel_loss_backward(const char* op, const Tensor& grad, const Tensor& p, 
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    Tensor scale;
-    const auto gradient = upstream_of<A>(upstream, mean, weights, shape, scale, device.stream());
+    const auto gradient = upstream_of<A>(upstream, mean, weights, shape);
     // Per-pixel numbers are read in packs where pixels are: a mean's one number need not be.
     const Tensor& per_pixel = mean ? kept : upstream;
-    const bool packs =
-        reads_packs<T>(channels_last, p, {&p_source, &z_source, &out, &kept, &per_pixel});
-    with_source(data<T>(p_source), channels_last, packs, [&](auto source) {
-      auto target = source;
-      target.base = data<T>(z_source);
+    const Access access =
+        access_of<T>(channels_last, p, {&p_source, &z_source, &out, &kept, &per_pixel});
+    with_source(data<T>(p_source), access, shape, [&](auto source) {
+      const auto target = second_source(source, data<T>(z_source));
       launch_pixel_loss_backward<LossOf<A>>(gradient, source, target, optional_data<A>(weights),
                                             data<A>(kept), shape, mutable_data<T>(out),
                                             device.stream());

@@ -16,16 +16,31 @@ inline bool reads_pixels(Layout layout, const Tensor& tensor) {
   return layout == Layout::pixels || tensor.size(2) == 1;
 }
 
-// Whether neighbouring elements can be read in 16-byte packs.
+// How neighbouring elements of all these can be read, each as long as the tensor.
 template <class T>
-bool reads_packs(bool channels_last, const Tensor& tensor,
+Access access_of(bool channels_last, const Tensor& tensor,
                  std::initializer_list<const Tensor*> all) {
-  bool fits = true;
+  Access access{channels_last, true, true};
   for (const Tensor* each : all) {
-    fits &= packs_align<T>(channels_last ? tensor.size(1) : tensor.size(2), each->const_data_ptr(),
-                           each->const_data_ptr());
+    const void* at = each->const_data_ptr();
+    access.packs &= packs_align<T>(channels_last ? tensor.size(1) : tensor.size(2), at, at);
+    access.aligned &= packs_align<T>(0, at, at);
   }
-  return fits;
+  return access;
+}
+
+// Memory of a result: kernels fill it, but where there is nothing to run them on.
+inline Tensor empty_or_zeros(const Tensor& input, const Sizes& sizes, ScalarType dtype) {
+  return input.numel() == 0 ? torch::stable::new_zeros(input, sizes, dtype)
+                            : torch::stable::new_empty(input, sizes, dtype);
+}
+
+// The source of a second map that is read as the first.
+template <class Source>
+Source second_source(Source source, const typename Source::T* base) {
+  source.base = base;
+  if constexpr (Source::kStaged) source.slot = 1;
+  return source;
 }
 
 // The pointer, or null.
@@ -36,21 +51,17 @@ const A* optional_data(const std::optional<Tensor>& tensor) {
 
 // out = sum of parts / (pixels x sum of weights); see weighted_mean.
 template <class A>
-void launch_mean(const A* parts, unsigned count, const A* numerator, const A* weight,
-                 const PixelShape& shape, A* out, cudaStream_t stream) {
-  launch(weighted_mean<A>, dim3(1), dim3(kThreads), 0, stream, parts, count, numerator, weight,
-         shape.batch, shape.pixels, out);
+void launch_mean(const A* parts, unsigned count, const A* weight, const PixelShape& shape, A* out,
+                 cudaStream_t stream) {
+  launch(weighted_mean<A>, dim3(1), dim3(kThreads), 0, stream, parts, count, weight, shape.batch,
+         shape.pixels, out);
 }
 
-// The gradient of the loss as kernels take it; `scale` keeps the memory of a mean's.
+// The gradient of the loss as kernels take it.
 template <class A>
 Upstream<A> upstream_of(const Tensor& grad, bool mean, const std::optional<Tensor>& weight,
-                        const PixelShape& shape, Tensor& scale, cudaStream_t stream) {
-  if (!mean) return {data<A>(grad), false};
-  scale = torch::stable::new_empty(grad, {});
-  launch_mean<A>(nullptr, 0, data<A>(grad), optional_data<A>(weight), shape, mutable_data<A>(scale),
-                 stream);
-  return {data<A>(scale), true};
+                        const PixelShape& shape) {
+  return {data<A>(grad), mean, optional_data<A>(weight), shape.batch};
 }
 
 }  // namespace densesiam

@@ -194,6 +194,42 @@ def test_confusion_matrix_traffic(dtype, classes):
     assert moved(launches) <= 1.1 * (size(prediction, label) + touched)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("channels", "side"), [(3, 1), (3, 17), (27, 7), (27, 21), (129, 5), (513, 3)]
+)
+def test_pixels_that_are_no_whole_packs(dtype, channels, side):
+    # Images that begin in the middle of a pack, runs without a whole pack, several lanes a pixel,
+    # and what does not fit shared memory; then all of it at an address that no pack begins at.
+    shape = (3, channels, side, side)
+    for offset in (0, 1):
+        p, z = (
+            torch.empty(features(*shape).numel() + offset, dtype=dtype)[offset:]
+            .view(3, side, side, channels)
+            .copy_(features(*shape, seed=seed).permute(0, 2, 3, 1))
+            .permute(0, 3, 1, 2)
+            for seed in range(2)
+        )
+        for call in (
+            lambda m, a, b: m.pixel_similarity(a, b, "cross_entropy"),
+            lambda m, a, b: m.pixel_similarity(a, b, "cosine"),
+            lambda m, a, b: m.pseudo_label_loss(a, b),
+            lambda m, a, _: m.pseudo_label_loss(a),
+        ):
+            leaf = p.detach().requires_grad_()
+            with emulated():
+                value = call(ops, leaf, z)
+                (grad,) = torch.autograd.grad(value, leaf)
+            wanted = p.detach().double().requires_grad_()
+            right = call(reference, wanted, z.double())
+            (right_grad,) = torch.autograd.grad(right, wanted)
+            # Losses of up to 5; exponentials of up to 10, which is what their last place grows by.
+            assert_close(value, right, terms=channels + 3 * side**2, rms=5)
+            assert_close(
+                grad, right_grad, terms=10 * channels, rms=right_grad.square().mean().sqrt()
+            )
+
+
 class Untouched(Maker):
     """Makes maps in memory that is not there."""
 
