@@ -240,7 +240,10 @@ class SharedVariable {
     std::memset(memory_, 0xff, bytes);
     races::forget(memory_, bytes);
   }
-  ~SharedVariable() { std::free(memory_); }
+  ~SharedVariable() {
+    races::forget(memory_, bytes_);  // the next to have it may be the emulator itself
+    std::free(memory_);
+  }
   SharedVariable(const SharedVariable&) = delete;
   void* memory() const { return memory_; }
   bool holds(const void* pointer) const { return memory_ <= pointer && pointer < memory_ + bytes_; }
