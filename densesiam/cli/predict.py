@@ -31,6 +31,7 @@ from densesiam.training.console import Interrupted, interactive, say
 from densesiam.training.folders import choose_folder, make_folder
 from densesiam.training.interrupts import Signals
 from densesiam.training.launch import join
+from densesiam.training.lock import Lock
 from densesiam.training.options import TrainerOptions, probe
 
 USAGE = "CHECKPOINT IMAGES [IMAGES ...] [--output FOLDER] [--resize PIXELS] [other settings]"
@@ -217,7 +218,7 @@ def predict(
         Interrupted: a signal; the files written so far are kept.
         Unsegmented: all is written, but for images that could not be segmented.
         ValueError: the checkpoint is none, or of another model; or names or matching are; or the
-            folder holds predictions with other settings.
+            folder holds predictions with other settings, or another process is at work in it.
         OSError: there are no images; or the folder holds something else, or cannot be written; or,
             with ``errors="raise"``, an image cannot be read.
     """
@@ -251,7 +252,7 @@ def predict(
             for name in ("names", "matching")
         },
     }
-    folder, record = _open(output, kept)
+    folder, record, lock = _open(output, kept)
     seen = "its own size" if segmenter.resize is None else f"shorter side {segmenter.resize} pixels"
     beyond = (
         f"in tiles of {settings.tile} pixels that overlap by {settings.overlap} and are blended"
@@ -268,7 +269,7 @@ def predict(
     }
     writer = PredictionWriter(folder, categories, protocol, record)
     signals = Signals()
-    with signals.handled():
+    with lock, signals.handled():
         try:
             failed = _segment(segmenter, gathered.photos, writer, settings)
             done = [
@@ -332,31 +333,43 @@ def _quick(trained: Trained, device: torch.device) -> nn.Module:
     return network
 
 
-def _open(output: str | None, settings: dict[str, Any]) -> tuple[Path, Record]:
-    """The folder to write to, and what is done in it.
+def _open(output: str | None, settings: dict[str, Any]) -> tuple[Path, Record, Lock]:
+    """The folder to write to, what is done in it, and the hold on it.
 
     Without `output`, that is the first of outputs/predictions, -2, -3 ... which is free, or in
-    which a prediction with these settings was stopped.
+    which a prediction with these settings was stopped, and no other process is at work.
     """
     number = 1
     while output is None:
         folder = Path(_DEFAULT if number == 1 else f"{_DEFAULT}-{number}")
         number += 1
         if is_unfinished(folder):
-            record = Record(folder)
             with suppress(ValueError):
-                record.open(settings)
-                return folder, record
+                return folder, *_begin(folder, settings)
         elif not folder.exists() or not any(folder.iterdir()):
             break
     else:
         folder = Path(output)
-    record = Record(folder)
-    if not record.path.exists():
+    if not Record(folder).path.exists():
         choose_folder(str(folder), _DEFAULT)
         make_folder(folder)
-    record.open(settings)
-    return folder, record
+    return folder, *_begin(folder, settings)
+
+
+def _begin(folder: Path, settings: dict[str, Any]) -> tuple[Record, Lock]:
+    """Hold a folder, and begin or go on with its record.
+
+    Raises:
+        ValueError: another process is at work there, or there were other settings.
+    """
+    lock = Lock(folder)
+    try:
+        record = Record(folder)
+        record.open(settings)
+    except BaseException:
+        lock.release()
+        raise
+    return record, lock
 
 
 def _unused(gathered: Gathered, failed: dict[str, str]) -> Unused:

@@ -292,6 +292,9 @@ class PredictionWriter:
             "Categories",
             page.legend([(colours[k], self.categories.names[k]) for k in shown]),
         )
+        pictures = f"{len(done):,} images"
+        if unused.failed:
+            pictures += f", {len(unused.failed):,} not segmented"
         for i, file in enumerate(files):
             part = done[i * _A_PAGE : (i + 1) * _A_PAGE]
             first = i * _A_PAGE + 1
@@ -318,9 +321,7 @@ class PredictionWriter:
                         [(colours[k], name) for k, name in enumerate(self.categories.names)]
                     ),
                 ],
-                f"{protocol['images']} images; page {i + 1} of {count}"
-                if count > 1
-                else f"{protocol['images']} images",
+                f"{pictures}; page {i + 1} of {count}" if count > 1 else pictures,
             )
 
     def _figure(self, each: Done) -> Html:

@@ -82,13 +82,19 @@ class Record:
         """Begin, or go on where the settings are the same.
 
         Raises:
-            ValueError: other settings; the message names them.
+            ValueError: other settings; the message names them. Or it is no such record.
         """
         if not self.path.exists():
             write_text(self.path, json.dumps({"settings": dict(settings)}) + "\n")
             return
         first, *lines = self.path.read_text(encoding="utf-8").split("\n")
-        before = json.loads(first)["settings"]
+        try:
+            before = dict(json.loads(first)["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} does not say with which settings it was begun: remove it with what "
+                "was predicted there, or give another --output"
+            ) from error
         now = json.loads(json.dumps(dict(settings)))
         if different := [
             f"{name} was {before.get(name)}, and is {now.get(name)}"
@@ -103,7 +109,7 @@ class Record:
         for line in lines:
             try:
                 done = Done.read(json.loads(line))
-            except ValueError:  # the line that a kill cut off
+            except (ValueError, KeyError, TypeError):  # the line that a kill cut off
                 continue
             self.done[done.path] = done
             whole.append(line)

@@ -63,6 +63,14 @@ class Lock:
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
         self._beat.start()
 
+    def __enter__(self) -> "Lock":
+        """Hold the folder for a block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        self.release()
+
     def release(self) -> None:
         """Give the folder back, unless another process has taken it over."""
         self._end.set()

@@ -21,6 +21,7 @@ from densesiam.cli.predict import Settings, predict
 from densesiam.data import sample_paths
 from densesiam.data.image import files
 from densesiam.reports.prediction import PredictionWriter
+from densesiam.training.lock import Lock
 from tests.cli.predicting import MODEL, save_labelled, save_photo, save_segmenter, save_transfer
 from tests.tolerance import assert_close
 
@@ -108,6 +109,7 @@ def test_unreadable_images_are_listed_with_their_reason(run, tmp_path, monkeypat
     assert "Not segmented" in page
     assert "200 x 100 pixels are more" in page
     assert "1 .heic" in page
+    assert "2 images, 5 not segmented" in page
     assert "1 .heic" in said
     # Once it can be read, the same command does what is missing.
     (photos / "cut.jpg").write_bytes(whole)
@@ -191,6 +193,32 @@ def test_other_settings_are_refused(run, tmp_path):
     code, said, _ = run(tmp_path / "photos", output="taken")
     assert code == 1
     assert "not empty" in said
+
+
+def test_two_at_once_do_not_share_a_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_photo(tmp_path / "photos" / "a.png")
+    assert run("photos")[0] == 0
+    with Lock(tmp_path / "out"):
+        code, said, _ = run("photos")
+    assert code == 1
+    assert f"{tmp_path / 'out'} is in use by process {os.getpid()}" in said
+    assert run("photos")[0] == 0  # it was given back
+    shutil.copytree("out", "outputs/predictions")
+    Path("outputs/predictions/summary.json").unlink()  # as one that is at work
+    with Lock(Path("outputs/predictions")):
+        assert "wrote outputs/predictions-2" in run("photos", output=None)[1]
+    assert "wrote outputs/predictions:" in run("photos", output=None)[1]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"settings": 3}'])
+def test_a_record_that_is_none_is_named(run, tmp_path, content):
+    save_photo(tmp_path / "photos" / "a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "predictions.jsonl").write_text(content)
+    code, said, _ = run(tmp_path / "photos")
+    assert code == 1
+    assert "predictions.jsonl does not say with which settings it was begun" in said
 
 
 def test_a_signal_says_how_to_go_on(run, tmp_path, monkeypatch):
