@@ -156,6 +156,13 @@ _TORCHVISION_VIT = (
     (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.(.*)", r"blocks.\1.mlp.fc2.\2"),
     (r"heads\.head\.(.*)", r"head.\1"),
 )
+_CONVNEXT_PART = {
+    "layer_scale": "gamma",
+    "block.0": "conv_dw",
+    "block.2": "norm",
+    "block.3": "mlp.fc1",
+    "block.5": "mlp.fc2",
+}
 # Its ConvNeXt and Swin are lists: the stem, a stage, what halves the resolution, a stage ...
 _TORCHVISION_CONVNEXT = (
     (r"features\.0\.([01])\.(.*)", r"stem.\1.\2"),
@@ -170,13 +177,6 @@ _TORCHVISION_CONVNEXT = (
     (r"classifier\.0\.(.*)", r"head.norm.\1"),
     (r"classifier\.2\.(.*)", r"head.fc.\1"),
 )
-_CONVNEXT_PART = {
-    "layer_scale": "gamma",
-    "block.0": "conv_dw",
-    "block.2": "norm",
-    "block.3": "mlp.fc1",
-    "block.5": "mlp.fc2",
-}
 _TORCHVISION_SWIN = (
     (r"features\.0\.0\.(.*)", r"patch_embed.proj.\1"),
     (r"features\.0\.2\.(.*)", r"patch_embed.norm.\1"),

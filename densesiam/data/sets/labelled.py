@@ -104,8 +104,8 @@ class LabelledFiles(Dataset[dict[str, Tensor]]):
         upright = self.exif == "upright"
         for i, (image_path, label_path) in enumerate(self.paths):
             image, label = read_header(image_path), read_header(label_path)
-            sizes = (head.size if upright else head.stored for head in (image, label))
-            self._check_size(i, *sizes, upright and image.turned and not label.turned)
+            shown, drawn = (head.size if upright else head.stored for head in (image, label))
+            self._check_size(i, shown, drawn, upright and image.turned and not label.turned)
 
     def _check_size(
         self, index: int, image: tuple[int, int], label: tuple[int, int], one_sided: bool
