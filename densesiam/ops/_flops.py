@@ -5,9 +5,8 @@ torch's own formulas count matrix products alone, so an operation without one co
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from densesiam.ops._operations import OPERATIONS, kernel, namespaces
@@ -28,19 +27,19 @@ def register_flops() -> None:
 
 
 class _WhenImported:
-    """Finds the counter's module once, as the other finders do, and registers after its import."""
+    """Finds the counter's module as Python does, and registers after its import."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != _COUNTER:
+        spec = PathFinder.find_spec(name, path) if name == _COUNTER else None
+        if spec is None:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
         loader: Any = spec.loader
         execute = loader.exec_module
 
         def execute_and_register(module: Any) -> None:
             execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             _register()
 
         loader.exec_module = execute_and_register
