@@ -271,7 +271,7 @@ def predict(
     signals = Signals()
     with lock, signals.handled():
         try:
-            failed = _segment(segmenter, gathered.photos, writer, settings)
+            failed = _segment(segmenter, gathered, writer, settings)
             done = [
                 record.done[str(photo.path)]
                 for photo in gathered.photos
@@ -296,7 +296,8 @@ def predict(
     if failed:
         first = next(iter(failed.items()))
         raise Unsegmented(
-            f"{len(failed)} of {len(gathered.photos)} images could not be segmented, and "
+            f"{len(failed)} of {len(gathered.photos) + len(gathered.closed)} images could not be "
+            "segmented, and "
             f"{folder / 'summary.json'} lists why: {printable(first[0])}: {printable(first[1])}"
             + (" ..." if len(failed) > 1 else "")
         )
@@ -403,14 +404,18 @@ def _read(photo: Photo, header: Header | None, max_pixels: int) -> _Read:
 
 
 def _segment(
-    segmenter: WholeImages, photos: Sequence[Photo], writer: PredictionWriter, settings: Settings
+    segmenter: WholeImages, gathered: Gathered, writer: PredictionWriter, settings: Settings
 ) -> dict[str, str]:
     """Segment what is not done yet; return why some could not be, by their paths."""
-    record = writer.record
+    record, photos = writer.record, gathered.photos
+    failed = {str(path): reason for path, reason in gathered.closed.items()}
+    for path, reason in failed.items():
+        if settings.errors == "raise":
+            raise PermissionError(f"cannot look into {path}: {reason}")
+        say(f"not looked into: {path}: {reason}")
     waiting = [photo for photo in photos if not _is_done(photo, record)]
     if len(waiting) < len(photos):
         say(f"{len(photos) - len(waiting)} of {len(photos)} images are done already")
-    failed: dict[str, str] = {}
     progress = _Progress(len(waiting))
     with ThreadPoolExecutor(1) as hand:
         writing: Future[None] | None = None

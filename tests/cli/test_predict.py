@@ -119,6 +119,30 @@ def test_unreadable_images_are_listed_with_their_reason(run, tmp_path, monkeypat
     assert summary["images"] == ["a", "cut", "large", "z"]
 
 
+def test_folders_that_cannot_be_looked_into_are_listed(run, tmp_path, monkeypatch):
+    save_photo(tmp_path / "photos" / "a.png")
+    save_photo(tmp_path / "photos" / "private" / "b.png")
+    scandir = os.scandir
+
+    def refused(path):  # what permissions do, but for root
+        if Path(path).name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    code, said, summary = run(tmp_path / "photos")
+    private = str(tmp_path / "photos" / "private")
+    assert code == 3
+    assert "1 of 2 images could not be segmented" in said
+    assert summary["images"] == ["a"]
+    assert summary["not_segmented"] == [{"image": private, "reason": "Permission denied"}]
+    code, said, _ = run(tmp_path / "photos", "--errors", "raise", output="none")
+    assert code == 1
+    assert f"cannot look into {private}: Permission denied" in said
+    with pytest.warns(UserWarning, match="private cannot be looked into: Permission denied"):
+        assert len(files.find_images(tmp_path / "photos")) == 1
+
+
 def test_errors_can_end_it(run, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"not a picture")

@@ -4,6 +4,7 @@ import os
 import stat
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class Scan:
         others: how many files of each other kind, by extension; "" for files without one.
         repeated: links to files and folders that were found under another name.
         own: folders of results that this package has written, which are passed over.
+        closed: folders below it that cannot be looked into, and why.
     """
 
     root: Path
@@ -74,6 +76,7 @@ class Scan:
     others: dict[str, int] = field(default_factory=dict)
     repeated: list[Path] = field(default_factory=list)
     own: list[Path] = field(default_factory=list)
+    closed: dict[Path, str] = field(default_factory=dict)
 
 
 def scan_folder(root: str | Path, links: Literal["once", "each"] = "once") -> Scan:
@@ -108,8 +111,15 @@ def scan_folder(root: str | Path, links: Literal["once", "each"] = "once") -> Sc
             scan.repeated.append(folder)
             return
         seen.add(here)
-        with os.scandir(folder) as entries:
-            found = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        try:
+            with os.scandir(folder) as entries:
+                found = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            if not above:
+                raise
+            scan.closed[folder] = error.strerror or str(error)
+            return
+        found.sort(key=lambda entry: entry.name)
         names = {entry.name for entry in found}
         if above and any(marks <= names for marks in _OWN):
             scan.own.append(folder)
@@ -165,6 +175,8 @@ def find_images(root: str | Path, links: Literal["once", "each"] = "once") -> li
         NotADirectoryError: the path is a file.
     """
     scan = scan_folder(root, links)
+    for folder, reason in scan.closed.items():
+        warnings.warn(f"{folder} cannot be looked into: {reason}", stacklevel=2)
     if not scan.images:
         others = sum(scan.others.values())
         content = f"it holds {others} other files" if others else "it is empty"

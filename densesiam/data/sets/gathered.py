@@ -37,12 +37,14 @@ class Gathered:
         others: how many files of each other kind the folders hold, by extension.
         repeated: names of files and folders that came once already.
         own: folders of this package's results, which are passed over.
+        closed: folders that cannot be looked into, and why.
     """
 
     photos: list[Photo] = field(default_factory=list)
     others: dict[str, int] = field(default_factory=dict)
     repeated: list[Path] = field(default_factory=list)
     own: list[Path] = field(default_factory=list)
+    closed: dict[Path, str] = field(default_factory=dict)
 
 
 def gather(sources: Sequence[str]) -> Gathered:
@@ -75,6 +77,7 @@ def gather(sources: Sequence[str]) -> Gathered:
             paths += scan.images
             found.repeated += scan.repeated
             found.own += scan.own
+            found.closed |= scan.closed
             for kind, count in scan.others.items():
                 found.others[kind] = found.others.get(kind, 0) + count
     seen: set[tuple[int, int] | str] = set()
