@@ -1,7 +1,7 @@
 """``python -m benchmarks ceilings``: what this device reaches, to hold all other numbers against.
 
 Copies of memory far larger than any cache, and matrix products by the library (cuBLAS on a GPU) in
-every type that matters here.
+every type that matters here; on a CPU also torch's exp of float32 within the cache.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.measure import Call, Timing, time_side_by_side
 
 COPIED = 1 << 30  # bytes on a GPU; a CPU gets a sixteenth
+IN_CACHE = 1 << 15  # numbers, read and written: 256 KiB
 SIDE = 8192  # of the matrices on a GPU; a CPU gets an eighth
 TYPES = {
     "float32": torch.float32,
@@ -48,6 +49,11 @@ def measure(rounds: int, scale: int) -> dict[str, dict[str, float]]:
     target = torch.empty_like(source)
     found = {"copy GB/s": _rate(lambda: target.copy_(source), 2e-9 * size, rounds)}
     found["clone GB/s"] = _rate(source.clone, 2e-9 * size, rounds)
+    if device.gpu is None:
+        numbers, powers = -torch.rand(IN_CACHE), torch.empty(IN_CACHE)
+        found["exp 10^9/s"] = _rate(
+            lambda: [torch.exp(numbers, out=powers) for _ in range(100)], 1e-7 * IN_CACHE, rounds
+        )
     for name, dtype in TYPES.items():
         if name == "tf32" and device.gpu is None:
             continue

@@ -6,8 +6,9 @@ where they are installed. The peers' views are of MoCo v2's kind (crop, flip, co
 as ours are; none of them tells where its crops lie. Steps: see `benchmarks.stepping`. Predictions,
 and the files of one: see `benchmarks.predicting`.
 
-One thread, the processor time of this process, everything in turn; each image is another file, and
-the files are JPEGs made from scikit-image's and scikit-learn's pictures at the sizes named.
+One thread unless told otherwise, the processor time of this process, everything in turn; each image
+is another file, and the files are JPEGs made from scikit-image's and scikit-learn's pictures at the
+sizes named.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
 from benchmarks import predicting, stepping
 from benchmarks.machine import describe_machine
-from benchmarks.measure import Timing
+from benchmarks.measure import Timing, extra_memory
 from densesiam.data import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -59,6 +61,7 @@ VIEWS = {
 OTHERS = {
     "step, SimSiam R18 at 128 px": ("1 Mpx", stepping.simsiam),
     "step, segmentation R18-FPN at 160 px": ("1 Mpx", stepping.segmentation),
+    "fit, 12 Mpx, folder.yaml": ("12 Mpx", stepping.fit),
     "write, 1 Mpx": ("1 Mpx", predicting.write),
     "predict, 1 Mpx": ("1 Mpx", predicting.predict),
 }
@@ -131,18 +134,27 @@ def peers(size: int) -> dict[str, Read]:
     return found
 
 
-def measure(rounds: int, files: int, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Milliseconds of one thread an image, by case and by who reads it."""
+def measure(
+    rounds: int, files: int, names: Sequence[str], with_threads: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Milliseconds of the processor an image, by case and by who reads it.
+
+    Of steps, the peak of the memory that they take too: ``extra_mb``, in 10^6 bytes.
+    """
     results: dict[str, dict[str, Any]] = {}
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(with_threads)
     try:
         with tempfile.TemporaryDirectory() as folder:
             made = {name: make_files(Path(folder), SIZES[name], files) for name in SIZES}
             for name in names:
                 if name in OTHERS:
                     kind, build = OTHERS[name]
-                    results[name] = _time(build(made[kind]), made[kind], rounds)
+                    works = build(made[kind])
+                    results[name] = _time(works, made[kind], rounds)
+                    if name.startswith("step"):
+                        for who, work in works.items():
+                            results[name][who]["extra_mb"] = _memory(work, made[kind])
                     continue
                 kind, size, views = VIEWS[name]
                 decodes: tuple[Decode, ...] = ("reduced", "full")
@@ -160,6 +172,14 @@ def _each(read: Read) -> Work:
             read(path, number)
 
     return work
+
+
+def _memory(work: Work, files: Sequence[Path]) -> float:
+    def run() -> tuple[Tensor, ...]:
+        work(files, 0)
+        return ()
+
+    return extra_memory(run) / 1e6
 
 
 def _time(works: dict[str, Work], files: Sequence[Path], rounds: int) -> dict[str, Any]:
@@ -181,12 +201,17 @@ def render(results: dict[str, dict[str, Any]]) -> str:
     tables: dict[tuple[str, ...], list[str]] = {}
     for case, row in results.items():
         own = next(iter(row.values()))["median"]
-        cells = [f"{each['median']:.1f} ({each['median'] / own:.2f}x)" for each in row.values()]
+        cells = [_cell(each, own) for each in row.values()]
         tables.setdefault(tuple(row), []).append(f"| {case} | {' | '.join(cells)} |")
     return "\n\n".join(
         "\n".join([f"| ms an image | {' | '.join(who)} |", "|---" * (len(who) + 1) + "|", *lines])
         for who, lines in tables.items()
     )
+
+
+def _cell(each: dict[str, Any], own: float) -> str:
+    memory = f", {each['extra_mb']:.0f} MB" if "extra_mb" in each else ""
+    return f"{each['median']:.1f} ({each['median'] / own:.2f}x{memory})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -196,11 +221,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--files", type=int, default=9, help="another picture each; default: 9")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; default: 1")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.cases if name not in CASES]:
         parser.error(f"{', '.join(unknown)}: expected some of {', '.join(CASES)}")
-    results = measure(options.rounds, options.files, options.cases or list(CASES))
+    results = measure(options.rounds, options.files, options.cases or list(CASES), options.threads)
     machine = describe_machine()
     print(render(results))
     if options.json:

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,12 @@ from densesiam.data import IMAGENET_MEAN, IMAGENET_STD, find_images, read_image
 from densesiam.data.sets.gathered import Photo
 from densesiam.methods import DenseSiamSegmentation
 from densesiam.methods.whole import WholeImages
-from densesiam.models.inference import fold_normalisation
+from densesiam.models.inference import fold_normalisation, in_bfloat16
 from densesiam.reports.naming import Categories
 from densesiam.reports.prediction import PredictionWriter
 from densesiam.reports.record import Record
 from densesiam.reports.visualize import palette
+from densesiam.training.precision import has_bfloat16
 
 CATEGORIES, SIDE = 16, 256
 _TO_TENSOR = v2.Compose(
@@ -97,6 +99,7 @@ def network(files: Sequence[Path]) -> nn.Module:
         num_classes=CATEGORIES,
         aux_classes=64,
         hidden_channels=128,
+        region_start=0,
         backbone="tf_efficientnet_lite0",
         weights=weights if found else None,
         strides=[4, 8, 16, 32],
@@ -133,12 +136,16 @@ def predict(files: Sequence[Path]) -> dict[str, Any]:
     fold_normalisation(folded, torch.rand(1, 3, 64, 64))
     stride, multiple = folded.encoder.stride, folded.encoder.multiple
     segment = WholeImages(folded, CATEGORIES, stride, multiple, torch.device("cpu"), SIDE)
+    half = replace(segment, network=in_bfloat16(folded))
 
-    def ours(paths: Sequence[Path], number: int) -> None:
-        with writer() as results:
-            for path in paths:
-                image = read_image(path)
-                results.add(Photo(path, path.stem), image, segment(image), (0, 0))
+    def ours(segment: WholeImages) -> Any:
+        def run(paths: Sequence[Path], number: int) -> None:
+            with writer() as results:
+                for path in paths:
+                    image = read_image(path)
+                    results.add(Photo(path, path.stem), image, segment(image), (0, 0))
+
+        return run
 
     def plain(overlays: bool) -> Any:
         def run(paths: Sequence[Path], number: int) -> None:
@@ -156,7 +163,8 @@ def predict(files: Sequence[Path]) -> dict[str, Any]:
 
     tensors = [_TO_TENSOR(v2.Resize(SIDE)(read_image(path)))[None] for path in files]
     return {
-        "ours": ours,
+        "ours": ours(segment),
+        **({"ours, bfloat16": ours(half)} if has_bfloat16("cpu") else {}),
         "plain loop": plain(True),
         "plain, label maps alone": plain(False),
         "its network alone": alone,

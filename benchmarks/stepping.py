@@ -4,26 +4,38 @@
   lightly's heads and loss over torchvision's network.
 - The segmentation method with a ResNet-18 and its pyramid: ours, and the same with every operation
   as its composition in plain PyTorch.
+- What `densesiam fit` does with configs/folder.yaml, from files to the next weights: as it is, and
+  with photographs decoded whole, or in float32, or both, as it once was.
+
+Where the processor has bfloat16, ours are timed in it too.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 from torchvision.models import resnet18
 
+from benchmarks import predicting
 from benchmarks.run import BACKENDS
 from benchmarks.training_step import make_batch, paper_model, step
+from densesiam.data import ImageFiles, SegmentationViews
+from densesiam.data.image.lazy import Decode
+from densesiam.data.order.draws import Draw
 from densesiam.geometry import overlap_boxes
 from densesiam.methods import DenseSiamPretraining
 from densesiam.ops._backends import missing
+from densesiam.training.precision import has_bfloat16
 
-SIMSIAM, SEGMENTATION = 128, 160  # sides of the views, in pixels
+SIMSIAM, SEGMENTATION, FIT = 128, 160, 224  # sides of the views, in pixels
+SHORTER = 256  # of the photographs in FIT
 
 
 def simsiam(files: Sequence[Path]) -> dict[str, Any]:
@@ -41,7 +53,7 @@ def simsiam(files: Sequence[Path]) -> dict[str, Any]:
         f1, f2 = model.encoder(batch["view1"]), model.encoder(batch["view2"])
         return model.losses(f1, f2, boxes1, boxes2, valid)["sim"]
 
-    found = {"ours": _step(model, ours)}
+    found = {f"ours{name}": _step(model, loss) for name, loss in _both(ours).items()}
     if importlib.util.find_spec("lightly"):
         from lightly.loss import NegativeCosineSimilarity
         from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
@@ -61,6 +73,16 @@ def simsiam(files: Sequence[Path]) -> dict[str, Any]:
     return found
 
 
+def _both(work: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Work as it is and, where the processor has it, in bfloat16."""
+
+    def half(*arguments: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return work(*arguments)
+
+    return {"": work, ", bfloat16": half} if has_bfloat16("cpu") else {"": work}
+
+
 def _step(modules: nn.Module, loss: Callable[[], Tensor]) -> Any:
     optimizer = torch.optim.SGD(modules.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
 
@@ -76,9 +98,33 @@ def segmentation(files: Sequence[Path]) -> dict[str, Any]:
     """The same of the segmentation method; forward and backward."""
     model = paper_model()
     batch = make_batch(len(files), SEGMENTATION, SEGMENTATION)
-    own = next(name for name in (*BACKENDS, "reference") if missing(name) is None)
-    backends = {"ours": own, "plain PyTorch": "reference"}
+    found = {
+        f"ours{name}": run
+        for name, run in _both(lambda paths, number: step(model, batch, _own())).items()
+    }
+    return {**found, "plain PyTorch": lambda paths, number: step(model, batch, "reference")}
+
+
+def _own() -> str:
+    return next(name for name in (*BACKENDS, "reference") if missing(name) is None)
+
+
+def fit(files: Sequence[Path]) -> dict[str, Any]:
+    """Steps of folder.yaml's, of as many photographs as there are files, from the files on."""
+    model = predicting.network(files).train()
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), 0.01, 0.9)
+    decodes: tuple[Decode, ...] = ("reduced", "full")
+    reads = {d: ImageFiles(files, SegmentationViews(FIT, SHORTER, None, decode=d)) for d in decodes}
+    computes = _both(lambda batch: step(model, batch, _own()))
+
+    def run(decode: Decode, compute: Any, number: int) -> None:
+        batch = default_collate([reads[decode][Draw(i, number, 0)] for i in range(len(files))])
+        compute(batch)
+        optimizer.step()
+
     return {
-        name: lambda paths, number, backend=backend: step(model, batch, backend)
-        for name, backend in backends.items()
+        f"ours, {decode}{name}": lambda paths, number, decode=decode, compute=compute: run(
+            decode, compute, number
+        )
+        for decode, (name, compute) in product(decodes, reversed(computes.items()))
     }

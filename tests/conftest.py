@@ -26,6 +26,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def no_bfloat16(monkeypatch):
+    """All processors see the same tests; tests/training/test_precision.py has others."""
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+
+
 def pytest_collection_modifyitems(items):
     if device.gpu:
         return

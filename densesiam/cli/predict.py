@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from densesiam.cli.segmenters import Head, Trained, load_segmenter
 from densesiam.data.image.files import Header, ImageReadError, read_header, read_image
 from densesiam.data.sets.gathered import Gathered, Photo, gather
 from densesiam.methods.whole import WholeImages
-from densesiam.models.inference import fold_normalisation
+from densesiam.models.inference import fold_normalisation, in_bfloat16
 from densesiam.reports.annotations import Form, write_annotations
 from densesiam.reports.naming import Categories, read_categories
 from densesiam.reports.prediction import PredictionWriter, Unused
@@ -33,6 +33,9 @@ from densesiam.training.interrupts import Signals
 from densesiam.training.launch import join
 from densesiam.training.lock import Lock
 from densesiam.training.options import TrainerOptions, probe
+from densesiam.training.precision import AUTO, BFLOAT16, FLOAT32, quickest
+
+Precision = Literal["auto", "32-true", "bf16-mixed"]
 
 USAGE = "CHECKPOINT IMAGES [IMAGES ...] [--output FOLDER] [--resize PIXELS] [other settings]"
 
@@ -73,6 +76,7 @@ class Settings:
     format: Sequence[Form] = ()
     errors: Literal["list", "raise"] = "list"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         least = {"resize": 1, "tile": 2, "overlap": 1, "max_pixels": 1}
@@ -181,6 +185,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="auto",
         help="What to compute on; auto takes a GPU where there is one.",
     )
+    parser.add_argument(
+        "--precision",
+        type=Precision,
+        default="auto",
+        help="What the network computes in; auto takes bf16-mixed where the device has bfloat16, "
+        "and goes on with what a prediction began with.",
+    )
 
 
 def run(parser: ArgumentParser, config: Namespace) -> None:
@@ -226,8 +237,9 @@ def predict(
     trained = load_segmenter(ckpt_path, settings.head)
     categories, named = _categories(trained, settings)
     device = _device(settings.accelerator)
+    network = _quick(trained, device)
     segmenter = WholeImages(
-        _quick(trained, device),
+        network,
         trained.num_classes,
         trained.model.encoder.stride,
         trained.multiple,
@@ -252,7 +264,9 @@ def predict(
             for name in ("names", "matching")
         },
     }
-    folder, record, lock = _open(output, kept)
+    folder, record, lock, precision = _open(output, kept, settings.precision, device)
+    if precision == BFLOAT16:
+        segmenter = replace(segmenter, network=in_bfloat16(network))
     seen = "its own size" if segmenter.resize is None else f"shorter side {segmenter.resize} pixels"
     beyond = (
         f"in tiles of {settings.tile} pixels that overlap by {settings.overlap} and are blended"
@@ -265,6 +279,7 @@ def predict(
         "categories": f"{trained.num_classes}, {named}",
         "resizing": f"{seen}; above {settings.tile} pixels {beyond}; logits enlarged bilinearly to "
         "the source's size, the greatest of a pixel decides",
+        "precision": precision,
         "software": f"densesiam {__version__}",
     }
     writer = PredictionWriter(folder, categories, protocol, record)
@@ -334,8 +349,10 @@ def _quick(trained: Trained, device: torch.device) -> nn.Module:
     return network
 
 
-def _open(output: str | None, settings: dict[str, Any]) -> tuple[Path, Record, Lock]:
-    """The folder to write to, what is done in it, and the hold on it.
+def _open(
+    output: str | None, settings: dict[str, Any], precision: Precision, device: torch.device
+) -> tuple[Path, Record, Lock, Precision]:
+    """The folder to write to, what is done in it, the hold on it, and what "auto" comes to there.
 
     Without `output`, that is the first of outputs/predictions, -2, -3 ... which is free, or in
     which a prediction with these settings was stopped, and no other process is at work.
@@ -346,7 +363,7 @@ def _open(output: str | None, settings: dict[str, Any]) -> tuple[Path, Record, L
         number += 1
         if is_unfinished(folder):
             with suppress(ValueError):
-                return folder, *_begin(folder, settings)
+                return folder, *_begin(folder, settings, precision, device)
         elif not folder.exists() or not any(folder.iterdir()):
             break
     else:
@@ -354,11 +371,13 @@ def _open(output: str | None, settings: dict[str, Any]) -> tuple[Path, Record, L
     if not Record(folder).path.exists():
         choose_folder(str(folder), _DEFAULT)
         make_folder(folder)
-    return folder, *_begin(folder, settings)
+    return folder, *_begin(folder, settings, precision, device)
 
 
-def _begin(folder: Path, settings: dict[str, Any]) -> tuple[Record, Lock]:
-    """Hold a folder, and begin or go on with its record.
+def _begin(
+    folder: Path, settings: dict[str, Any], precision: Precision, device: torch.device
+) -> tuple[Record, Lock, Precision]:
+    """Hold a folder, find out the precision, and begin or go on with its record.
 
     Raises:
         ValueError: another process is at work there, or there were other settings.
@@ -366,11 +385,15 @@ def _begin(folder: Path, settings: dict[str, Any]) -> tuple[Record, Lock]:
     lock = Lock(folder)
     try:
         record = Record(folder)
-        record.open(settings)
+        before = record.settings()
+        if precision == AUTO:
+            precision = before.get("precision", FLOAT32) if before else quickest(device.type)
+        # Records of earlier versions have no word for float32.
+        record.open(settings if precision == FLOAT32 else {**settings, "precision": precision})
     except BaseException:
         lock.release()
         raise
-    return record, lock
+    return record, lock, precision
 
 
 def _unused(gathered: Gathered, failed: dict[str, str]) -> Unused:

@@ -187,6 +187,7 @@ def validate(
         "clusters": f"{model.num_classes}, of the {'over-clustering' if head == 'aux' else 'main'} "
         f"head; {len(data.val.classes.names)} classes",
         "mean IoU": "over the classes that labels or prediction have; void pixels count nowhere",
+        "precision": options.precision,
         "checkpoint": "none: the model as training starts" if ckpt_path is None else str(ckpt_path),
         "software": f"densesiam {__version__}",
     }

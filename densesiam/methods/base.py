@@ -23,6 +23,8 @@ class Trained(L.LightningModule):
 
     Attributes:
         KEY: where a checkpoint has the name of its class.
+        learns_in_bfloat16: whether it was tried with mixed precision and lost nothing, so that
+            ``trainer.precision: auto`` may take it (docs/training.md).
         latest: the scalars of the latest training step by name, without gradient; from them it can
             be told how a training diverged.
 
@@ -38,6 +40,7 @@ class Trained(L.LightningModule):
     """
 
     KEY: ClassVar[str]
+    learns_in_bfloat16: ClassVar[bool] = False
 
     def __init__(
         self,

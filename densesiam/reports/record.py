@@ -78,6 +78,14 @@ class Record:
         self.path = folder / PREDICTIONS
         self.done: dict[str, Done] = {}
 
+    def settings(self) -> dict[str, Any] | None:
+        """Those that it was begun with; None where there is none yet."""
+        if not self.path.exists():
+            return None
+        first, _, _ = self.path.read_text(encoding="utf-8").partition("\n")
+        settings: dict[str, Any] = json.loads(first)["settings"]
+        return settings
+
     def open(self, settings: Mapping[str, Any]) -> None:
         """Begin, or go on where the settings are the same.
 

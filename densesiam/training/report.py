@@ -27,9 +27,9 @@ class RunReport(Callback):
 
     The file is written anew after every epoch, so that a run that was cut short has one too. It
     holds ``state`` (running, finished, interrupted or failed; killed, see `note_killed`),
-    ``seconds`` of training, ``unreadable`` (see `UnreadableImages`), and ``epochs``: for each its
-    number from 1, means of all ``train/`` scalars, the latest ``val/`` scalars, seconds and images
-    per second. A resumed run goes on where its checkpoint stood.
+    ``precision``, ``seconds`` of training, ``unreadable`` (see `UnreadableImages`), and ``epochs``:
+    for each its number from 1, means of all ``train/`` scalars, the latest ``val/`` scalars,
+    seconds and images per second. A resumed run goes on where its checkpoint stood.
 
     Args:
         path: the file.
@@ -43,6 +43,7 @@ class RunReport(Callback):
         self._images = 0
         self._start = self._end = 0.0
         self._begun = False
+        self._precision = ""
         self._began = (0, 0.0)  # batches and time when this process began to train
 
     @property
@@ -56,7 +57,8 @@ class RunReport(Callback):
         return self._images / max(self.seconds, 1e-9)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember what had been trained before."""
+        """Remember what had been trained before, and what is computed with."""
+        self._precision = str(trainer.precision)
         self._began = (_batches(trainer), time.perf_counter())
 
     def time_left(self, trainer: L.Trainer) -> str:
@@ -141,6 +143,7 @@ class RunReport(Callback):
             self.path,
             {
                 "state": state,
+                "precision": self._precision,
                 "seconds": sum(epoch["seconds"] for epoch in self.epochs),
                 **({"unreadable": self.unreadable.summary()} if self.unreadable else {}),
                 "epochs": self.epochs,

@@ -44,6 +44,7 @@ from densesiam.training.options import (
     probe,
     synchronised,
 )
+from densesiam.training.precision import describe, settled
 from densesiam.training.report import (
     SUMMARY,
     ProgressBar,
@@ -116,7 +117,7 @@ class Built:
         model: the model.
         data: the data module.
         options: how to train.
-        config: the whole configuration, as YAML.
+        config: the whole configuration, as YAML, with the precision that "auto" has come to.
         ckpt_path: the checkpoint to start from, if one was given.
     """
 
@@ -127,7 +128,12 @@ class Built:
     ckpt_path: Path | None
 
 
-def build(parser: ArgumentParser, config: Namespace, ckpt_path: Path | None = None) -> Built:
+def build(
+    parser: ArgumentParser,
+    config: Namespace,
+    ckpt_path: Path | None = None,
+    goes_on: Mapping[str, Any] | None = None,
+) -> Built:
     """Make the model and the data.
 
     Args:
@@ -135,10 +141,10 @@ def build(parser: ArgumentParser, config: Namespace, ckpt_path: Path | None = No
         config: its settings.
         ckpt_path: a checkpoint that will fill the model; weights that training started from then
             need not be there.
+        goes_on: content of a checkpoint whose run goes on.
     """
     kept = config.clone()
     kept.pop("change_settings", None)  # said for this once
-    text = parser.dump(kept, skip_unset=False)
     if ckpt_path is not None:
         config.model.weights = None
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -150,7 +156,10 @@ def build(parser: ArgumentParser, config: Namespace, ckpt_path: Path | None = No
         # A setting of several types: the parser tells of each why it is not that one, and the cause
         # is what went wrong with the object that was asked for.
         raise (error.__cause__ or error) from None
-    return Built(built.model, built.data, built.trainer, text, ckpt_path)
+    options = settled(built.trainer, built.model, goes_on)
+    kept.trainer.precision = options.precision
+    text = parser.dump(kept, skip_unset=False)
+    return Built(built.model, built.data, options, text, ckpt_path)
 
 
 @dataclass(frozen=True)
@@ -295,7 +304,7 @@ def prepared(
     config.output = str(start.folder)
     signals = Signals()
     with held(start.folder) as claim, signals.handled():
-        built = build(parser, config, start.ckpt_path)
+        built = build(parser, config, start.ckpt_path, start.checkpoint)
         if start.checkpoint is not None:
             assert start.ckpt_path is not None
             check_fits(built.model, start.ckpt_path, start.checkpoint)
@@ -428,6 +437,7 @@ def training_run(
     for module in built.model.modules():
         if (loaded := getattr(module, "weights_report", None)) is not None:
             say(f"weights: {loaded}")
+    say(describe(built.options))
     with interruptible(runner, run.signals, lambda: _what_is_left(run, path)):
         yield runner
     say(f"finished: {folder / 'checkpoints'} has the checkpoints, {folder} all of the run")

@@ -10,6 +10,9 @@ A run is a number of steps rather than of minutes, so that results do not depend
 machine is: 132 steps take about a minute on two quiet cores. It has a process of its own, whose
 peak memory is measured. Settings are those of the YAML files here and of `ROWS`.
 
+``--precision 32-true bf16-mixed`` trains each row in both, with the same seeds, and adds a table of
+the differences; scores are computed in float32.
+
 Rows called ``search-...`` are for choosing settings: they see the validation split only, and run
 only when named. All others are scored on the test split, as published results are.
 """
@@ -31,7 +34,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,7 @@ from densesiam.methods import DenseSiamSegmentation
 from densesiam.models import Encoder
 from densesiam.training.options import build_trainer
 from densesiam.training.run import Built, add_config_arguments, build
+from studies.pairs import BFLOAT16, FLOAT32, PRECISIONS, Numbers, paired
 
 CONFIGS = Path(__file__).parent
 TASKS = {
@@ -89,17 +93,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the study: names in `TASKS`, `ROWS` and `BUDGETS`, and a seed."""
+    """One run of the study: names in `TASKS`, `ROWS`, `BUDGETS` and `PRECISIONS`, and a seed."""
 
     task: str
     row: str
     budget: str
     seed: int
+    precision: str = FLOAT32
 
     @property
     def file(self) -> str:
         """Name of its result."""
-        return "-".join(map(str, asdict(self).values())).replace(" ", "-") + ".json"
+        names = asdict(self)
+        if self.precision == FLOAT32:
+            del names["precision"]  # as it was before there was another
+        return "-".join(map(str, names.values())).replace(" ", "-") + ".json"
 
 
 # How the rows come by their segmenters
@@ -316,6 +324,7 @@ def _build(run: Run, data: Path) -> Built:
     """Make model and data, as `densesiam fit` would with the same settings."""
     settings = {
         "seed": run.seed,
+        "trainer.precision": run.precision,
         "trainer.max_epochs": round(ROWS[run.row].share * BUDGETS[run.budget]),
         "data.train": str(data / "train" / "images"),
         "data.val.init_args.images": str(data / "val" / "images"),
@@ -381,19 +390,27 @@ def check_layout(data: Path) -> None:
 
 
 def planned(
-    rows: Sequence[str], tasks: Sequence[str], budgets: Sequence[str], seeds: int
+    rows: Sequence[str],
+    tasks: Sequence[str],
+    budgets: Sequence[str],
+    seeds: int,
+    precisions: Sequence[str] = (FLOAT32,),
 ) -> Iterator[Run]:
-    """The runs to do, those left out that a larger budget or another seed would only repeat."""
-    for budget, task, seed, row in itertools.product(budgets, tasks, range(seeds), rows):
-        if (budget == budgets[0] or ROWS[row].trains) and (seed == 0 or ROWS[row].random):
-            yield Run(task, row, budget, seed)
+    """The runs to do, without those that a budget, a seed or a precision would only repeat."""
+    for budget, task, seed, row, precision in itertools.product(
+        budgets, tasks, range(seeds), rows, precisions
+    ):
+        once = (budget, precision) == (budgets[0], precisions[0])
+        if (once or ROWS[row].trains) and (seed == 0 or ROWS[row].random):
+            yield Run(task, row, budget, seed, precision)
 
 
 def tables(results: Sequence[dict[str, Any]]) -> str:
     """All results in Markdown: rows on the test split, then those tried on the validation split.
 
-    The latter stand beside what they are to improve upon.
+    The latter stand beside what they are to improve upon. Then what bfloat16 changes.
     """
+    both, results = results, [run for run in results if run["precision"] == FLOAT32]
     searched = {run["row"] for run in results if run["row"] in SEARCHED}
     rows = [*BASELINES, *DENSESIAM, *CHOSEN]
     text = table(results, rows, "test")
@@ -402,7 +419,26 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
         tried = [*baselines, "densesiam", *(row for row in SEARCHED if row in searched)]
         compared = [run for run in results if run["budget"] == next(iter(BUDGETS))]
         text += "\n" + table(compared, tried, "val")
+    if len(both) > len(results):
+        text += "\n" + in_pairs(both)
     return text
+
+
+def in_pairs(results: Sequence[dict[str, Any]]) -> str:
+    """What training in bfloat16 changes of the test split's scores, see `paired`."""
+    found = {Run(**{f.name: r[f.name] for f in fields(Run)}): r for r in results if "test" in r}
+    rows: dict[Sequence[str], list[tuple[Numbers, Numbers]]] = {}
+    for run, after in found.items():
+        if run.precision == BFLOAT16 and (before := found.get(replace(run, precision=FLOAT32))):
+            title = (run.task, ROWS[run.row].title, run.budget)
+            rows.setdefault(title, []).append((_numbers(before), _numbers(after)))
+    return paired(rows)
+
+
+def _numbers(result: dict[str, Any]) -> Numbers:
+    test = result["test"]
+    names = {"mIoU": test["miou"], "accuracy": test["accuracy"]}
+    return {**names, "processor s": result["cpu_seconds"]}
 
 
 def table(results: Sequence[dict[str, Any]], rows: Sequence[str], split: str) -> str:
@@ -444,6 +480,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=[FLOAT32], help="of training"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of each run")
     parser.add_argument("--table", action="store_true", help="only write the table")
     args = parser.parse_args()
@@ -452,7 +491,7 @@ def main() -> None:
         if args.data is None:
             parser.error("--data is needed, the folder of CamVid")
         check_layout(args.data)
-        for run in planned(args.rows, args.tasks, args.budgets, args.seeds):
+        for run in planned(args.rows, args.tasks, args.budgets, args.seeds, args.precision):
             if (args.output / run.file).exists():
                 continue
             print(run, flush=True)
@@ -464,7 +503,10 @@ def main() -> None:
             process.join()
             if process.exitcode:
                 sys.exit(f"{run} failed, see above; the runs before it are kept")
-    results = [json.loads(path.read_text()) for path in sorted(args.output.glob("*.json"))]
+    results = [
+        {"precision": FLOAT32, **json.loads(path.read_text())}  # the first runs had no other
+        for path in sorted(args.output.glob("*.json"))
+    ]
     (args.output / "table.md").write_text(tables(results))
     print(tables(results))
 

@@ -137,6 +137,32 @@ def test_finished_runs_are_not_repeated(camvid, tmp_path, monkeypatch, capsys):
     assert test in capsys.readouterr().out
 
 
+def test_bfloat16_is_paired_by_seed(tmp_path, monkeypatch, capsys):
+    for seed in range(3):
+        for precision, more in (("32-true", 0), ("bf16-mixed", seed)):
+            run = Run("6 groups", "fine-144", "1 minute", seed, precision)
+            saved(tmp_path, run, 30.0, 20.0 + more)
+    saved(tmp_path, Run("6 groups", "fine-144", "1 minute", 3, "bf16-mixed"), 30.0, 90.0)
+    (tmp_path / Run("6 groups", "fine-144", "1 minute", 9).file).write_text(
+        (tmp_path / Run("6 groups", "fine-144", "1 minute", 0).file)
+        .read_text()
+        .replace('"precision": "32-true", ', "")  # as the first runs were
+    )
+    monkeypatch.setattr(sys, "argv", ["camvid_study", "--output", str(tmp_path), "--table"])
+    camvid_study.main()
+    test, pairs = capsys.readouterr().out.strip().split("\n\n")
+    assert "| 4 | 20.0 (20.0-20.0) |" in test
+    title = "6 groups, views of 144 x 192, half the steps, 1 minute"
+    assert pairs.splitlines()[2] == f"| {title} | 3 | mIoU | 20.0 | 21.0 | +1.0 (-1.5 to +3.5) |"
+
+
+@needs_weights
+def test_a_run_trains_in_its_precision(camvid):
+    for precision in ("32-true", "bf16-mixed"):
+        built = camvid_study._build(Run("6 groups", "densesiam", "1 minute", 0, precision), camvid)
+        assert built.options.precision == precision
+
+
 def test_data_that_is_not_there_stops_the_study(tmp_path, monkeypatch):
     arguments = ["--data", str(tmp_path / "none"), "--output", str(tmp_path), "--rows", "one-class"]
     monkeypatch.setattr(sys, "argv", ["camvid_study", *arguments])

@@ -1,15 +1,18 @@
 """Does pre-training help, and does DenseSiam segment better than PiCIE? Tried on CamVid.
 
     python -m studies.transfer.study --data CAMVID [--output FOLDER] [--seeds 0 1 2]
-        [--kinds pretrain probe knn finetune segment] [--names NAME ...] [--minutes M] [--table]
+        [--kinds pretrain probe knn finetune segment] [--names NAME ...]
+        [--precision 32-true bf16-mixed] [--minutes M] [--table]
 
 Pre-training: SimSiam and DenseSiam train the same backbone from scratch on the training images,
-without labels, for as many steps, 160 or 1600; then a linear probe, nearest neighbours and
-fine-tuning start from them, from random tensors, and from random tensors whose batch normalisation
-has seen the images.
+without labels, for as many steps, 160 or 1600 (DenseSiam 480 too); then a linear probe, nearest
+neighbours and fine-tuning start from them, from random tensors, and from random tensors whose batch
+normalisation has seen the images.
 
 Segmentation: DenseSiam and PiCIE train on the same images, with the same frozen encoder, for as
 many steps; and DenseSiam for as much processor time as PiCIE takes.
+
+Each may train in bfloat16 too, all that is trained for a score; a table has the differences.
 
 Scores are of the test split, at the labels' full size; settings are those of the YAML
 files here and of ``studies/camvid/classes11.yaml``, chosen beforehand and not tuned on it.
@@ -24,12 +27,13 @@ there, and runs nothing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,7 @@ import yaml
 
 from densesiam import cli
 from densesiam._writing import write_json
+from studies.pairs import BFLOAT16, FLOAT32, PRECISIONS, Numbers, paired
 
 HERE = Path(__file__).parent
 INITIALISATIONS = {
@@ -44,6 +49,7 @@ INITIALISATIONS = {
     "settled": "random, statistics settled",
     "simsiam": "SimSiam",
     "densesiam": "DenseSiam",
+    "densesiam-three": "DenseSiam, three times the steps",
     "simsiam-long": "SimSiam, ten times the steps",
     "densesiam-long": "DenseSiam, ten times the steps",
 }
@@ -55,6 +61,7 @@ PRETRAININGS: dict[str, list[str]] = {
     "settled": [*_SIMSIAM, "--model.lr", "1e-9", "--trainer.max_epochs", "1"],
     "simsiam": _SIMSIAM,
     "densesiam": [],
+    "densesiam-three": ["--trainer.max_epochs", "24"],
     "simsiam-long": [*_SIMSIAM, *_LONG],
     "densesiam-long": _LONG,
 }
@@ -81,15 +88,18 @@ class Run:
         kind: one of `KINDS`.
         name: the method, or what the run starts from.
         seed: of all its randomness.
+        precision: of all that is trained.
     """
 
     kind: str
     name: str
     seed: int
+    precision: str = FLOAT32
 
     def folder(self, output: Path) -> Path:
         """Where its files go."""
-        return output / f"{self.kind}-{self.name}-{self.seed}"
+        suffix = "" if self.precision == FLOAT32 else f"-{self.precision}"
+        return output / f"{self.kind}-{self.name}-{self.seed}{suffix}"
 
     def file(self, output: Path) -> Path:
         """Its JSON file."""
@@ -98,6 +108,8 @@ class Run:
     def arguments(self, data: Path, output: Path) -> list[str]:
         """What to call the command with."""
         common = ["--seed", str(self.seed), "--output", str(self.folder(output))]
+        if self.kind != "knn":  # which trains nothing
+            common += ["--trainer.precision", self.precision]
         images, labels = data / "train" / "images", data / "train" / "labels"
         test = [
             *("--data.val.images", str(data / "test" / "images")),
@@ -119,7 +131,7 @@ class Run:
         return [*command, *_config(configs), *start, *settings, *common]
 
     def _weights(self, output: Path) -> Path:
-        pretraining = Run("pretrain", self.name, self.seed)
+        pretraining = Run("pretrain", self.name, self.seed, self.precision)
         return pretraining.folder(output) / "checkpoints" / "last.ckpt"
 
 
@@ -140,17 +152,16 @@ def _segmentation_config(command: str, output: Path) -> list[str]:
     return _config([copy])
 
 
-def runs(seeds: Sequence[int]) -> Iterator[Run]:
+def runs(seeds: Sequence[int], precisions: Sequence[str] = (FLOAT32,)) -> Iterator[Run]:
     """All runs, seed by seed, each after what it starts from; segmentation last."""
-    for seed in seeds:
+    for seed, precision in itertools.product(seeds, precisions):
         for name in PRETRAININGS:
-            yield Run("pretrain", name, seed)
+            yield Run("pretrain", name, seed, precision)
         for kind in USES:
             for name in INITIALISATIONS:
-                yield Run(kind, name, seed)
-    for seed in seeds:
-        for name in SEGMENTATIONS:
-            yield Run("segment", name, seed)
+                yield Run(kind, name, seed, precision)
+    for seed, name, precision in itertools.product(seeds, SEGMENTATIONS, precisions):
+        yield Run("segment", name, seed, precision)
 
 
 def execute(run: Run, data: Path, output: Path) -> None:
@@ -178,13 +189,16 @@ def table(output: Path) -> str:
     """Both tables of the runs that are there, as Markdown."""
     results = {
         run: json.loads(run.file(output).read_text())
-        for run in runs(range(100))
+        for run in runs(range(100), PRECISIONS)
         if run.file(output).is_file()
     }
 
     def cell(kind: str, name: str, entry: str, scale: float = 100) -> str:
-        found = [r for run, r in results.items() if (run.kind, run.name) == (kind, name)]
-        values = [scale * {**r, **r.get("scores", {})}[entry] for r in found]
+        values = [
+            scale * {**r, **r.get("scores", {})}[entry]
+            for run, r in results.items()
+            if (run.kind, run.name, run.precision) == (kind, name, FLOAT32)
+        ]
         if not values:
             return "-"
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -202,7 +216,30 @@ def table(output: Path) -> str:
         cells = [cell("segment", name, entry) for entry in ("miou", "accuracy")]
         cells.append(cell("segment", name, "processor_seconds", 1))
         lines.append(f"| {title} | {' | '.join(cells)} |")
+    if any(run.precision == BFLOAT16 for run in results):
+        lines += ["", _in_pairs(results).rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def _in_pairs(results: Mapping[Run, dict[str, Any]]) -> str:
+    """What training in bfloat16 changes, see `paired`."""
+    rows: dict[Sequence[str], list[tuple[Numbers, Numbers]]] = {}
+    for run, after in results.items():
+        if run.precision == BFLOAT16 and (before := results.get(replace(run, precision=FLOAT32))):
+            segments = run.kind == "segment"
+            title = SEGMENTATIONS[run.name][0] if segments else INITIALISATIONS[run.name]
+            kind = USES[run.kind][0] if run.kind in USES else run.kind
+            rows.setdefault((title, kind), []).append((_numbers(before), _numbers(after)))
+    return paired(rows)
+
+
+def _numbers(result: Mapping[str, Any]) -> Numbers:
+    found = {"processor s": result["processor_seconds"]}
+    if scores := result.get("scores"):
+        found |= {"mIoU": 100 * scores["miou"], "accuracy": 100 * scores["accuracy"]}
+    if epochs := result.get("epochs"):
+        found["last loss"] = epochs[-1]["train/loss"]
+    return found
 
 
 def main() -> None:
@@ -214,6 +251,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     names = list(dict.fromkeys([*INITIALISATIONS, *SEGMENTATIONS]))
     parser.add_argument("--names", nargs="+", choices=names, default=names)
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=[FLOAT32])
     parser.add_argument("--minutes", type=float, help="Begin no run after so many.")
     parser.add_argument("--table", action="store_true", help="Write the table and run nothing.")
     options = parser.parse_args()
@@ -222,7 +260,7 @@ def main() -> None:
         if options.data is None or not (options.data / "train" / "images").is_dir():
             parser.error("--data must be CamVid's folder: train/images, train/labels, test/images")
         start = time.perf_counter()
-        for run in runs(options.seeds):
+        for run in runs(options.seeds, options.precision):
             if run.kind not in options.kinds or run.name not in options.names:
                 continue
             if run.file(options.output).is_file():

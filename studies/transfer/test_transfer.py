@@ -109,6 +109,31 @@ def test_the_table_has_means_and_spread(tmp_path):
     assert "| PiCIE | 40.0 ± 20.0 (3) | 70.0 ± 0.0 (3) | 11.0 ± 1.0 (3) |" in lines
 
 
+def test_bfloat16_starts_from_bfloat16(tmp_path):
+    def arguments(kind, precision="bf16-mixed"):
+        return Run(kind, "densesiam", 0, precision).arguments(tmp_path, tmp_path)
+
+    assert "--trainer.precision" not in arguments("knn")
+    for kind in ("pretrain", "probe", "finetune", "segment"):
+        assert arguments(kind)[-2:] == ["--trainer.precision", "bf16-mixed"]
+        assert arguments(kind, "32-true")[-2:] == ["--trainer.precision", "32-true"]
+    start = arguments("probe")[arguments("probe").index("--model.weights") + 1]
+    assert start == str(tmp_path / "pretrain-densesiam-0-bf16-mixed" / "checkpoints" / "last.ckpt")
+
+
+def test_bfloat16_is_paired_by_seed(tmp_path):
+    for seed in range(3):
+        for precision, more in (("32-true", 0.0), ("bf16-mixed", 0.01 * seed)):
+            run = Run("probe", "densesiam", seed, precision)
+            scores = {"miou": 0.2 + more, "accuracy": 0.5}
+            epochs = [{"train/loss": 2.0}, {"train/loss": 1.0 + more}]
+            result = {"scores": scores, "epochs": epochs, "processor_seconds": 1.0}
+            write_json(run.file(tmp_path), result)
+    lines = transfer_study.table(tmp_path).splitlines()
+    assert "| DenseSiam, probe | 3 | mIoU | 20.0 | 21.0 | +1.0 (-1.5 to +3.5) |" in lines
+    assert any("| last loss | 1.0000 | 1.0100 | +0.0100 (" in line for line in lines)
+
+
 def test_a_folder_without_camvid_is_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         study(monkeypatch, "--data", tmp_path, "--output", tmp_path)

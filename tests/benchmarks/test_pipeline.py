@@ -17,9 +17,13 @@ def test_everything_is_timed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "SIZES", {"12 Mpx": (400, 300), "1 Mpx": (150, 120)})
     monkeypatch.setattr(stepping, "SIMSIAM", 32)
     monkeypatch.setattr(stepping, "SEGMENTATION", 32)
+    monkeypatch.setattr(stepping, "FIT", 32)
+    monkeypatch.setattr(stepping, "SHORTER", 40)
     monkeypatch.setattr(predicting, "SIDE", 64)
-    small = DenseSiamSegmentation(**{**MODEL, "num_classes": predicting.CATEGORIES}).eval()
-    monkeypatch.setattr(predicting, "network", lambda files: small)
+    for module in (stepping, predicting):
+        monkeypatch.setattr(module, "has_bfloat16", lambda device: True)
+    small = DenseSiamSegmentation(**{**MODEL, "num_classes": predicting.CATEGORIES}, region_start=0)
+    monkeypatch.setattr(predicting, "network", lambda files: small.eval())
     paper = DenseSiamSegmentation(**MODEL, region_start=0)
     monkeypatch.setattr(stepping, "paper_model", lambda: paper)
     result = tmp_path / "pipeline.json"
@@ -31,6 +35,14 @@ def test_everything_is_timed(tmp_path, monkeypatch, capsys):
         assert {"ours, reduced", "ours, full", "torchvision, images"} < set(figures[name])
     assert list(figures["write, 1 Mpx"]) == ["ours", "Pillow", "torchvision"]
     assert {"ours", "plain loop"} < set(figures["predict, 1 Mpx"])
+    step = figures["step, segmentation R18-FPN at 160 px"]
+    assert list(step) == ["ours", "ours, bfloat16", "plain PyTorch"]
+    # Maps are half as large; weights and their gradients are not.
+    assert 0.4 < step["ours, bfloat16"]["extra_mb"] / step["ours"]["extra_mb"] < 1
+    of_fit = [f"ours, {decode}" for decode in ("reduced", "full")]
+    assert list(figures["fit, 12 Mpx, folder.yaml"]) == [
+        name for each in of_fit for name in (f"{each}, bfloat16", each)
+    ]
     assert all(each["median"] > 0 for row in figures.values() for each in row.values())
     out = capsys.readouterr().out
     assert "| 1 Mpx, two crops of 128 |" in out

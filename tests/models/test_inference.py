@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from densesiam.models import Encoder, Projector
-from densesiam.models.inference import fold_normalisation
-from tests.tolerance import assert_close
+from densesiam.models.inference import fold_normalisation, in_bfloat16
+from tests.tolerance import assert_close, assert_within
 
 
 def trained(network):
@@ -88,3 +88,23 @@ def test_what_is_called_twice_keeps_no_other_from_being_folded():
 def test_training_is_refused():
     with pytest.raises(ValueError, match="in training mode"):
         fold_normalisation(nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "backbone", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"]
+)
+def test_bfloat16_rounds_and_leaves_the_weights(backbone):
+    stages = [16] if backbone == "test_vit" else [8, 16]
+    encoder = Encoder(backbone, strides=stages, channels=8, normalize_stages=True)
+    network = trained(nn.Sequential(encoder, Projector(8, 16, 5))).float()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        fold_normalisation(network, images[:1])
+        expected = network(images)
+        found = in_bfloat16(network)(images)
+    assert found.dtype == expected.dtype == torch.float32
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert not torch.equal(found, expected)
+    # Each of twenty or so layers rounds its results to 8 bits.
+    eps = torch.finfo(torch.bfloat16).eps
+    assert_within(found, expected, 20 * eps * expected.std(), "logits")
