@@ -4,7 +4,7 @@ Views: two of a photograph from its file, as training makes them, next to the sa
 libraries: torchvision's transforms on Pillow's images and on tensors, and lightly's and kornia's
 where they are installed. The peers' views are of MoCo v2's kind (crop, flip, colours, grey, blur),
 as ours are; none of them tells where its crops lie. Steps: see `benchmarks.stepping`. Predictions,
-and the files of one: see `benchmarks.predicting`.
+and the files of one: see `benchmarks.predicting`. Scores: see `benchmarks.evaluating`.
 
 One thread unless told otherwise, the processor time of this process, everything in turn; each image
 is another file, and the files are JPEGs made from scikit-image's and scikit-learn's pictures at the
@@ -28,7 +28,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from benchmarks import predicting, stepping
+from benchmarks import evaluating, predicting, stepping
 from benchmarks.machine import describe_machine
 from benchmarks.measure import Timing, extra_memory
 from densesiam.data import (
@@ -62,6 +62,7 @@ OTHERS = {
     "step, SimSiam R18 at 128 px": ("1 Mpx", stepping.simsiam),
     "step, segmentation R18-FPN at 160 px": ("1 Mpx", stepping.segmentation),
     "fit, 12 Mpx, folder.yaml": ("12 Mpx", stepping.fit),
+    "evaluate, 27 classes at 320 px": ("1 Mpx", evaluating.evaluate),
     "write, 1 Mpx": ("1 Mpx", predicting.write),
     "predict, 1 Mpx": ("1 Mpx", predicting.predict),
 }

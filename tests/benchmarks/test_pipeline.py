@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import pipeline, predicting, stepping
+from benchmarks import evaluating, pipeline, predicting, stepping
 from densesiam.cli.predict import predict
 from densesiam.methods import DenseSiamSegmentation
 from tests.cli.predicting import MODEL, save_photo, save_segmenter
@@ -17,6 +17,7 @@ def test_everything_is_timed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "SIZES", {"12 Mpx": (400, 300), "1 Mpx": (150, 120)})
     monkeypatch.setattr(stepping, "SIMSIAM", 32)
     monkeypatch.setattr(stepping, "SEGMENTATION", 32)
+    monkeypatch.setattr(evaluating, "LABELS", 32)
     monkeypatch.setattr(stepping, "FIT", 32)
     monkeypatch.setattr(stepping, "SHORTER", 40)
     monkeypatch.setattr(predicting, "SIDE", 64)
@@ -33,6 +34,7 @@ def test_everything_is_timed(tmp_path, monkeypatch, capsys):
     assert tuple(figures) == pipeline.CASES
     for name in pipeline.VIEWS:
         assert {"ours, reduced", "ours, full", "torchvision, images"} < set(figures[name])
+    assert {"ours", "torchmetrics"} < set(figures["evaluate, 27 classes at 320 px"])
     assert list(figures["write, 1 Mpx"]) == ["ours", "Pillow", "torchvision"]
     assert {"ours", "plain loop"} < set(figures["predict, 1 Mpx"])
     step = figures["step, segmentation R18-FPN at 160 px"]
@@ -68,6 +70,21 @@ def test_the_plain_loop_gives_the_labels_that_predict_gives(tmp_path, monkeypatc
         # Rounding decides where two logits are equal to the last digits: in no pixel here.
         assert np.array_equal(found, expected)
         assert (tmp_path / "plain" / f"{i}.jpg").is_file()
+
+
+def test_all_count_the_same_pixels():
+    """Else their times could not be compared."""
+    tables = []
+    logits, labels = evaluating.make_image(0)
+    for count, table in evaluating.counters().values():
+        count(logits, labels)
+        tables.append(table())
+    known = int((labels != evaluating.VOID).sum())
+    assert 0.8 < known / labels.numel() < 0.95
+    for table in tables:
+        assert table.sum() == known
+        # A pixel whose two greatest logits are equal to the last digits goes either way.
+        assert (table - tables[0]).abs().sum() <= 2 * 1e-4 * known
 
 
 def test_the_views_are_as_large_as_the_peers(tmp_path):
