@@ -79,12 +79,21 @@ class Record:
         self.done: dict[str, Done] = {}
 
     def settings(self) -> dict[str, Any] | None:
-        """Those that it was begun with; None where there is none yet."""
+        """Those that it was begun with; None where there is none yet.
+
+        Raises:
+            ValueError: it is no such record.
+        """
         if not self.path.exists():
             return None
         first, _, _ = self.path.read_text(encoding="utf-8").partition("\n")
-        settings: dict[str, Any] = json.loads(first)["settings"]
-        return settings
+        try:
+            return dict(json.loads(first)["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} does not say with which settings it was begun: remove it with what "
+                "was predicted there, or give another --output"
+            ) from error
 
     def open(self, settings: Mapping[str, Any]) -> None:
         """Begin, or go on where the settings are the same.
@@ -92,17 +101,11 @@ class Record:
         Raises:
             ValueError: other settings; the message names them. Or it is no such record.
         """
-        if not self.path.exists():
+        before = self.settings()
+        if before is None:
             write_text(self.path, json.dumps({"settings": dict(settings)}) + "\n")
             return
         first, *lines = self.path.read_text(encoding="utf-8").split("\n")
-        try:
-            before = dict(json.loads(first)["settings"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.path} does not say with which settings it was begun: remove it with what "
-                "was predicted there, or give another --output"
-            ) from error
         now = json.loads(json.dumps(dict(settings)))
         if different := [
             f"{name} was {before.get(name)}, and is {now.get(name)}"
