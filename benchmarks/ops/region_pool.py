@@ -80,7 +80,7 @@ def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
     regions = 32 if shape.classes <= 32 else 128
     aligned = "true" if names.pack > 1 else "false"
     return [
-        f"region_pool_forward<{regions}, {aligned}, {names.element}>",
+        f"region_pool_forward<{regions}, {aligned}, {aligned}, {names.element}>",
         f"region_pool_features<{aligned}, {names.element}>",
         f"region_pool_logits<{regions}, {aligned}, {names.element}>",
     ]

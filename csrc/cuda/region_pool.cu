@@ -44,12 +44,6 @@ void dispatch_tile(unsigned regions, bool packs, const Body& body) {
   }
 }
 
-template <class A>
-void add_parts(const Tensor& parts, unsigned splits, const Tensor& out, cudaStream_t stream) {
-  launch(sum_parts<A>, dim3(unsigned(divide_up(out.numel(), kThreads))), dim3(kThreads), 0, stream,
-         data<A>(parts), splits, out.numel(), mutable_data<A>(out));
-}
-
 std::tuple<Tensor, Tensor, Tensor> region_pool(const Tensor& features, const Tensor& logits) {
   const char* op = "region_pool";
   const RegionShape shape = region_shape(op, features, logits);
@@ -59,11 +53,13 @@ std::tuple<Tensor, Tensor, Tensor> region_pool(const Tensor& features, const Ten
                l = in_layout(logits, layout_of(logits));
   const ScalarType dtype = accumulate_type(features.scalar_type());
   const std::int64_t B = shape.batch, N = shape.regions, C = shape.channels, P = shape.pixels;
-  Tensor regions = torch::stable::new_zeros(features, {B, N, C}, dtype);
+  Tensor regions = torch::stable::new_empty(features, {B, N, C}, dtype);
   check_images(op, regions);
-  Tensor mass = torch::stable::new_zeros(features, {B, N}, dtype);
+  Tensor mass = torch::stable::new_empty(features, {B, N}, dtype);
   Tensor log_sum = torch::stable::new_empty(features, {B, P}, dtype);
-  if (B == 0 || P == 0) return {regions, mass, log_sum};
+  if (B == 0 || P == 0) {
+    return {torch::stable::fill_(regions, 0.0), torch::stable::fill_(mass, 0.0), log_sum};
+  }
   dispatch_float(op, features.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
@@ -73,22 +69,26 @@ std::tuple<Tensor, Tensor, Tensor> region_pool(const Tensor& features, const Ten
       launch(region_log_sum<T>, dim3(unsigned(divide_up(P, kThreads) * B)), dim3(kThreads), 0,
              stream, l_map, mutable_data<A>(log_sum));
     }
-    dispatch_tile(
-        shape.regions, reads_packs(f_map) && reads_packs(l_map), [&](auto tile, auto packs) {
-          RegionSplit split = split_regions<decltype(tile)::value, A>(shape);
-          const bool whole = split.splits == 1;
-          const std::int64_t S = split.splits;
-          const Tensor parts = whole ? regions : torch::stable::new_empty(regions, {S, B, N, C});
-          const Tensor mass_parts = whole ? mass : torch::stable::new_empty(mass, {S, B, N});
-          const unsigned blocks =
-              split.channel_tiles * split.region_tiles * split.splits * shape.batch;
-          launch(region_pool_forward<decltype(tile)::value, decltype(packs)::value, T>,
-                 dim3(blocks), dim3(kThreads), 0, stream, f_map, l_map, shape, split, fused,
-                 mutable_data<A>(log_sum), mutable_data<A>(parts), mutable_data<A>(mass_parts));
-          if (whole) return;
-          if (C > 0) add_parts<A>(parts, split.splits, regions, stream);
-          add_parts<A>(mass_parts, split.splits, mass, stream);
-        });
+    const auto run = [&](auto tile, auto f_packs, auto l_packs) {
+      RegionSplit split = split_regions<decltype(tile)::value, A>(shape);
+      const bool whole = split.splits == 1;
+      const std::int64_t S = split.splits;
+      const Tensor parts = whole ? regions : torch::stable::new_empty(regions, {S, B, N, C});
+      const Tensor mass_parts = whole ? mass : torch::stable::new_empty(mass, {S, B, N});
+      const unsigned blocks = split.channel_tiles * split.region_tiles * split.splits * shape.batch;
+      launch(region_pool_forward<decltype(tile)::value, decltype(f_packs)::value,
+                                 decltype(l_packs)::value, T>,
+             dim3(blocks), dim3(kThreads), 0, stream, f_map, l_map, shape, split, fused,
+             mutable_data<A>(log_sum), mutable_data<A>(parts), mutable_data<A>(mass_parts));
+      if (whole) return;
+      launch(sum_parts<A>, dim3(unsigned(divide_up(B * N * (C + 1), kThreads))), dim3(kThreads), 0,
+             stream, Parts<A>{data<A>(parts), B * N * C, mutable_data<A>(regions)},
+             Parts<A>{data<A>(mass_parts), B * N, mutable_data<A>(mass)}, split.splits);
+    };
+    dispatch_tile(shape.regions, reads_packs(f_map), [&](auto tile, auto f_packs) {
+      reads_packs(l_map) ? run(tile, f_packs, std::true_type{})
+                         : run(tile, f_packs, std::false_type{});
+    });
   });
   check_launch(op);
   return {regions, mass, log_sum};

@@ -40,18 +40,37 @@ struct Map {
   }
 };
 
+// Which pack of its line an item of a tile is, and of which line; a line has kPacks packs.
+// Neighbouring lanes have neighbouring packs. Where these are no neighbours in shared memory
+// (Straight is false), a few lanes make up a sector, and the others go from line to line: to other
+// banks.
+struct PackPlace {
+  unsigned pack, line;
+
+  template <unsigned kPacks, unsigned kBeside, bool Straight>
+  static __device__ __forceinline__ PackPlace of(unsigned item) {
+    if constexpr (Straight) return {item % kPacks, item / kPacks};
+    constexpr unsigned groups = kPacks / kBeside, along = kLanes / kBeside;
+    const unsigned group = item / kLanes, lane = item % kLanes;
+    return {group % groups * kBeside + lane % kBeside, group / groups * along + lane / kBeside};
+  }
+};
+
 // Calls put(row, pixel, value) for a Rows x Pixels part of a map that starts at (row0, pixel0); 0
-// outside the map. Packs: whether the map can be read in 16-byte packs.
-template <int Rows, int Pixels, bool Packs, class T, class Put>
+// outside the map. Packs: whether the map can be read in 16-byte packs. RowsInside: whether rows
+// are neighbours in the tile that put() writes, else pixels.
+template <int Rows, int Pixels, bool Packs, bool RowsInside, class T, class Put>
 __device__ __forceinline__ void read_part(const Map<const T>& map, unsigned b, unsigned row0,
                                           unsigned pixel0, const Put& put) {
   using A = Accumulate<T>;
   constexpr int N = Packs ? kPack<T> : 1;
-  constexpr int row_packs = Rows / N, pixel_packs = Pixels / N;
+  constexpr unsigned beside = N > 1 ? 2 : 8;
 #pragma unroll 2
   for (unsigned item = threadIdx.x; item < Rows * Pixels / N; item += kThreads) {
-    const unsigned row = map.channels_last ? item % row_packs * N : item / pixel_packs;
-    const unsigned pixel = map.channels_last ? item / row_packs : item % pixel_packs * N;
+    const PackPlace at = map.channels_last ? PackPlace::of<Rows / N, beside, RowsInside>(item)
+                                           : PackPlace::of<Pixels / N, beside, !RowsInside>(item);
+    const unsigned row = map.channels_last ? at.pack * N : at.line;
+    const unsigned pixel = map.channels_last ? at.line : at.pack * N;
     Pack<T, N> pack;
     const bool inside = row0 + row < map.rows && pixel0 + pixel < map.pixels;
     if (inside) pack = load<N>(map.at(b, row0 + row, pixel0 + pixel));
@@ -92,7 +111,7 @@ struct RegionSplit {
 };
 
 // Parts (splits, B, N, C) and (splits, B, N). `fused`: log_sum is written here, else it is read.
-template <int Regions, bool Packs, class T>
+template <int Regions, bool FeaturePacks, bool LogitPacks, class T>
 __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
     region_pool_forward(Map<const T> features,  // [B, C, P]
                         Map<const T> logits,    // [B, N, P]
@@ -122,10 +141,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
   const unsigned limit = begin + split.steps * depth;
   const unsigned end = limit < shape.pixels ? limit : shape.pixels;
   for (unsigned pixel0 = begin; pixel0 < end; pixel0 += depth) {
-    read_part<Regions, depth, Packs>(
+    read_part<Regions, depth, LogitPacks, false>(
         logits, b, region0, pixel0,
         [&](unsigned row, unsigned pixel, A value) { mask[row * stride + pixel] = value; });
-    read_part<columns, depth, Packs>(
+    read_part<columns, depth, FeaturePacks, false>(
         features, b, channel0, pixel0,
         [&](unsigned row, unsigned pixel, A value) { values[row * stride + pixel] = value; });
     __syncthreads();
@@ -184,17 +203,30 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
   }
 }
 
-// out[i] = sum over parts of parts[part][i], in order.
+// The parts of an array, to be added up in order.
+template <class A>
+struct Parts {
+  const A* parts;      // [splits, count]
+  std::int64_t count;  // elements
+  A* out;              // [count]
+
+  __device__ __forceinline__ void sum(unsigned splits, std::int64_t i) const {
+    A total = A(0);
+    for (unsigned s = 0; s < splits; ++s) total += load(parts + s * count + i);
+    store(out + i, total);
+  }
+};
+
+// The regions' and the masses' parts, a thread an element.
 template <class A>
 __global__ void __launch_bounds__(kThreads)
-    sum_parts(const A* __restrict__ parts,                              // [splits, count]
-              unsigned splits, std::int64_t count, A* __restrict__ out  // [count]
-    ) {
+    sum_parts(Parts<A> regions, Parts<A> mass, unsigned splits) {
   const std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= count) return;
-  A total = A(0);
-  for (unsigned s = 0; s < splits; ++s) total += load(parts + s * count + i);
-  store(out + i, total);
+  if (i < regions.count) {
+    regions.sum(splits, i);
+  } else if (i - regions.count < mass.count) {
+    mass.sum(splits, i - regions.count);
+  }
 }
 
 constexpr int kTile = 64;  // pixels and channels of a block of region_pool_features
@@ -221,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
   Product<T, kTile, kTile> product;
   product.clear();
   for (unsigned region0 = 0; region0 < shape.regions; region0 += depth) {
-    read_part<depth, kTile, Packs>(
+    read_part<depth, kTile, Packs, true>(
         logits, b, region0, pixel0, [&](unsigned region, unsigned pixel, A value) {
           const bool counts = region0 + region < shape.regions && pixel0 + pixel < shape.pixels;
           mask[pixel * stride + region] = counts ? exponential(value - load(kept + pixel)) : A(0);
@@ -278,10 +310,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
         gradients[region * stride + channel] =
             counts ? load(image + (region0 + region) * shape.channels + channel0 + channel) : A(0);
       }
-      read_part<depth, columns, Packs>(features, b, channel0, pixel0,
-                                       [&](unsigned channel, unsigned pixel, A value) {
-                                         values[pixel * stride + channel] = value;
-                                       });
+      read_part<depth, columns, Packs, true>(features, b, channel0, pixel0,
+                                             [&](unsigned channel, unsigned pixel, A value) {
+                                               values[pixel * stride + channel] = value;
+                                             });
       __syncthreads();
       product.add(gradients, values);
     }
@@ -290,7 +322,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
   const auto at = [&](unsigned region0, unsigned row, unsigned column, A sum, const auto& body) {
     const unsigned region = region0 + row, pixel = pixel0 + column;
     if (region >= shape.regions || pixel >= shape.pixels) return A(0);
-    const A m = exponential(A(to_float(load(logits.at(b, region, pixel)))) - load(kept + column));
+    // Not exponential(): its assembly keeps the compiler from loading for the next sums meanwhile,
+    // and this waits for memory.
+    const A m = std::exp(A(to_float(load(logits.at(b, region, pixel)))) - load(kept + column));
     const A mass =
         grad_mass == nullptr ? A(0) : load(grad_mass + std::int64_t(b) * shape.regions + region);
     return body(region, pixel, m, sum + mass);

@@ -295,6 +295,15 @@ def test_grids_whose_taps_do_not_fit_shared_memory(layout):
     assert_close(grids[0].sum(), grids[1].double().sum(), terms=8 * 4100)
 
 
+def test_exponential_is_as_exact_as_it_says():
+    # csrc/numeric.h, exponential: but for the two units of the hardware's power of two.
+    x = np.linspace(-87, 88, 100_001, dtype=np.float32)
+    found = np.exp2((x * np.float32(1.44269504)).astype(np.float64))
+    right = np.exp(x.astype(np.float64))
+    error = np.abs(found - right) / np.spacing(right.astype(np.float32))
+    assert (error <= 1.3 * np.abs(x)).all()
+
+
 def test_division_without_a_slow_path_rounds_correctly():
     # csrc/numeric.h, quotient: the hardware's reciprocal is within 1 unit of the last place.
     def fma(a, b, c):
