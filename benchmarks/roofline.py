@@ -199,9 +199,7 @@ def launches(
         found.clear()
         with observed(observe), profile(activities=[ProfilerActivity.CPU]) as events:
             value = call()
-        clears = sum(
-            event.name == "aten::fill_" and not _of_sum(event) for event in events.events()
-        )
+        clears = sum(map(_clears, events.events()))
         result[direction] = dict(found), clears
         return value
 
@@ -224,9 +222,13 @@ def zeros_in_new_memory() -> Iterator[None]:
         mallopt(PERTURB, 0)
 
 
-def _of_sum(event: Any) -> bool:
-    """Of the check of boxes that only CPU tensors get."""
-    return event.cpu_parent is not None and event.cpu_parent.name == "aten::sum"
+def _clears(event: Any) -> bool:
+    """Whether memory is filled: by the operation, and not by the check of boxes on the CPU."""
+    parent = event.cpu_parent.name if event.cpu_parent is not None else ""
+    return event.name in ("aten::fill_", "aten::zero_") and parent not in (
+        "aten::zero_",
+        "aten::sum",
+    )
 
 
 # -- Predicting.
@@ -395,6 +397,36 @@ def worse(now: Row, before: Row) -> list[str]:
     if now.widest < before.widest:
         problems.append(f"widest load {before.widest} -> {now.widest} bytes")
     return problems
+
+
+# -- Bars that no constant of a GPU moves.
+
+MOST_LAUNCHES = {"forward": 2, "backward": 1}
+MOST_CONFLICTS = 2.0
+WIDEST = 16
+MOST_SECTORS = 1.1  # each byte once, and the pixels' statistics
+MOST_TAIL = 2.0  # microseconds of a single block: as long as a launch takes
+
+
+def broken_bars(case: str, row: Row) -> set[str]:
+    """Which of the bars a row does not keep: names of `Row`'s counts.
+
+    Two launches forward and one backward (region_pool has a gradient more, and a launch for it);
+    nothing is filled beforehand; no access to shared memory takes more than twice the wavefronts
+    that it could; 16-byte loads; each sector once; no kernel of one block that takes longer than
+    its launch.
+    """
+    op, direction = case.split(", ")[0], case.rpartition(", ")[2]
+    gradients = 2 if op == "region_pool" and direction == "backward" else 1
+    kept = {
+        "launches": row.launches <= MOST_LAUNCHES[direction] * gradients,
+        "clears": row.clears == 0,
+        "conflict": row.conflict <= MOST_CONFLICTS,
+        "widest": row.widest >= WIDEST,
+        "sectors": row.sectors <= MOST_SECTORS,
+        "tail": row.tail <= MOST_TAIL,
+    }
+    return {name for name, is_kept in kept.items() if not is_kept}
 
 
 def measured_times(results: Results) -> dict[tuple[str, ...], float]:

@@ -53,6 +53,88 @@ def test_every_case_of_the_method_is_committed():
         assert set(rows) == wanted, architecture
 
 
+# Bars that a kernel does not keep yet, or that it cannot: part of a case's name, and why.
+EXCEPTIONS = {
+    ("overlap_sample", "contiguous"): {
+        "widest": "a planar sample has its neighbours in two rows, at any place",
+        "sectors": "neighbours in rows of 7 to 80 pixels: sectors hold more than what is touched",
+        "conflict": "taps of a row of pixels: as many as the box has columns there",
+    },
+    ("overlap_sample", "channels_last"): {
+        "sectors": "neighbouring blocks read the same corners, which the second cache has",
+    },
+    ("pixel_similarity", "27", "float16"): {
+        "sectors": "two float32 statistics beside 54 half elements, and the ends of tiles",
+    },
+    ("pixel_similarity", "128, channels_last"): {"tail": "12,800 blocks' sums, added by one block"},
+    ("pixel_similarity", "weighted, channels_last, float32"): {"tail": "3,200, and the weights"},
+    ("pseudo_label_loss", "float32"): {"sectors": "label and log sum exp beside 27 logits"},
+    ("pseudo_label_loss", "float16"): {"sectors": "label and log sum exp beside 27 logits"},
+    ("pseudo_label_loss", "inverse"): {
+        "launches": "a class's weight depends on all labels: found, counted, weighed, summed",
+        "clears": "labels are counted by adding to memory",
+    },
+    ("region_pool",): {
+        "conflict": "packs of half types are spread over a tile of float32: docs/benchmarks.md",
+        "sectors": "every tile of channels reads the logits anew, and the parts are written",
+    },
+}
+
+
+def excused(case):
+    return {
+        name
+        for parts, bars in EXCEPTIONS.items()
+        if all(part in case for part in parts)
+        for name in bars
+    }
+
+
+def test_every_row_keeps_the_bars_that_no_constant_moves():
+    kept = roofline.read_baseline()[ARCHITECTURE]
+    broken = {case: roofline.broken_bars(case, row) - excused(case) for case, row in kept.items()}
+    assert {case: bars for case, bars in broken.items() if bars} == {}
+
+
+def test_every_exception_is_needed():
+    kept = roofline.read_baseline()[ARCHITECTURE].items()
+    needless = {
+        (parts, name)
+        for parts, bars in EXCEPTIONS.items()
+        for name in bars
+        if not any(
+            name in roofline.broken_bars(case, row) and all(part in case for part in parts)
+            for case, row in kept
+        )
+    }
+    assert needless == set()
+
+
+def test_broken_bars_are_found():
+    def broken(case="pixel_similarity, cosine 128, contiguous, float32, forward", **now):
+        return roofline.broken_bars(case, dataclasses.replace(ROW, **now))
+
+    assert broken() == set()
+    assert broken(launches=3) == {"launches"}
+    backward = "pixel_similarity, cosine 128, contiguous, float32, backward"
+    assert broken(backward) == {"launches"}  # two of them
+    assert broken("region_pool, 27 regions, contiguous, float32, backward") == set()
+    assert broken(clears=1) == {"clears"}
+    assert broken(conflict=2.1) == {"conflict"}
+    assert broken(widest=8) == {"widest"}
+    assert broken(sectors=1.11) == {"sectors"}
+    assert broken(tail=2.1) == {"tail"}
+
+
+def test_memory_that_is_filled_is_counted():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as events:
+        torch.zeros(2, 3)
+        torch.empty(70_000).zero_()
+        torch.empty(4).fill_(1.0)
+        torch.ones(5).sum()
+    assert sum(map(roofline._clears, events.events())) == 4
+
+
 def test_worse_counts_are_found():
     def against(**now):
         return roofline.worse(dataclasses.replace(ROW, **now), ROW)
