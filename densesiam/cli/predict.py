@@ -76,7 +76,7 @@ class Settings:
     format: Sequence[Form] = ()
     errors: Literal["list", "raise"] = "list"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Precision = "auto"
+    precision: Precision = "32-true"
 
     def __post_init__(self) -> None:
         least = {"resize": 1, "tile": 2, "overlap": 1, "max_pixels": 1}
@@ -188,9 +188,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         type=Precision,
-        default="auto",
-        help="What the network computes in; auto takes bf16-mixed where the device has bfloat16, "
-        "and goes on with what a prediction began with.",
+        default="32-true",
+        help="What the network computes in. bf16-mixed is quicker where the device has bfloat16, "
+        "and changes labels where categories are close; auto takes it there, and goes on with what "
+        "a prediction began with.",
     )
 
 

@@ -76,6 +76,7 @@ class DenseSiamPretraining(Method):
     """
 
     kind = "pre-training"
+    learns_in_bfloat16 = True
 
     def __init__(
         self,

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from densesiam import cli
-from densesiam.methods import Method
+from densesiam.methods import DenseSiamPretraining, DenseSiamSegmentation, Method, PiCIE
 from densesiam.training import precision
 from densesiam.training.checkpoints import CheckpointConfig, read_file
 from densesiam.training.divergence import DivergenceError, Finite
 from densesiam.training.options import TrainerOptions, build_trainer
 from densesiam.training.precision import describe, has_bfloat16, settled
+from densesiam.transfer.base import Supervised
 from tests.cli.predicting import save_photo, save_segmenter
 from tests.methods.support import tiny
 from tests.training.earlier.commands import prepare
@@ -87,6 +89,13 @@ def test_what_auto_comes_to(there, tried, checkpoint, expected, has):
         assert settled(TrainerOptions(precision=word), model, checkpoint).precision == word
 
 
+def test_what_was_tried_and_lost_nothing():
+    """By studies/transfer and studies/camvid, see docs/training.md."""
+    assert DenseSiamPretraining.learns_in_bfloat16
+    for other in (DenseSiamSegmentation, PiCIE, Supervised):
+        assert not other.learns_in_bfloat16
+
+
 def test_the_log_says_why(has):
     half = TrainerOptions(accelerator="cpu", precision="bf16-mixed")
     assert describe(half) == (
@@ -105,7 +114,8 @@ def test_a_trainer_alone_is_in_float32(has):
 @pytest.mark.parametrize("name", ["fit", "pretrain"])
 def test_a_run_keeps_what_it_began_with(name, has, tmp_path, capsys, monkeypatch):
     """On another machine too: the very losses of a run that was not stopped."""
-    monkeypatch.setattr(Method, "learns_in_bfloat16", True)
+    for method in (Method, DenseSiamPretraining):
+        monkeypatch.setattr(method, "learns_in_bfloat16", True)
     args = command(name, tmp_path)
     longer = [*args, "--model.schedule", "fixed"]
     assert cli.main([*longer, "--output", str(tmp_path / "whole")]) == 0
@@ -154,6 +164,38 @@ def test_divergence_is_noticed(how):
     assert 'try trainer.precision "32-true"' in str(caught.value)
 
 
+class Losses(Callback):
+    """Every step's loss, and the weights after the last."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, model, outputs, *_):
+        self.seen.append(outputs["loss"].item())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "strides"),
+    [("test_vit", [16]), ("test_convnext", [8, 16]), ("test_efficientnet", [8, 16])],
+)
+def test_backbones_learn(backbone, strides):
+    """The first loss is float32's but for rounding; after some steps it has fallen in both."""
+    first, last = {}, {}
+    for word in ("32-true", "bf16-mixed"):
+        torch.manual_seed(0)
+        losses = Losses()
+        model = tiny(backbone=backbone, strides=strides, normalize_stages=True)
+        fit(model, [losses, Finite(8)], steps=24, precision=word)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        first[word] = losses.seen[0]
+        last[word] = np.mean(losses.seen[-4:])
+        assert last[word] < np.mean(losses.seen[:4])
+    assert first["32-true"] != first["bf16-mixed"]
+    # Each of some thirty layers rounds its results to 8 bits; the losses are means over them.
+    eps = torch.finfo(torch.bfloat16).eps
+    assert abs(first["bf16-mixed"] - first["32-true"]) < 30 * eps
+
+
 def labels(folder):
     return np.stack([np.asarray(Image.open(p)) for p in sorted((folder / "labels").glob("*.png"))])
 
@@ -178,8 +220,9 @@ def test_predictions_say_and_keep_their_precision(has, tmp_path, capsys):
     def said(folder):
         return json.loads((folder / "summary.json").read_text())["protocol"]["precision"]
 
-    assert said(predict("half")[2]) == "bf16-mixed"
-    assert said(predict("float", "--precision", "32-true")[2]) == "32-true"
+    auto = ["--precision", "auto"]
+    assert said(predict("half", *auto)[2]) == "bf16-mixed"
+    assert said(predict("float")[2]) == "32-true"
     # Some pixels lie between two categories; other networks than these agree far better.
     agree = labels(tmp_path / "half") == labels(tmp_path / "float")
     assert 0.9 < agree.mean() < 1
@@ -188,9 +231,9 @@ def test_predictions_say_and_keep_their_precision(has, tmp_path, capsys):
     has(False)
     save_photo(tmp_path / "photos" / "3.png", seed=3)
     for name, expected in (("half", "bf16-mixed"), ("float", "32-true")):
-        assert predict(name)[0] == 0
+        assert predict(name, *auto)[0] == 0
         assert said(tmp_path / name) == expected
     code, err, _ = predict("half", "--precision", "32-true")
     assert code == 1
     assert "precision was bf16-mixed, and is None" in err
-    assert said(predict("new")[2]) == "32-true"
+    assert said(predict("new", *auto)[2]) == "32-true"
