@@ -24,8 +24,12 @@ struct LabelMapShape {
 
 constexpr int kRows = 4;
 
+// So that the rows of double find room in registers.
+template <class A>
+constexpr int kLabelBlocks = sizeof(A) == 8 ? 2 : 3;
+
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLabelBlocks<Accumulate<T>>)
     label_map_planar(const T* __restrict__ logits,    // [B, K, h, w]
                      std::int64_t* __restrict__ out,  // [B, H, W]
                      LabelMapShape shape) {

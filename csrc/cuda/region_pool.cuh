@@ -58,14 +58,15 @@ struct PackPlace {
 
 // Calls put(row, pixel, value) for a Rows x Pixels part of a map that starts at (row0, pixel0); 0
 // outside the map. Packs: whether the map can be read in 16-byte packs. RowsInside: whether rows
-// are neighbours in the tile that put() writes, else pixels.
-template <int Rows, int Pixels, bool Packs, bool RowsInside, class T, class Put>
+// are neighbours in the tile that put() writes, else pixels. Ahead: packs that a lane loads before
+// it puts them.
+template <int Rows, int Pixels, bool Packs, bool RowsInside, int Ahead = 2, class T, class Put>
 __device__ __forceinline__ void read_part(const Map<const T>& map, unsigned b, unsigned row0,
                                           unsigned pixel0, const Put& put) {
   using A = Accumulate<T>;
   constexpr int N = Packs ? kPack<T> : 1;
   constexpr unsigned beside = N > 1 ? 2 : 8;
-#pragma unroll 2
+#pragma unroll Ahead
   for (unsigned item = threadIdx.x; item < Rows * Pixels / N; item += kThreads) {
     const PackPlace at = map.channels_last ? PackPlace::of<Rows / N, beside, RowsInside>(item)
                                            : PackPlace::of<Pixels / N, beside, !RowsInside>(item);
@@ -122,6 +123,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
     ) {
   using A = Accumulate<T>;
   constexpr int depth = kDepth<A>, stride = kStride<A>, columns = kColumns<Regions>;
+  // Where neither map has packs, two addresses at once are more than the registers hold.
+  constexpr int ahead = FeaturePacks || LogitPacks ? 2 : 1;
   DENSESIAM_SHARED(A, mask, Regions * stride);
   DENSESIAM_SHARED(A, values, columns * stride);
   unsigned block = blockIdx.x;
@@ -141,10 +144,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Accumulate<T>>)
   const unsigned limit = begin + split.steps * depth;
   const unsigned end = limit < shape.pixels ? limit : shape.pixels;
   for (unsigned pixel0 = begin; pixel0 < end; pixel0 += depth) {
-    read_part<Regions, depth, LogitPacks, false>(
+    read_part<Regions, depth, LogitPacks, false, ahead>(
         logits, b, region0, pixel0,
         [&](unsigned row, unsigned pixel, A value) { mask[row * stride + pixel] = value; });
-    read_part<columns, depth, FeaturePacks, false>(
+    read_part<columns, depth, FeaturePacks, false, ahead>(
         features, b, channel0, pixel0,
         [&](unsigned row, unsigned pixel, A value) { values[row * stride + pixel] = value; });
     __syncthreads();
