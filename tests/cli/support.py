@@ -1,4 +1,6 @@
-"""A tiny pre-training."""
+"""A tiny pre-training, and where the documentation is."""
+
+from pathlib import Path
 
 import numpy as np
 import yaml
@@ -6,6 +8,8 @@ from PIL import Image
 
 from densesiam.cli.registry import build_parsers
 
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODEL = {
     "backbone": "test_resnet",
     "strides": [8],

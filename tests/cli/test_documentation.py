@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from densesiam.cli.registry import COMMANDS, build_parsers
+from tests.cli.support import PAGES, ROOT
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 # The configuration that a run of the documentation was made with, or might have been.

@@ -22,7 +22,7 @@ from densesiam.nn import PixelSimilarity
 from densesiam.transfer import DetectionTransfer
 from densesiam.transfer.base import Supervised
 from tests.cli import predicting, support
-from tests.cli.test_documentation import PAGES
+from tests.cli.support import PAGES
 from tests.tolerance import assert_close
 
 

@@ -6,6 +6,8 @@ import os
 import time
 
 import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from tests.methods.support import apart, batch
@@ -28,6 +30,26 @@ def fit(model, callbacks, steps, saves=None, **options):
     )
     trainer.fit(model, DataLoader(apart(batch(8)) * (steps // 2), batch_size=4))
     return trainer
+
+
+class Break(Callback):
+    """Make something not finite before a step, in one of three ways."""
+
+    def __init__(self, step, how, value=float("nan")):
+        self.step, self.how, self.value = step, how, value
+
+    def on_train_batch_start(self, trainer, model, batch, batch_idx):
+        if trainer.global_step != self.step:
+            return
+        if self.how == "input":
+            batch["view1"].fill_(self.value)
+        if self.how == "weight":
+            with torch.no_grad():
+                next(model.projector.parameters()).view(-1)[0] = self.value
+
+    def on_before_optimizer_step(self, trainer, model, optimizer):
+        if trainer.global_step == self.step and self.how == "gradient":
+            next(model.projector.parameters()).grad.view(-1)[0] = self.value
 
 
 def send(number):

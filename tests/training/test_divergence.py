@@ -13,33 +13,13 @@ from densesiam.training.checkpoints import read_checkpoint, read_file
 from densesiam.training.divergence import DivergenceError, Finite
 from tests.methods.support import tiny
 from tests.training.earlier.commands import checkpoint, prepare
-from tests.training.support import fit
+from tests.training.support import Break, fit
 from tests.transfer.support import error
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
 ]
-
-
-class Break(Callback):
-    """Make something not finite before a step, in one of three ways."""
-
-    def __init__(self, step, how, value=float("nan")):
-        self.step, self.how, self.value = step, how, value
-
-    def on_train_batch_start(self, trainer, model, batch, batch_idx):
-        if trainer.global_step != self.step:
-            return
-        if self.how == "input":
-            batch["view1"].fill_(self.value)
-        if self.how == "weight":
-            with torch.no_grad():
-                next(model.projector.parameters()).view(-1)[0] = self.value
-
-    def on_before_optimizer_step(self, trainer, model, optimizer):
-        if trainer.global_step == self.step and self.how == "gradient":
-            next(model.projector.parameters()).grad.view(-1)[0] = self.value
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -23,8 +23,7 @@ from densesiam.transfer.base import Supervised
 from tests.cli.predicting import save_photo, save_segmenter
 from tests.methods.support import tiny
 from tests.training.earlier.commands import prepare
-from tests.training.support import LONGER, command, fit
-from tests.training.test_divergence import Break
+from tests.training.support import LONGER, Break, command, fit
 from tests.transfer.support import error, same, tensors
 
 pytestmark = [
