@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from densesiam import ops, reference
 from densesiam.ops import _backends, _checks, _operations, _pixel_loss
@@ -94,10 +96,17 @@ class Error:
 
 
 def upcast(value: Any) -> Any:
-    """Floating-point tensors as float64."""
+    """Tensors, those of a list too, in main memory, and floating-point ones as float64."""
+    if isinstance(value, list):
+        return [upcast(each) for each in value]
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.detach().double().cpu()
     return value.cpu() if isinstance(value, Tensor) else value
+
+
+def devices(values: Any) -> set[str]:
+    """Kinds of devices that tensors lie on, in lists and dicts too."""
+    return {each.device.type for each in tree_leaves(values) if isinstance(each, Tensor)}
 
 
 def same_numbers(results: list[Tensor], expected: list[Tensor], steps: Sequence[Any]) -> bool:
@@ -210,6 +219,19 @@ class OpSuite:
             cotangent = torch.randn(result.shape, generator=generator, dtype=torch.float64)
         cotangent = cotangent.to(result.dtype).to(result.device).expand(result.shape)
         return result, list(torch.autograd.grad(result, leaves, cotangent)), cotangent
+
+    # -- devices -------------------------------------------------------------------------------
+
+    def test_a_case_lies_on_its_device_and_its_oracle_in_main_memory(self, case):
+        with FakeTensorMode():  # no GPU is needed
+            args = case.make(Maker(torch.float32, "contiguous", "cuda"))
+            assert devices([args, case.keywords]) == {"cuda"}
+            assert devices([upcast(a) for a in args]) == {"cpu"}
+
+    def test_a_wrong_call_is_wrong_in_nothing_but_what_it_says(self, error):
+        with FakeTensorMode():
+            args = error.make(Maker(torch.float32, "contiguous", "cuda"))
+            assert devices([args, error.keywords]) == {"cuda"}
 
     # -- values --------------------------------------------------------------------------------
 

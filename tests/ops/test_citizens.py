@@ -90,11 +90,14 @@ def test_other_derivatives_are_right_or_refused(name, derive, backend):
 
 
 @every_call
-def test_fake_tensors(name):
+@pytest.mark.filterwarnings("ignore:.*kernels do not run on cuda")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_fake_tensors(name, device):
     expected = CALLS[name](F, BOXES, LABELS)
     with FakeTensorMode() as mode:
-        result = CALLS[name](*(mode.from_tensor(t) for t in (F, BOXES, LABELS)))
+        result = CALLS[name](*(mode.from_tensor(t).to(device) for t in (F, BOXES, LABELS)))
     assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+    assert result.device.type == device
 
 
 @every_call

@@ -19,6 +19,11 @@ def rois(m: Maker, images: int, count: int, side: float, low: float = -0.2, high
     return torch.cat([image, corners], dim=1)
 
 
+def these(m: Maker, *boxes: list[float]):
+    """(R, 5): those boxes."""
+    return torch.tensor(boxes, dtype=torch.float32, device=m.device)
+
+
 def upright(boxes):
     """The same boxes, not mirrored."""
     low, high = boxes[:, 1:3].minimum(boxes[:, 3:]), boxes[:, 1:3].maximum(boxes[:, 3:])
@@ -131,21 +136,17 @@ class TestRoiAlign(OpSuite):
             "boxes must be a tensor (R, 5) or a list of tensors (L, 4), got NoneType",
         ),
         "NaN box": Error(
-            lambda m: [m.features(1, 3, 4, 4), torch.tensor([[0, 1, 2, torch.nan, 3]]), 3],
+            lambda m: [m.features(1, 3, 4, 4), these(m, [0, 1, 2, torch.nan, 3]), 3],
             ValueError,
             "boxes must be finite, got [0.0, 1.0, 2.0, nan, 3.0] for box 0",
         ),
         "an image that there is not": Error(
-            lambda m: [
-                m.features(2, 3, 4, 4),
-                torch.tensor([[0, 1, 1, 2, 2], [2.0, 1, 1, 2, 2]]),
-                3,
-            ],
+            lambda m: [m.features(2, 3, 4, 4), these(m, [0, 1, 1, 2, 2], [2, 1, 1, 2, 2]), 3],
             ValueError,
             "the first column of boxes must be an image from 0 to 1, got 2 for box 1",
         ),
         "an image below 0": Error(
-            lambda m: [m.features(2, 3, 4, 4), torch.tensor([[-1.0, 1, 1, 2, 2]]), 3],
+            lambda m: [m.features(2, 3, 4, 4), these(m, [-1, 1, 1, 2, 2]), 3],
             ValueError,
             "the first column of boxes must be an image from 0 to 1, got -1 for box 0",
         ),
