@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from densesiam import ops
-from tests.ops.suite import Case, Error, Maker, OpSuite
-from tests.tolerance import assert_close
+from densesiam import ops, reference
+from tests.ops.suite import Case, Error, Maker, OpSuite, upcast
+from tests.rounding import accumulate_dtype
+from tests.tolerance import assert_close, assert_within, tolerance
 
 
 def cosine(weight, **keywords):
@@ -32,6 +33,9 @@ class TestPixelSimilarity(OpSuite):
         "cross-entropy, weighted": cross_entropy(True),
         "cross-entropy, each pixel": cross_entropy(False, reduction="none"),
         "many channels": Case(lambda m: [m.features(2, 300, 3), m.features(2, 300, 3)]),
+        "channels of several warps": Case(
+            lambda m: [m.features(2, 130, 3), m.features(2, 130, 3), "cross_entropy"]
+        ),
         "vectors": Case(lambda m: [m.features(4, 16), m.features(4, 16), "cross_entropy"]),
         "many pixels": Case(lambda m: [m.features(2, 8, 37, 41), m.features(2, 8, 37, 41)]),
         "one channel, cosine": Case(
@@ -122,6 +126,36 @@ class TestPixelSimilarity(OpSuite):
         assert loss.item() == 0
         # Below the clamp the norm is the constant 1e-8: -z/|z| / 1e-8, over two pixels.
         assert_close(grad, torch.full_like(grad, -0.5 / 1e-8 / 2), terms=6)
+
+    @pytest.mark.parametrize("channels", [5, 8, 130])
+    def test_a_large_vector_matches_reference(self, backend, device, dtype, layout, channels):
+        if dtype == torch.float16:
+            pytest.skip("the square of its largest number is small in float32")
+        # From half the exponents on squares overflow; scaled are vectors from 3/8 of them on.
+        for size in (1e120, 1e200) if dtype == torch.float64 else (1e16, 1e30):
+            m = Maker(dtype, layout, device)
+            p, z = m.features(1, channels, 4, 8), m.features(1, channels, 4, 8)
+            p[..., 0, :2] *= size
+            z[..., 0, 1:3] *= size
+            p[:, 2, 1, 0] = z[:, 3, 1, 1] = torch.nan
+            p[:, 4, 1, 2] = z[:, 4, 1, 3] = torch.inf
+            exact_p, exact_z = upcast(p).requires_grad_(), upcast(z)
+            expected = reference.pixel_similarity(exact_p, exact_z, reduction="none")
+            (expected_grad,) = torch.autograd.grad(expected.sum(), exact_p)
+            assert expected.isnan().sum() == 4
+            p.requires_grad_()
+            result = ops.pixel_similarity(p, z, reduction="none")
+            (grad,) = torch.autograd.grad(result.sum(), p)
+            # Three sums of products, each of which is up to 1 of the whole.
+            assert_close(result, expected, terms=3 * channels, rms=1)
+            # The gradient is a z - b p, both up to 1 / |p|. Of a and b, as of all numbers of the
+            # type of sums, the last place is no smaller than that of the smallest one.
+            sums = accumulate_dtype(dtype)
+            lengths = [torch.linalg.vector_norm(t.detach(), dim=1) for t in (exact_p, exact_z)]
+            rounding = tolerance(3 * channels + 4, 1 / lengths[0], sums)
+            rounding += torch.finfo(sums).smallest_normal * torch.finfo(sums).eps * sum(lengths)
+            allowed = rounding.unsqueeze(1) + tolerance(1, expected_grad.nan_to_num(0), dtype)
+            assert_within(grad, expected_grad, allowed, f"gradient at {size}")
 
     def test_large_logits_stay_finite(self, backend, device):
         p = torch.tensor([[[1e4], [-1e4], [0.0]]], device=device, requires_grad=True)
