@@ -71,8 +71,10 @@ def _collect(folder: Path) -> dict[str, Counter[int]]:
             check=True,
         )
         for file in json.loads(report.stdout)["files"]:
-            path = os.path.relpath(os.path.normpath(file["file"]), ROOT)
-            if path.startswith(FOLDER) and path not in LEFT_OUT:
+            # Another tree may have compiled it: a build serves those that it is copied to.
+            _, found, name = os.path.normpath(file["file"]).rpartition(FOLDER)
+            path = found + name
+            if found and (ROOT / path).exists() and path not in LEFT_OUT:
                 for line in file["lines"]:
                     lines[path][line["line_number"]] += line["count"]
     return dict(sorted(lines.items()))
