@@ -39,9 +39,9 @@ def problem(shape: Shape, setting: Setting) -> Problem:
     """Forward reads features and logits; backward reads and writes both."""
     pixels = setting.batch * shape.height * shape.width
     elements, mask = pixels * shape.channels, pixels * shape.classes
-    # Multiply-adds, on CUDA cores one instruction each; on tensor cores 2048 a warp instruction of
-    # m16n8k16.
-    product = elements * shape.classes / (64 if setting.itemsize == 2 else 1)
+    # Multiply-adds: of half types 2048 a warp instruction of m16n8k16; float32 is the sum of two
+    # numbers of tf32, which takes three instructions of m16n8k8 for 1024.
+    product = elements * shape.classes * (1 / 64 if setting.itemsize == 2 else 3 / 32)
     return Problem(
         op="region_pool",
         shape=(
@@ -79,11 +79,8 @@ def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
     """How the names of its kernels begin."""
     regions = 32 if shape.classes <= 32 else 128
     aligned = "true" if names.pack > 1 else "false"
-    return [
-        f"region_pool_forward<{regions}, {aligned}, {aligned}, {names.element}>",
-        f"region_pool_features<{aligned}, {names.element}>",
-        f"region_pool_logits<{regions}, {aligned}, {names.element}>",
-    ]
+    tile = f"{regions}, false, {aligned}, {aligned}, {names.element}"
+    return [f"region_pool_{part}<{tile}>" for part in ("forward", "features", "logits")]
 
 
 def triton_kernels(op: Any, make: Make, channels_last: bool) -> Iterator[str]:

@@ -14,30 +14,40 @@ RegionShape region_shape(const char* op, const Tensor& features, const Tensor& l
           unsigned(features.size(2))};
 }
 
-template <class T>
-Map<const T> map_of(const Tensor& tensor) {
-  return {data<T>(tensor), unsigned(tensor.size(1)), unsigned(tensor.size(2)),
-          layout_of(tensor) == Layout::pixels};
+template <bool ChannelsLast, class T>
+Map<ChannelsLast, const T> map_of(const Tensor& tensor) {
+  return {data<T>(tensor), unsigned(tensor.size(1)), unsigned(tensor.size(2))};
 }
-template <class T>
-Map<T> mutable_map_of(const Tensor& tensor) {
-  return {mutable_data<T>(tensor), unsigned(tensor.size(1)), unsigned(tensor.size(2)),
-          layout_of(tensor) == Layout::pixels};
+template <bool ChannelsLast, class T>
+Map<ChannelsLast, T> mutable_map_of(const Tensor& tensor) {
+  return {mutable_data<T>(tensor), unsigned(tensor.size(1)), unsigned(tensor.size(2))};
 }
 
 // Whether a map's rows can be read in 16-byte packs.
-template <class T>
-bool reads_packs(const Map<const T>& map) {
-  return packs_align<T>(map.channels_last ? map.rows : map.pixels, map.base, map.base);
+template <bool ChannelsLast, class T>
+bool reads_packs(const Map<ChannelsLast, const T>& map) {
+  return packs_align<T>(ChannelsLast ? map.rows : map.pixels, map.base, map.base);
 }
 
-// Calls body(regions of a tile, whether to read packs), both compile-time constants.
+// Calls body(a constant: whether channels are last).
 template <class Body>
-void dispatch_tile(unsigned regions, bool packs, const Body& body) {
+void dispatch_layout(Layout layout, const Body& body) {
+  layout == Layout::pixels ? body(std::true_type{}) : body(std::false_type{});
+}
+
+// Calls body(regions of a tile, whether features are read in packs, whether logits are), all
+// compile-time constants. Where channels come last, features may have packs and logits none;
+// otherwise both have the pixels' or, but for unaligned memory, neither.
+template <bool ChannelsLast, class Body>
+void dispatch_tile(bool few, bool feature_packs, bool logit_packs, const Body& body) {
   const auto with_packs = [&](auto tile) {
-    packs ? body(tile, std::true_type{}) : body(tile, std::false_type{});
+    if (feature_packs && logit_packs) return body(tile, std::true_type{}, std::true_type{});
+    if constexpr (ChannelsLast) {
+      if (feature_packs) return body(tile, std::true_type{}, std::false_type{});
+    }
+    body(tile, std::false_type{}, std::false_type{});
   };
-  if (regions <= 32) {
+  if (few) {
     with_packs(std::integral_constant<int, 32>{});
   } else {
     with_packs(std::integral_constant<int, int(kMostRegions)>{});
@@ -49,8 +59,8 @@ std::tuple<Tensor, Tensor, Tensor> region_pool(const Tensor& features, const Ten
   const RegionShape shape = region_shape(op, features, logits);
   const OnDevice device(features);
   const cudaStream_t stream = device.stream();
-  const Tensor f = in_layout(features, layout_of(features)),
-               l = in_layout(logits, layout_of(logits));
+  const Layout layout = layout_of(features);
+  const Tensor f = in_layout(features, layout), l = in_layout(logits, layout);
   const ScalarType dtype = accumulate_type(features.scalar_type());
   const std::int64_t B = shape.batch, N = shape.regions, C = shape.channels, P = shape.pixels;
   Tensor regions = torch::stable::new_empty(features, {B, N, C}, dtype);
@@ -63,31 +73,32 @@ std::tuple<Tensor, Tensor, Tensor> region_pool(const Tensor& features, const Ten
   dispatch_float(op, features.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    const auto f_map = map_of<T>(f), l_map = map_of<T>(l);
-    const bool fused = shape.regions <= kMostRegions;
-    if (!fused) {
-      launch(region_log_sum<T>, dim3(unsigned(divide_up(P, kThreads) * B)), dim3(kThreads), 0,
-             stream, l_map, mutable_data<A>(log_sum));
-    }
-    const auto run = [&](auto tile, auto f_packs, auto l_packs) {
-      RegionSplit split = split_regions<decltype(tile)::value, A>(shape);
-      const bool whole = split.splits == 1;
-      const std::int64_t S = split.splits;
-      const Tensor parts = whole ? regions : torch::stable::new_empty(regions, {S, B, N, C});
-      const Tensor mass_parts = whole ? mass : torch::stable::new_empty(mass, {S, B, N});
-      const unsigned blocks = split.channel_tiles * split.region_tiles * split.splits * shape.batch;
-      launch(region_pool_forward<decltype(tile)::value, decltype(f_packs)::value,
-                                 decltype(l_packs)::value, T>,
-             dim3(blocks), dim3(kThreads), 0, stream, f_map, l_map, shape, split, fused,
-             mutable_data<A>(log_sum), mutable_data<A>(parts), mutable_data<A>(mass_parts));
-      if (whole) return;
-      launch(sum_parts<A>, dim3(unsigned(divide_up(B * N * (C + 1), kThreads))), dim3(kThreads), 0,
-             stream, Parts<A>{data<A>(parts), B * N * C, mutable_data<A>(regions)},
-             Parts<A>{data<A>(mass_parts), B * N, mutable_data<A>(mass)}, split.splits);
-    };
-    dispatch_tile(shape.regions, reads_packs(f_map), [&](auto tile, auto f_packs) {
-      reads_packs(l_map) ? run(tile, f_packs, std::true_type{})
-                         : run(tile, f_packs, std::false_type{});
+    dispatch_layout(layout, [&](auto last) {
+      constexpr bool kLast = decltype(last)::value;
+      const auto f_map = map_of<kLast, T>(f), l_map = map_of<kLast, T>(l);
+      const bool fused = shape.regions <= kMostRegions;
+      if (!fused) {
+        launch(region_log_sum<kLast, T>, dim3(unsigned(divide_up(P, kThreads) * B)), dim3(kThreads),
+               0, stream, l_map, mutable_data<A>(log_sum));
+      }
+      const auto run = [&](auto tile, auto f_packs, auto l_packs) {
+        RegionSplit split = split_regions<decltype(tile)::value, T>(shape);
+        const bool whole = split.splits == 1;
+        const std::int64_t S = split.splits;
+        const Tensor parts = whole ? regions : torch::stable::new_empty(regions, {S, B, N, C});
+        const Tensor mass_parts = whole ? mass : torch::stable::new_empty(mass, {S, B, N});
+        const unsigned blocks =
+            split.channel_tiles * split.region_tiles * split.splits * shape.batch;
+        launch(region_pool_forward<decltype(tile)::value, kLast, decltype(f_packs)::value,
+                                   decltype(l_packs)::value, T>,
+               dim3(blocks), dim3(kThreads), 0, stream, f_map, l_map, shape, split, fused,
+               mutable_data<A>(log_sum), mutable_data<A>(parts), mutable_data<A>(mass_parts));
+        if (whole) return;
+        launch(sum_parts<A>, dim3(unsigned(divide_up(B * N * (C + 1), kThreads))), dim3(kThreads),
+               0, stream, Parts<A>{data<A>(parts), B * N * C, mutable_data<A>(regions)},
+               Parts<A>{data<A>(mass_parts), B * N, mutable_data<A>(mass)}, split.splits);
+      };
+      dispatch_tile<kLast>(shape.regions <= 32, reads_packs(f_map), reads_packs(l_map), run);
     });
   });
   check_launch(op);
@@ -102,8 +113,8 @@ std::tuple<Tensor, Tensor> region_pool_backward(const Tensor& grad, std::optiona
   const RegionShape shape = region_shape(op, features, logits);
   const OnDevice device(features);
   const cudaStream_t stream = device.stream();
-  const Tensor f = in_layout(features, layout_of(features)),
-               l = in_layout(logits, layout_of(logits));
+  const Layout layout = layout_of(features);
+  const Tensor f = in_layout(features, layout), l = in_layout(logits, layout);
   const Sizes pooled{features.size(0), logits.size(1), features.size(1)};
   const ScalarType dtype = accumulate_type(features.scalar_type());
   const Tensor upstream = checked_kept(op, "grad", grad, dtype, pooled, features);
@@ -112,8 +123,8 @@ std::tuple<Tensor, Tensor> region_pool_backward(const Tensor& grad, std::optiona
   check_optional(op, "grad_mass", grad_mass, dtype, {features.size(0), logits.size(1)}, features);
   const std::optional<Tensor> upstream_mass =
       grad_mass ? std::optional(in_layout(*grad_mass, Layout::planar)) : std::nullopt;
-  const auto empty_like = [](const Tensor& tensor) {
-    return empty_in_layout({tensor.size(0), tensor.size(1), tensor.size(2)}, layout_of(tensor),
+  const auto empty_like = [&](const Tensor& tensor) {
+    return empty_in_layout({tensor.size(0), tensor.size(1), tensor.size(2)}, layout,
                            tensor.scalar_type(), tensor);
   };
   const Tensor nothing = torch::stable::new_empty(features, {0});
@@ -122,29 +133,41 @@ std::tuple<Tensor, Tensor> region_pool_backward(const Tensor& grad, std::optiona
   dispatch_float(op, features.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    const auto f_map = map_of<T>(f), l_map = map_of<T>(l);
-    if (grad_features.numel() > 0) {
-      const unsigned blocks =
-          unsigned(divide_up(shape.channels, kTile) * divide_up(shape.pixels, kTile) * shape.batch);
-      const auto run = [&](auto kernel) {
-        launch(kernel, dim3(blocks), dim3(kThreads), 0, stream, data<A>(upstream), l_map,
-               data<A>(kept), shape, mutable_map_of<T>(grad_features));
-      };
-      reads_packs(l_map) ? run(region_pool_features<true, T>) : run(region_pool_features<false, T>);
-    }
-    if (grad_logits.numel() > 0) {
-      dispatch_tile(shape.regions, reads_packs(f_map), [&](auto tile, auto packs) {
-        constexpr int kRegions = decltype(tile)::value;
-        const unsigned blocks = unsigned(divide_up(shape.pixels, kColumns<kRegions>) * shape.batch);
-        launch(region_pool_logits<kRegions, decltype(packs)::value, T>, dim3(blocks),
-               dim3(kThreads), 0, stream, data<A>(upstream),
-               upstream_mass ? data<A>(*upstream_mass) : nullptr, f_map, l_map, data<A>(kept),
-               shape, mutable_map_of<T>(grad_logits));
-      });
-    }
+    // In float64 the tiles of 128 regions are more than a block's shared memory.
+    const bool few = shape.regions <= 32 || sizeof(A) == 8;
+    const auto grad_map = map_of<false, A>(upstream);
+    dispatch_layout(layout, [&](auto last) {
+      constexpr bool kLast = decltype(last)::value;
+      const auto f_map = map_of<kLast, T>(f), l_map = map_of<kLast, T>(l);
+      const bool g_packs = reads_packs(grad_map), l_packs = reads_packs(l_map);
+      if (grad_features.numel() > 0) {
+        const unsigned blocks = unsigned(divide_up(shape.pixels, kTile) * shape.batch);
+        dispatch_tile<kLast>(few, g_packs, l_packs, [&](auto tile, auto g_packs, auto l_packs) {
+          constexpr int kRegions = sizeof(A) == 8 ? 32 : decltype(tile)::value;
+          launch(region_pool_features<kRegions, kLast, decltype(g_packs)::value,
+                                      decltype(l_packs)::value, T>,
+                 dim3(blocks), dim3(kThreads), 0, stream, grad_map, l_map, data<A>(kept), shape,
+                 mutable_map_of<kLast, T>(grad_features));
+        });
+      }
+      if (grad_logits.numel() > 0) {
+        const bool f_packs = reads_packs(f_map) && g_packs;
+        dispatch_tile<kLast>(few, f_packs, l_packs, [&](auto tile, auto f_packs, auto l_packs) {
+          constexpr int kRegions = sizeof(A) == 8 ? 32 : decltype(tile)::value;
+          const unsigned blocks =
+              unsigned(divide_up(shape.pixels, kPixels<kRegions, T>) * shape.batch);
+          launch(region_pool_logits<kRegions, kLast, decltype(f_packs)::value,
+                                    decltype(l_packs)::value, T>,
+                 dim3(blocks), dim3(kThreads), 0, stream, grad_map,
+                 upstream_mass ? data<A>(*upstream_mass) : nullptr, f_map, l_map, data<A>(kept),
+                 shape, mutable_map_of<kLast, T>(grad_logits));
+        });
+      }
+    });
   });
   check_launch(op);
-  return {grad_features, grad_logits};
+  // The gradients' layouts are those of what they belong to.
+  return {grad_features, need_logits ? in_layout(grad_logits, layout_of(logits)) : grad_logits};
 }
 
 }  // namespace

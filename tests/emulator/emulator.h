@@ -700,6 +700,14 @@ unsigned match(unsigned mask, T value, Site site) {
 }
 
 // c += a b on a warp: a is 16 x 8, b 8 x 8, c 16 x 8, spread over the lanes as mma.m16n8k8 has it.
+// Of a and b tensor cores read the 19 bits that tf32 has.
+inline float as_tf32(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  bits &= ~0x1fffu;
+  std::memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
 inline void multiply_16x8x8(float (&c)[4], const float (&a)[4], const float (&b)[2], Site site) {
   struct Operand {
     float* c;
@@ -714,8 +722,8 @@ inline void multiply_16x8x8(float (&c)[4], const float (&a)[4], const float (&b)
           for (int column = 0; column < 8; ++column) {
             float& sum = of(row % 8 * 4 + column / 2).c[row / 8 * 2 + column % 2];
             for (int k = 0; k < 8; ++k) {
-              sum +=
-                  of(row % 8 * 4 + k % 4).a[row / 8 + k / 4 * 2] * of(column * 4 + k % 4).b[k / 4];
+              sum += as_tf32(of(row % 8 * 4 + k % 4).a[row / 8 + k / 4 * 2]) *
+                     as_tf32(of(column * 4 + k % 4).b[k / 4]);
             }
           }
         }

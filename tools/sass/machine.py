@@ -1002,15 +1002,20 @@ class _Run:
 
     def op_vote(self, i: Instruction, where: Array | None) -> None:
         *targets, source = i.operands
-        value = self.p(source) & (self.mask if where is None else where)
-        lanes = value.reshape(-1, LANES)
+        active = self.mask if where is None else where
         weights = U64(1) << np.arange(LANES, dtype=U64)
-        ballot = np.repeat((lanes * weights).sum(1), LANES).astype(U32)
+
+        def bits(values: Array) -> Array:
+            return np.repeat((values.reshape(-1, LANES) * weights).sum(1), LANES).astype(U32)
+
+        ballot = bits(self.p(source) & active)
         for target in targets:
             if target.kind in ("R", "UR"):
                 self.set_u(target, ballot, where)
             elif "ANY" in i.modifiers:
                 self.set_p(target, ballot != U32(0), where)
+            elif "ALL" in i.modifiers:
+                self.set_p(target, ballot == bits(active), where)
             elif target.index != 7:
                 raise UnknownInstructionError(i.text)
 

@@ -87,6 +87,22 @@ __device__ __forceinline__ A block_sum(A value) {
   return total;
 }
 
+// A vote of the block: cast() before a barrier, any() after it, and a barrier before the next.
+struct Vote {
+  unsigned* of_warps;  // [kWarps], shared
+
+  __device__ __forceinline__ void cast(bool mine) const {
+    const unsigned lanes = __ballot_sync(kAllLanes, mine);
+    if (threadIdx.x % kLanes == 0) of_warps[threadIdx.x / kLanes] = lanes;
+  }
+  __device__ __forceinline__ bool any() const {
+    unsigned all = 0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) all |= of_warps[warp];
+    return all != 0;
+  }
+};
+
 // Sum of an array by one block: every thread a strided part, several loads at once, then the block.
 template <class A>
 __device__ A array_sum(const A* values, unsigned count) {

@@ -2,8 +2,9 @@
 //
 //   sums[row][column] += sum over k of a[row][k] b[column][k]
 //
-// Both tiles hold rows of K numbers with the stride kStride. kThreads threads share the Rows x
-// Columns sums; visit() says which thread has which.
+// Both tiles hold rows of kDepth numbers, each with a stride of its own. kThreads threads share the
+// Rows x Columns sums; visit() says which thread has which. Tiles hold what operand() makes of a
+// number.
 #pragma once
 
 #include "block.cuh"
@@ -52,6 +53,8 @@ struct PlainProduct {
   using A = A_;
   static constexpr int kColumnThreads = 16, kRowThreads = kThreads / kColumnThreads;
   static constexpr int kM = Rows / kRowThreads, kN = Columns / kColumnThreads;
+  // Between the rows of a tile that lanes write as visit() has it: to banks of their own.
+  static constexpr int kGap = 16;
   A sums[kM][kN];
 
   __device__ __forceinline__ void clear() {
@@ -61,35 +64,36 @@ struct PlainProduct {
       for (int j = 0; j < kN; ++j) sums[i][j] = A(0);
     }
   }
+  static constexpr bool kSplit = false;
+  static __device__ __forceinline__ A operand(A value) { return value; }
+  static __device__ __forceinline__ bool is_exceptional(A) { return false; }
+  template <int StrideA = kStride<A>, int StrideB = kStride<A>>
   __device__ __forceinline__ void add(const A* a, const A* b) {
     constexpr int width = kPack<A>;
-    const int row = threadIdx.x / kColumnThreads, column = threadIdx.x % kColumnThreads;
-#pragma unroll 2
+    const A* a_row = a + threadIdx.x / kColumnThreads * StrideA;
+    const A* b_row = b + threadIdx.x % kColumnThreads * StrideB;
+#pragma unroll 1
     for (int k = 0; k < kDepth<A>; k += width) {
-      Pack<A, width> x[kM], y[kN];
+      Pack<A, width> x[kM];
 #pragma unroll
       for (int i = 0; i < kM; ++i) {
-        x[i] =
-            *reinterpret_cast<const Pack<A, width>*>(a + (row + i * kRowThreads) * kStride<A> + k);
+        x[i] = *reinterpret_cast<const Pack<A, width>*>(a_row + i * kRowThreads * StrideA + k);
       }
 #pragma unroll
       for (int j = 0; j < kN; ++j) {
-        y[j] = *reinterpret_cast<const Pack<A, width>*>(
-            b + (column + j * kColumnThreads) * kStride<A> + k);
-      }
+        const auto y =
+            *reinterpret_cast<const Pack<A, width>*>(b_row + j * kColumnThreads * StrideB + k);
 #pragma unroll
-      for (int w = 0; w < width; ++w) {
+        for (int w = 0; w < width; ++w) {
 #pragma unroll
-        for (int i = 0; i < kM; ++i) {
-#pragma unroll
-          for (int j = 0; j < kN; ++j) sums[i][j] += x[i].values[w] * y[j].values[w];
+          for (int i = 0; i < kM; ++i) sums[i][j] += x[i].values[w] * y.values[w];
         }
       }
     }
   }
   // scratch[part][column] = this thread's share of sum over rows of body(row, column, sum).
   static constexpr int kParts = kRowThreads;
-  template <class Body>
+  template <int Line, class Body>
   __device__ __forceinline__ void column_sums(A* scratch, const Body& body) {
     const int row = threadIdx.x / kColumnThreads, column = threadIdx.x % kColumnThreads;
 #pragma unroll
@@ -99,7 +103,7 @@ struct PlainProduct {
       for (int i = 0; i < kM; ++i) {
         total += body(row + i * kRowThreads, column + j * kColumnThreads, sums[i][j]);
       }
-      scratch[row * Columns + column + j * kColumnThreads] = total;
+      scratch[row * Line + column + j * kColumnThreads] = total;
     }
   }
   // Calls body(row, column, sum) for each of the thread's sums.
@@ -116,12 +120,36 @@ struct PlainProduct {
   }
 };
 
-// On tensor cores, for tiles whose numbers came from half types.
-template <int Rows, int Columns>
+// x = high + low, each with tf32's 11 bits: 22 of the 24 bits of a finite x far from overflow.
+struct SplitFloat {
+  float high, low;
+
+  static __device__ __forceinline__ SplitFloat of(float x) {
+    constexpr unsigned half = 0x1000u, kept = ~0x1fffu;  // of tf32's last place; its bits
+    unsigned bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    bits = (bits + half) & kept;
+    SplitFloat parts;
+    std::memcpy(&parts.high, &bits, sizeof(bits));
+    parts.low = x - parts.high;
+    std::memcpy(&bits, &parts.low, sizeof(bits));
+    bits = (bits + half) & kept;
+    std::memcpy(&parts.low, &bits, sizeof(bits));
+    return parts;
+  }
+};
+
+// On tensor cores. Numbers that came from half types are held by tf32 exactly. Split: others, as
+// the sum of two; a b = high high + high low + low high, and what is left out is 2^-22 of it. That
+// is no product of infinities, of NaN and of what rounds to infinity: add_exceptional() is for
+// those.
+template <int Rows, int Columns, bool Split>
 struct TensorProduct {
   using A = float;
   static constexpr int kRowWarps = Rows / 32, kColumnWarps = kWarps / kRowWarps;
   static constexpr int kM = 2, kN = Columns / kColumnWarps / 8;
+  static constexpr int kGap = 8;
+  static constexpr bool kSplit = Split;
   float sums[kM][kN][4];
 
   __device__ __forceinline__ void clear() {
@@ -134,30 +162,65 @@ struct TensorProduct {
       }
     }
   }
+  static __device__ __forceinline__ float operand(float value) {
+    return Split ? value : round_to_tf32(value);
+  }
+  static __device__ __forceinline__ bool is_exceptional(float value) {
+    return Split && !(std::fabs(value) < 0x1p127f);
+  }
+  template <int StrideA = kStride<float>, int StrideB = kStride<float>>
   __device__ __forceinline__ void add(const float* a, const float* b) {
     const int warp = threadIdx.x / kLanes, g = threadIdx.x % kLanes / 4, t = threadIdx.x % 4;
-    const float* a_rows = a + (warp % kRowWarps * 32 + g) * kStride<float> + t;
-    const float* b_rows = b + (warp / kRowWarps * kN * 8 + g) * kStride<float> + t;
-#pragma unroll
+    const float* a_rows = a + (warp % kRowWarps * 32 + g) * StrideA + t;
+    const float* b_rows = b + (warp / kRowWarps * kN * 8 + g) * StrideB + t;
+#pragma unroll(kM* kN < 16 ? 2 : 1)  // as registers allow
     for (int k = 0; k < kDepth<float>; k += 8) {
-      float y[kN][2];
-#pragma unroll
-      for (int j = 0; j < kN; ++j) {
-        y[j][0] = round_to_tf32(b_rows[j * 8 * kStride<float> + k]);
-        y[j][1] = round_to_tf32(b_rows[j * 8 * kStride<float> + k + 4]);
-      }
+      float x[kM][4], x_low[kM][4];
 #pragma unroll
       for (int i = 0; i < kM; ++i) {
-        const float* x = a_rows + i * 16 * kStride<float> + k;
-        const float values[4] = {round_to_tf32(x[0]), round_to_tf32(x[8 * kStride<float>]),
-                                 round_to_tf32(x[4]), round_to_tf32(x[8 * kStride<float> + 4])};
+        const float* row = a_rows + i * 16 * StrideA + k;
+        const float values[4] = {row[0], row[8 * StrideA], row[4], row[8 * StrideA + 4]};
+        take<4>(values, x[i], x_low[i]);
+      }
 #pragma unroll
-        for (int j = 0; j < kN; ++j) multiply_tf32(sums[i][j], values, y[j]);
+      for (int j = 0; j < kN; ++j) {
+        const float* row = b_rows + j * 8 * StrideB + k;
+        const float values[2] = {row[0], row[4]};
+        float y[2], y_low[2];
+        take<2>(values, y, y_low);
+#pragma unroll
+        for (int i = 0; i < kM; ++i) {
+          if constexpr (Split) {
+            multiply_tf32(sums[i][j], x_low[i], y);
+            multiply_tf32(sums[i][j], x[i], y_low);
+          }
+          multiply_tf32(sums[i][j], x[i], y);
+        }
       }
     }
   }
+  // The same of any numbers, on CUDA cores.
+  template <int StrideA = kStride<float>, int StrideB = kStride<float>>
+  __device__ __forceinline__ void add_exceptional(const float* a, const float* b) {
+#pragma unroll 1
+    for (int k = 0; k < kDepth<float>; ++k) {
+      visit([&](unsigned row, unsigned column, float& sum) {
+        sum += a[row * StrideA + k] * b[column * StrideB + k];
+      });
+    }
+  }
+  template <int N>
+  static __device__ __forceinline__ void take(const float (&values)[N], float (&high)[N],
+                                              float (&low)[N]) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const SplitFloat parts = Split ? SplitFloat::of(values[n]) : SplitFloat{values[n], 0.0f};
+      high[n] = parts.high;
+      low[n] = parts.low;
+    }
+  }
   static constexpr int kParts = kRowWarps * 8;
-  template <class Body>
+  template <int Line, class Body>
   __device__ __forceinline__ void column_sums(float* scratch, const Body& body) {
     const int warp = threadIdx.x / kLanes, g = threadIdx.x % kLanes / 4, t = threadIdx.x % 4;
     const int row = warp % kRowWarps * 32 + g, column = warp / kRowWarps * kN * 8 + 2 * t;
@@ -171,7 +234,7 @@ struct TensorProduct {
           total += body(row + i * 16, column + j * 8 + s, sums[i][j][s]);
           total += body(row + i * 16 + 8, column + j * 8 + s, sums[i][j][s + 2]);
         }
-        scratch[(warp % kRowWarps * 8 + g) * Columns + column + j * 8 + s] = total;
+        scratch[(warp % kRowWarps * 8 + g) * Line + column + j * 8 + s] = total;
       }
     }
   }
@@ -193,8 +256,8 @@ struct TensorProduct {
 };
 
 template <class T, int Rows, int Columns>
-using Product = std::conditional_t<sizeof(T) == 2, TensorProduct<Rows, Columns>,
-                                   PlainProduct<Accumulate<T>, Rows, Columns>>;
+using Product = std::conditional_t<sizeof(T) == 8, PlainProduct<Accumulate<T>, Rows, Columns>,
+                                   TensorProduct<Rows, Columns, sizeof(T) == 4>>;
 
 }  // namespace DENSESIAM_TARGET
 }  // namespace densesiam
