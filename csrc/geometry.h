@@ -74,42 +74,4 @@ DENSESIAM_HD bool is_finite(const Box4<C>& box) {
   return (box.x1 - box.x1) + (box.y1 - box.y1) + (box.x2 - box.x2) + (box.y2 - box.y2) == C(0);
 }
 
-struct CellRange {
-  int begin;
-  int end;
-};
-
-// Every cell whose sample touches `pixel`, and perhaps a few more: the inverse of cell_coordinate,
-// widened by what rounding can move. The caller asks cell_tap for the exact share of each.
-template <class C>
-DENSESIAM_HD CellRange cells_touching(C from, C to, int pixel, int count, int extent) {
-  const C span = to - from;
-  const C magnitude = (from < C(0) ? -from : from) + (to < C(0) ? -to : to) + C(1);
-  const C epsilon = sizeof(C) == 8 ? C(1e-15) : C(1e-6);  // several roundings of u
-  const C slack = epsilon * magnitude;
-  // Samples beyond the border are clamped onto the border pixel.
-  const bool first = pixel == 0;
-  const bool last = pixel == extent - 1;
-  const C low = quotient(C(pixel) - C(0.5), C(extent)) - slack;
-  const C high = quotient(C(pixel) + C(1.5), C(extent)) + slack;
-  if (span == C(0)) {
-    const bool touches = (first || from >= low) && (last || from <= high);
-    return {0, touches ? count : 0};
-  }
-  C begin = quotient(low - from, span) * C(count) - C(1.5);
-  C end = quotient(high - from, span) * C(count) + C(1.5);
-  bool open_begin = first;
-  bool open_end = last;
-  if (span < C(0)) {
-    begin = quotient(high - from, span) * C(count) - C(1.5);
-    end = quotient(low - from, span) * C(count) + C(1.5);
-    open_begin = last;
-    open_end = first;
-  }
-  const C limit = C(count);
-  begin = open_begin || !(begin > C(0)) ? C(0) : (begin < limit ? begin : limit);
-  end = open_end || !(end < limit) ? limit : (end > C(0) ? end : C(0));
-  return {int(begin), int(end + C(0.5)) < count ? int(end + C(0.5)) : count};
-}
-
 }  // namespace densesiam

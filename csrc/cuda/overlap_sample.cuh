@@ -4,21 +4,22 @@
 //   out[b, c, i, j] = sum over y, x of share_y(i, y) share_x(j, x) features[b, c, y, x]
 //
 // where cell i reads two neighbouring rows and cell j two neighbouring columns (csrc/geometry.h).
-// Forward gathers by samples, backward by pixels: each input pixel inverts the coordinate function
-// to a conservative range of cells, asks the forward's own function for the exact share of each,
-// and sums in ascending order. No atomics, so the same bits every time.
+// Forward gathers by samples, backward by pixels: no atomics, so the same bits every time.
 //
 // Mandatory bytes: forward reads the part of the map under the box and writes B C Kh Kw elements;
 // backward reads B C Kh Kw and writes B C H W. About 8 operations an output element: memory bound.
 //
 // Two thread mappings, one a layout. Planar (NCHW): neighbouring threads on neighbouring outputs of
-// one plane, then on those of the next kChannels planes, so that small maps fill a block too; each
-// goes through its planes with the same coordinates. Pixels (channels_last): one thread on N
-// neighbouring channels of one output, 16 bytes where alignment allows.
+// one plane, then on those of the next planes, so that small maps fill a block too; each goes
+// through a few planes with the same coordinates. Pixels (channels_last): one thread on N
+// neighbouring channels, 16 bytes where alignment allows.
 //
-// The grid is separable: a block of the backward first writes the taps of all rows and columns of
-// cells, and the cells that touch each row and column of pixels, to its shared memory. Where they
-// do not fit or do not pay they are found anew for each pixel.
+// The grid is separable. A thread of the backward walks down a column of pixels, and the rows of
+// cells beside it: it sums each of these along x once, and the sum counts for the two rows of
+// pixels that the cells touch. So a cell is loaded twice and not four times, a thread finds its
+// cells once, and a pixel that no cell touches costs its store. The blocks first write the places
+// of all rows and columns of cells to shared memory; where these do not fit, each thread finds them
+// anew.
 //
 // C is the type of coordinates, and of the boxes: double where the features are.
 #pragma once
@@ -38,7 +39,8 @@ struct OverlapSampleShape {
   DENSESIAM_HD unsigned cells() const { return unsigned(rows) * unsigned(columns); }
 };
 
-constexpr int kChannels = 8;  // planes that share one coordinate computation
+constexpr int kChannels = 8;  // planes of a thread that share one coordinate computation
+constexpr int kPlanes = 4;    // the same backward
 
 template <class C>
 DENSESIAM_HD Box4<C> load_box(const C* boxes, unsigned b) {
@@ -46,26 +48,27 @@ DENSESIAM_HD Box4<C> load_box(const C* boxes, unsigned b) {
   return {load(box), load(box + 1), load(box + 2), load(box + 3)};
 }
 
-// One thread of a planar kernel: one position of at most kChannels planes of one image.
+// One thread of a planar kernel: one position of at most N planes of one image.
+template <unsigned N>
 struct PlanarItem {
   unsigned position, channels;  // the position; planes, 0 for a thread beyond the image
   std::int64_t plane;           // index of the first plane in the tensor
   unsigned b;
 
   __device__ __forceinline__ PlanarItem(const OverlapSampleShape& shape, unsigned positions) {
-    const unsigned groups = (shape.channels + kChannels - 1) / kChannels;
+    const unsigned groups = (shape.channels + N - 1) / N;
     const unsigned blocks = (positions * groups + kThreads - 1) / kThreads;
     const unsigned item = blockIdx.x % blocks * kThreads + threadIdx.x;
-    const unsigned first = item / positions * kChannels;
+    const unsigned first = item / positions * N;
     position = item % positions;
     b = blockIdx.x / blocks;
     const unsigned left = first < shape.channels ? shape.channels - first : 0;
-    channels = left < kChannels ? left : kChannels;
+    channels = left < N ? left : N;
     plane = std::int64_t(b) * shape.channels + first;
   }
 
   static std::uint64_t count(const OverlapSampleShape& shape, std::uint64_t positions) {
-    return divide_up(positions * divide_up(shape.channels, kChannels), kThreads) * shape.batch;
+    return divide_up(positions * divide_up(shape.channels, N), kThreads) * shape.batch;
   }
 };
 
@@ -76,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
                           T* __restrict__ out,             // [B, C, Kh, Kw]
                           OverlapSampleShape shape) {
   using A = Accumulate<T>;
-  const PlanarItem item(shape, shape.cells());
+  const PlanarItem<kChannels> item(shape, shape.cells());
   if (item.channels == 0) return;
   const int i = int(item.position / unsigned(shape.columns));
   const int j = int(item.position % unsigned(shape.columns));
@@ -156,147 +159,308 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
   store<N>(out + cell * shape.channels + block.channel, result);
 }
 
-// The taps of a grid, and the cells that touch a row or column of pixels, found where they are
-// asked for.
+// A tap in few bytes: a sample has 1 - weight of pixel `low` and weight of the next, if that is not
+// 0.
+template <class A>
+struct alignas(2 * sizeof(A)) Place {
+  int low;
+  A weight;
+
+  DENSESIAM_HD Place() = default;
+  DENSESIAM_HD Place(const Tap<A>& tap)
+      : low(tap.low), weight(tap.low == tap.high ? A(0) : tap.weight) {}
+  DENSESIAM_HD bool reaches(int pixel) const { return low + int(weight != A(0)) >= pixel; }
+  // Of a pixel that it touches.
+  DENSESIAM_HD A share(int pixel) const { return low == pixel ? A(1) - weight : weight; }
+};
+
+// The cells along one side of a grid, found where they are asked for. They are numbered as their
+// pixels ascend: coordinates never fall from one such cell to the next, as no rounding changes an
+// order. So the cells that touch a pixel are neighbours, and bisection finds them.
+template <class A, class C>
+struct FoundCells {
+  C from, to;
+  int count, extent;
+
+  __device__ __forceinline__ bool mirrored() const { return to < from; }
+  __device__ __forceinline__ Place<A> operator[](int number) const {
+    const int cell = mirrored() ? count - 1 - number : number;
+    return cell_tap<A>(from, to, cell, count, extent);
+  }
+};
+
+// The same, kept in memory.
+template <class A>
+struct KeptCells {
+  const Place<A>* places;
+  int count;
+  bool mirrored_;
+
+  __device__ __forceinline__ bool mirrored() const { return mirrored_; }
+  __device__ __forceinline__ Place<A> operator[](int number) const { return places[number]; }
+};
+
+// The first cell that reaches `pixel` or lies beyond it.
+template <class Cells>
+__device__ __forceinline__ int first_reaching(const Cells& cells, int pixel) {
+  int begin = 0, end = cells.count;
+  while (begin < end) {
+    const int middle = begin + (end - begin) / 2;
+    if (cells[middle].reaches(pixel)) {
+      end = middle;
+    } else {
+      begin = middle + 1;
+    }
+  }
+  return begin;
+}
+
+// Both sides of the grid: every thread of a block finds its own cells.
 template <class A, class C>
 struct FoundTaps {
-  static constexpr bool kExact = false;  // ranges hold cells that do not touch
-  Box4<C> box;
-  OverlapSampleShape shape;
+  static constexpr int kBlocks = 3;
+  FoundCells<A, C> rows, columns;
 
   static std::size_t bytes(const OverlapSampleShape&) { return 0; }
-  __device__ __forceinline__ FoundTaps(const Box4<C>& box_, const OverlapSampleShape& shape_)
-      : box(box_), shape(shape_) {}
-  __device__ __forceinline__ CellRange rows_at(int y) const {
-    if (!is_finite(box)) return {0, 0};
-    return cells_touching(box.y1, box.y2, y, shape.rows, shape.height);
-  }
-  __device__ __forceinline__ CellRange columns_at(int x) const {
-    return cells_touching(box.x1, box.x2, x, shape.columns, shape.width);
-  }
-  __device__ __forceinline__ Tap<A> row(int i) const {
-    return cell_tap<A>(box.y1, box.y2, i, shape.rows, shape.height);
-  }
-  __device__ __forceinline__ Tap<A> column(int j) const {
-    return cell_tap<A>(box.x1, box.x2, j, shape.columns, shape.width);
-  }
+  __device__ __forceinline__ FoundTaps(const Box4<C>& box, const OverlapSampleShape& shape)
+      : rows{box.y1, box.y2, shape.rows, shape.height},
+        columns{box.x1, box.x2, shape.columns, shape.width} {}
 };
 
-// The same, once for a block in its shared memory. All threads of the block make it together.
-// Coordinates never fall from one cell to the next, or never rise, as no rounding changes an order:
-// the cells that touch a pixel are neighbours, and a range that ends in such cells has no others.
+// They find them together, in shared memory.
 template <class A, class C>
 struct SharedTaps {
-  static constexpr bool kExact = true;
-  Tap<A>* row_taps;          // [Kh]
-  Tap<A>* column_taps;       // [Kw]
-  CellRange* row_ranges;     // [H]
-  CellRange* column_ranges;  // [W]
+  static constexpr int kBlocks = 4;
+  KeptCells<A> rows, columns;
 
   static std::size_t bytes(const OverlapSampleShape& shape) {
-    return (std::size_t(shape.rows) + std::size_t(shape.columns)) * sizeof(Tap<A>) +
-           (std::size_t(shape.height) + std::size_t(shape.width)) * sizeof(CellRange);
+    return (std::size_t(shape.rows) + std::size_t(shape.columns)) * sizeof(Place<A>);
   }
   __device__ __forceinline__ SharedTaps(const Box4<C>& box, const OverlapSampleShape& shape) {
-    DENSESIAM_DYNAMIC_SHARED(Tap<A>, memory);
-    row_taps = memory, column_taps = row_taps + shape.rows;
-    row_ranges = reinterpret_cast<CellRange*>(column_taps + shape.columns);
-    column_ranges = row_ranges + shape.height;
+    DENSESIAM_DYNAMIC_SHARED(Place<A>, places);
     const FoundTaps<A, C> found(box, shape);
-    for (int i = int(threadIdx.x); i < shape.rows; i += kThreads) row_taps[i] = found.row(i);
-    for (int j = int(threadIdx.x); j < shape.columns; j += kThreads) {
-      column_taps[j] = found.column(j);
+    for (int n = int(threadIdx.x); n < shape.rows + shape.columns; n += kThreads) {
+      places[n] = n < shape.rows ? found.rows[n] : found.columns[n - shape.rows];
     }
     __syncthreads();
-    for (int y = int(threadIdx.x); y < shape.height; y += kThreads) {
-      row_ranges[y] = exact(found.rows_at(y), row_taps, y);
-    }
-    for (int x = int(threadIdx.x); x < shape.width; x += kThreads) {
-      column_ranges[x] = exact(found.columns_at(x), column_taps, x);
-    }
-    __syncthreads();
+    rows = {places, shape.rows, found.rows.mirrored()};
+    columns = {places + shape.rows, shape.columns, found.columns.mirrored()};
   }
-  static __device__ __forceinline__ CellRange exact(CellRange range, const Tap<A>* taps,
-                                                    int pixel) {
-    while (range.begin < range.end && tap_share(taps[range.begin], pixel) == A(0)) ++range.begin;
-    while (range.begin < range.end && tap_share(taps[range.end - 1], pixel) == A(0)) --range.end;
-    return range;
-  }
-  __device__ __forceinline__ CellRange rows_at(int y) const { return row_ranges[y]; }
-  __device__ __forceinline__ CellRange columns_at(int x) const { return column_ranges[x]; }
-  __device__ __forceinline__ Tap<A> row(int i) const { return row_taps[i]; }
-  __device__ __forceinline__ Tap<A> column(int j) const { return column_taps[j]; }
 };
 
-// Calls add(cell, share) for every cell whose sample touches the pixel, in ascending order.
-template <class A, class Taps, class Add>
-__device__ __forceinline__ void for_each_touching(const Taps& taps, unsigned pixel,
-                                                  const OverlapSampleShape& shape, const Add& add) {
-  const int y = int(pixel / unsigned(shape.width)), x = int(pixel % unsigned(shape.width));
-  const CellRange is = taps.rows_at(y), js = taps.columns_at(x);
-  for (int i = is.begin; i < is.end; ++i) {
-    const A share_y = tap_share(taps.row(i), y);
-    if (!Taps::kExact && share_y == A(0)) continue;
-    for (int j = js.begin; j < js.end; ++j) {
-      const A share_x = tap_share(taps.column(j), x);
-      if (Taps::kExact || share_x != A(0))
-        add(unsigned(i) * unsigned(shape.columns) + unsigned(j), share_y * share_x);
+// Where threads of the backward work: in one column of kRows pixels or a few less.
+constexpr unsigned kRows = 20;
+
+struct ColumnOfPixels {
+  int x, first, last;  // and the rows, both included
+
+  static DENSESIAM_HD unsigned parts(const OverlapSampleShape& shape) {
+    return (unsigned(shape.height) + kRows - 1) / kRows;
+  }
+  // How many there are: neighbours first, then those below.
+  static DENSESIAM_HD unsigned count(const OverlapSampleShape& shape) {
+    return unsigned(shape.width) * parts(shape);
+  }
+  __device__ __forceinline__ ColumnOfPixels(const OverlapSampleShape& shape, unsigned number) {
+    const unsigned each = (unsigned(shape.height) + parts(shape) - 1) / parts(shape);
+    const unsigned begin = number / unsigned(shape.width) * each, end = begin + each;
+    x = int(number % unsigned(shape.width));
+    first = int(begin);
+    last = (end < unsigned(shape.height) ? int(end) : shape.height) - 1;
+  }
+};
+
+// One block of the channels_last backward: each thread has N channels at one position of one image,
+// and the block as few channels as fill its warps, for positions share cells.
+template <int N>
+struct TileBlock {
+  unsigned position, channel, b;
+  bool inside;
+
+  static DENSESIAM_HD unsigned tiles(unsigned packs) { return (packs + kLanes - 1) / kLanes; }
+
+  __device__ __forceinline__ TileBlock(const OverlapSampleShape& shape, unsigned positions) {
+    const unsigned packs = shape.channels / N, count = tiles(packs);
+    const unsigned each = (packs + count - 1) / count;
+    const unsigned blocks = (positions * each + kThreads - 1) / kThreads;
+    const unsigned item = blockIdx.x % blocks * kThreads + threadIdx.x;
+    const unsigned tile = blockIdx.x / blocks % count, pack = tile * each + item % each;
+    b = blockIdx.x / blocks / count;
+    position = item / each;
+    channel = pack * N;
+    inside = position < positions && pack < packs;
+  }
+
+  static std::uint64_t count(const OverlapSampleShape& shape, std::uint64_t positions) {
+    const std::uint64_t packs = shape.channels / N, count = tiles(unsigned(packs));
+    return divide_up(positions * divide_up(packs, count), kThreads) * count * shape.batch;
+  }
+};
+
+// N channels of a thread in as many planes. Where only `count` are left it has the last of them
+// again and again.
+template <int N_, class T>
+struct Planes {
+  static constexpr int N = N_;
+  static constexpr unsigned between = 1;  // elements from one position to the next
+  unsigned count;
+
+  __device__ __forceinline__ unsigned plane(int n) const {
+    return unsigned(n) < count ? unsigned(n) : count - 1;
+  }
+  __device__ __forceinline__ Pack<T, N> read(const T* source, unsigned size) const {
+    Pack<T, N> values;
+#pragma unroll
+    for (int n = 0; n < N; ++n) values.values[n] = load(source + plane(n) * size);
+    return values;
+  }
+  template <class A>
+  __device__ __forceinline__ void write(T* target, unsigned size, const A (&values)[N]) const {
+#pragma unroll
+    for (int n = 0; n < N; ++n) store(target + plane(n) * size, from_float<T>(values[n]));
+  }
+};
+
+// N neighbouring channels of a thread.
+template <int N_, class T>
+struct Neighbours {
+  static constexpr int N = N_;
+  unsigned between;
+
+  __device__ __forceinline__ Pack<T, N> read(const T* source, unsigned) const {
+    return load<N>(source);
+  }
+  template <class A>
+  __device__ __forceinline__ void write(T* target, unsigned, const A (&values)[N]) const {
+    Pack<T, N> pack;
+#pragma unroll
+    for (int n = 0; n < N; ++n) pack.values[n] = from_float<T>(values[n]);
+    store<N>(target, pack);
+  }
+};
+
+// Walks down a column of pixels. Each row of cells is summed along x once, and counts for the two
+// rows of pixels that it touches: the one at hand and the next. `source` and `target` are the first
+// cell and the first pixel.
+template <class Taps, class Channels, class T>
+__device__ __forceinline__ void gather_column(const Taps& taps, bool finite,
+                                              const Channels& channels, const T* source, T* target,
+                                              const ColumnOfPixels& pixels,
+                                              const OverlapSampleShape& shape) {
+  using A = Accumulate<T>;
+  constexpr int N = Channels::N;
+  constexpr int together = 4;  // cells of a row that are loaded at once
+  const int x = pixels.x;
+  const unsigned row_of_pixels = unsigned(shape.width) * channels.between;
+  target += unsigned(pixels.first) * row_of_pixels + unsigned(x) * channels.between;
+
+  const int begin = first_reaching(taps.columns, x);
+  int end = begin;
+  while (end < shape.columns && taps.columns[end].low <= x) ++end;
+  // The same in the order of memory, of which the shares are here.
+  const int cells = end - begin;
+  const bool mirrored = taps.columns.mirrored();
+  source += unsigned(mirrored ? shape.columns - end : begin) * channels.between;
+  const int from = mirrored ? end - 1 : begin, step = mirrored ? -1 : 1;
+  const auto find_shares = [&](int first, A(&shares)[together]) {
+#pragma unroll
+    for (int k = 0; k < together; ++k) {
+      if (first + k < cells) {
+        shares[k] = taps.columns[from + step * (first + k)].share(x);
+      }
+    }
+  };
+  const auto add_cells = [&](const T* row, int left, const A(&shares)[together], A(&sums)[N]) {
+    Pack<T, N> values[together];
+#pragma unroll
+    for (int k = 0; k < together; ++k) {
+      if (k < left) values[k] = channels.read(row + unsigned(k) * channels.between, shape.cells());
+    }
+#pragma unroll
+    for (int k = 0; k < together; ++k) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        if (k < left) sums[n] += shares[k] * to_float(values[k].values[n]);
+      }
+    }
+  };
+  A shares[together];
+  find_shares(0, shares);
+
+  int y = pixels.first;
+  A here[N] = {}, next[N] = {};  // sums of rows y and y + 1
+  const auto write_until = [&](int row) {
+#pragma unroll 1
+    for (; y < row; ++y) {
+      channels.write(target, shape.map(), here);
+      target += row_of_pixels;
+#pragma unroll
+      for (int n = 0; n < N; ++n) here[n] = next[n], next[n] = A(0);
+    }
+  };
+  int number = finite ? first_reaching(taps.rows, y) : shape.rows;
+  const unsigned row_of_cells = unsigned(shape.columns) * channels.between;
+  const unsigned down = taps.rows.mirrored() ? 0 - row_of_cells : row_of_cells;
+  unsigned row = unsigned(taps.rows.mirrored() ? shape.rows - 1 - number : number) * row_of_cells;
+#pragma unroll 1
+  for (; number < shape.rows; ++number, row += down) {
+    const Place<A> place = taps.rows[number];
+    if (place.low > pixels.last) break;
+    write_until(place.low);
+    A sums[N] = {};
+    if (cells <= together) {
+      add_cells(source + row, cells, shares, sums);
+    } else {
+#pragma unroll 1
+      for (int cell = 0; cell < cells; ++cell) {
+        A one[together];
+        find_shares(cell, one);
+        add_cells(source + row + unsigned(cell) * channels.between, 1, one, sums);
+      }
+    }
+    const A share = place.share(y);
+#pragma unroll
+    for (int n = 0; n < N; ++n) here[n] += share * sums[n];
+    if (place.low == y && place.weight != A(0)) {  // 0 and an infinity would be a NaN
+#pragma unroll
+      for (int n = 0; n < N; ++n) next[n] += place.weight * sums[n];
     }
   }
+  write_until(pixels.last + 1);
 }
 
 template <template <class, class> class Taps, class T, class C>
-__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : Taps<Accumulate<T>, C>::kBlocks)
     overlap_sample_backward_planar(const T* __restrict__ grad,   // [B, C, Kh, Kw]
                                    const C* __restrict__ boxes,  // [B, 4]
                                    T* __restrict__ out,          // [B, C, H, W]
                                    OverlapSampleShape shape) {
-  using A = Accumulate<T>;
-  const PlanarItem item(shape, shape.map());
-  const Taps<A, C> taps(load_box(boxes, item.b), shape);
+  const PlanarItem<kPlanes> item(shape, ColumnOfPixels::count(shape));
+  const Box4<C> box = load_box(boxes, item.b);
+  const Taps<Accumulate<T>, C> taps(box, shape);
   if (item.channels == 0) return;
-  const T* source = grad + item.plane * shape.cells();
-  T* target = out + item.plane * shape.map() + item.position;
-  const auto gather = [&](auto whole) {
-    const auto counts = [&](unsigned c) { return decltype(whole)::value || c < item.channels; };
-    A sums[kChannels] = {};
-    for_each_touching<A>(taps, item.position, shape, [&](unsigned cell, A share) {
-      const T* at = source + cell;
-#pragma unroll
-      for (unsigned c = 0; c < kChannels; ++c) {
-        if (counts(c)) sums[c] += share * to_float(load(at + c * shape.cells()));
-      }
-    });
-#pragma unroll
-    for (unsigned c = 0; c < kChannels; ++c) {
-      if (counts(c)) store(target + c * shape.map(), from_float<T>(sums[c]));
-    }
-  };
-  item.channels == kChannels ? gather(std::true_type{}) : gather(std::false_type{});
+  gather_column(taps, is_finite(box), Planes<kPlanes, T>{item.channels},
+                grad + item.plane * shape.cells(), out + item.plane * shape.map(),
+                ColumnOfPixels(shape, item.position), shape);
 }
 
 template <template <class, class> class Taps, int N, class T, class C>
-__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1
+                                            : N > 4        ? 3
+                                                           : Taps<Accumulate<T>, C>::kBlocks)
     overlap_sample_backward_pixels(const T* __restrict__ grad,   // [B, C, Kh, Kw]
                                    const C* __restrict__ boxes,  // [B, 4]
                                    T* __restrict__ out,          // [B, C, H, W]
                                    OverlapSampleShape shape) {
-  using A = Accumulate<T>;
-  const PixelsBlock<N> block(shape, shape.map());
-  const Taps<A, C> taps(load_box(boxes, block.b), shape);
+  const TileBlock<N> block(shape, ColumnOfPixels::count(shape));
+  const Box4<C> box = load_box(boxes, block.b);
+  const Taps<Accumulate<T>, C> taps(box, shape);
   if (!block.inside) return;
-  const T* source = grad + std::int64_t(block.b) * shape.cells() * shape.channels + block.channel;
-  A sums[N] = {};
-  for_each_touching<A>(taps, block.position, shape, [&](unsigned cell, A share) {
-    const auto values = load<N>(source + cell * shape.channels);
-#pragma unroll
-    for (int k = 0; k < N; ++k) sums[k] += share * to_float(values.values[k]);
-  });
-  Pack<T, N> result;
-#pragma unroll
-  for (int k = 0; k < N; ++k) result.values[k] = from_float<T>(sums[k]);
-  const std::int64_t pixel = std::int64_t(block.b) * shape.map() + block.position;
-  store<N>(out + pixel * shape.channels + block.channel, result);
+  const std::int64_t image = std::int64_t(block.b) * shape.channels;
+  gather_column(taps, is_finite(box), Neighbours<N, T>{shape.channels},
+                grad + image * shape.cells() + block.channel,
+                out + image * shape.map() + block.channel, ColumnOfPixels(shape, block.position),
+                shape);
 }
 
 template <class T, class C, class Stream>
@@ -306,7 +470,7 @@ void launch_overlap_sample(const T* features, const C* boxes, T* out,
     launch(kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, features, boxes, out, shape);
   };
   if (!channels_last) {
-    run(overlap_sample_planar<T, C>, PlanarItem::count(shape, shape.cells()));
+    run(overlap_sample_planar<T, C>, PlanarItem<kChannels>::count(shape, shape.cells()));
   } else if (packs_align<T>(shape.channels, features, out)) {
     run(overlap_sample_pixels<kPack<T>, T, C>, PixelsBlock<kPack<T>>::count(shape, shape.cells()));
   } else {
@@ -322,13 +486,14 @@ void launch_overlap_sample_backward_with(const T* grad, const C* boxes, T* out,
     launch(kernel, dim3(unsigned(blocks)), dim3(kThreads), Taps<Accumulate<T>, C>::bytes(shape),
            stream, grad, boxes, out, shape);
   };
+  const unsigned columns = ColumnOfPixels::count(shape);
   if (!channels_last) {
-    run(overlap_sample_backward_planar<Taps, T, C>, PlanarItem::count(shape, shape.map()));
+    run(overlap_sample_backward_planar<Taps, T, C>, PlanarItem<kPlanes>::count(shape, columns));
   } else if (packs_align<T>(shape.channels, grad, out)) {
     run(overlap_sample_backward_pixels<Taps, kPack<T>, T, C>,
-        PixelsBlock<kPack<T>>::count(shape, shape.map()));
+        TileBlock<kPack<T>>::count(shape, columns));
   } else {
-    run(overlap_sample_backward_pixels<Taps, 1, T, C>, PixelsBlock<1>::count(shape, shape.map()));
+    run(overlap_sample_backward_pixels<Taps, 1, T, C>, TileBlock<1>::count(shape, columns));
   }
 }
 
@@ -337,10 +502,7 @@ void launch_overlap_sample_backward(const T* grad, const C* boxes, T* out,
                                     const OverlapSampleShape& shape, bool channels_last,
                                     Stream stream) {
   constexpr std::size_t most = 48 << 10;  // bytes that every block may have
-  // A block of a channels_last map has few pixels, and where cells are few each asks for few taps:
-  // fewer than the block would find for all.
-  const bool few = channels_last && shape.cells() < shape.map();
-  if (!few && SharedTaps<Accumulate<T>, C>::bytes(shape) <= most) {
+  if (SharedTaps<Accumulate<T>, C>::bytes(shape) <= most) {
     launch_overlap_sample_backward_with<SharedTaps>(grad, boxes, out, shape, channels_last, stream);
   } else {
     launch_overlap_sample_backward_with<FoundTaps>(grad, boxes, out, shape, channels_last, stream);
