@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import Namespace
 from PIL import Image
 
+import densesiam
 from densesiam import cli
 from densesiam.cli import fit
 from densesiam.cli.registry import build_parsers
@@ -755,6 +756,14 @@ def start(*args):
         # Where tests run in the background of a shell, Ctrl-C is ignored, and that is inherited.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+@pytest.mark.parametrize("module", ["densesiam", "densesiam.cli"])
+def test_it_is_a_module_as_well(module):
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--version"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"densesiam {densesiam.__version__}\n")
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_says_where(config, tmp_path):
