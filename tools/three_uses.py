@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -100,10 +101,10 @@ def train(place: Place) -> Step:
 
 def judge_losses(text: str) -> dict[str, bool | str]:
     """Whether the loss that was printed step by step has fallen."""
-    losses = [float(number) for number in re.findall(r"loss (-?[\d.]+|nan)", text)]
+    losses = [float(number) for number in re.findall(r"loss (-?[\d.]+|-?inf|nan)", text)]
     if len(losses) < 2:
         return {"ok": False, "said": f"{len(losses)} losses were printed"}
-    fell = losses[-1] < losses[0]
+    fell = losses[-1] < losses[0] and all(map(math.isfinite, losses))
     words = "" if fell else ": it did not fall"
     return {"ok": fell, "said": f"loss {losses[0]:.3f} to {losses[-1]:.3f}{words}"}
 

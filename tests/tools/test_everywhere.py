@@ -134,7 +134,15 @@ class TestThreeUses:
 
     @pytest.mark.parametrize(
         ("losses", "ok"),
-        [("0.1 -0.2", True), ("-0.2 -0.2", False), ("0.1 nan", False), ("0.1", False), ("", False)],
+        [
+            ("0.1 -0.2", True),
+            ("-0.2 -0.2", False),
+            ("0.1 nan", False),
+            ("0.1 inf -0.2", False),
+            ("0.1 -inf", False),
+            ("0.1", False),
+            ("", False),
+        ],
     )
     def test_of_a_training(self, losses, ok):
         text = "".join(f"step {i}: loss {loss}\n" for i, loss in enumerate(losses.split()))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -371,6 +372,51 @@ class TestVisit:
         assert not (tmp_path / "report" / "1-uses.json").exists()
         assert go(steps, "--stages", "1", "3", "4") == 0
 
+    def test_only_some_steps_in_the_order_asked_for(self, go, tmp_path):
+        calls = []
+        given = {
+            number: [step(f"{name}{number}", lambda at, s, _: calls.append(s.name) or dict(RIGHT))
+                     for name in "ab"]
+            for number in STAGES
+        }  # fmt: skip
+        assert go(given, "--steps", "b4", "a2") == 3  # the others have not run
+        assert calls == ["b4", "a2"]
+        assert states(tmp_path / "report", 4) == {"b4": "done"}
+        with pytest.raises(RefusalError, match=r"no step 'c4' in the stages 1, 2, .*are a1, b1"):
+            go(given, "--steps", "a1", "c4")
+        with pytest.raises(RefusalError, match="no step 'a1' in the stages 4"):
+            go(given, "--stages", "4", "--steps", "a1")
+        assert calls == ["b4", "a2"]
+
+    def test_a_short_visit_begins_with_what_is_worth_most(self, go):
+        calls = []
+
+        def noted(name, **others):
+            def run(at, step, seconds):
+                calls.append(step.name)
+                return dict(RIGHT)
+
+            return Step(name, 60, run, **others)
+
+        given = {1: [noted("build", rank=2), noted("use", rank=0)], 3: [noted("own", rank=1)]}
+        assert go(given, "--minutes", str(visit.SHORT - 1), report="short") == 0
+        assert calls == ["use", "own", "build"]
+        calls.clear()
+        assert go(given, "--minutes", str(visit.SHORT), report="long") == 0
+        assert calls == ["build", "use", "own"]
+
+    @pytest.mark.parametrize("choice", [("--minutes", "5"), ("--steps", "long", "next", "other")])
+    def test_where_stages_take_turns_none_of_them_has_an_end(self, go, clock, tmp_path, choice):
+        def passing(at, step, seconds):
+            clock.now += 0.6 * visit.STAGE_SECONDS
+            return dict(RIGHT)
+
+        given = {1: [step("long", passing), step("next", passing), step("other")]}
+        code = go(given, *choice)
+        late = "cut off" if choice[0] == "--minutes" else "done"
+        assert states(tmp_path / "report")["other"] == late
+        assert code == (3 if late == "cut off" else 0)
+
     def test_steps_side_by_side(self, go, tmp_path, monkeypatch):
         monkeypatch.setattr(visit.os, "cpu_count", lambda: 2)
         meeting = threading.Barrier(2)
@@ -382,6 +428,19 @@ class TestVisit:
         both = [step(name, meet, together="group") for name in "ab"]
         assert go({2: [*both, step("c")]}) == 0
         assert states(tmp_path / "report", 2) == {"a": "done", "b": "done", "c": "done"}
+
+    def test_steps_of_two_stages_side_by_side(self, go, tmp_path, monkeypatch):
+        monkeypatch.setattr(visit.os, "cpu_count", lambda: 2)
+        meeting = threading.Barrier(2)
+
+        def meet(at, step, seconds):
+            meeting.wait(PATIENCE)
+            return dict(RIGHT)
+
+        one, two = (step(name, meet, together="group") for name in "ab")
+        assert go({1: [step("first"), one], 2: [two]}) == 0
+        assert states(tmp_path / "report", 1) == {"first": "done", "a": "done"}
+        assert states(tmp_path / "report", 2) == {"b": "done"}
 
     def test_a_signal_ends_it_with_a_report(self, go, tmp_path):
         def signalled(at, step, seconds):
@@ -480,9 +539,9 @@ class TestRefusals:
         here = Path(visit.__file__).parent
         package = kit / "source" / "tools" / "gpu_kit"
         package.mkdir(parents=True)
-        (package.parent / "__init__.py").write_text("")
-        for path in here.glob("*.py"):
-            (package / path.name).write_text(path.read_text())
+        for folder, copied in ((here, package), (here.parent, package.parent)):
+            for path in folder.glob("*.py"):
+                (copied / path.name).write_text(path.read_text())
         kit.chmod(0o755)
         (kit / "run.py").write_text((here / "run.py").read_text())
         bare = tmp_path / "bare" / "bin"
@@ -622,6 +681,115 @@ def test_a_table_of_launches(go, hang, tmp_path, monkeypatch, written, state, ri
     assert kept["after"]["state"] == "done"
     shown = "| label_map<1> |" in (tmp_path / "report" / "report.md").read_text()
     assert shown == bool(found["data"])
+
+
+TREE = """
+import json, os, sys
+from pathlib import Path
+row = {"of": "a case", "bytes": 8, "kernel": "densesiam::k", "nanoseconds": TIME}
+row["where"] = [os.getcwd(), os.environ["PYTHONPATH"].split(os.pathsep)[0]]
+Path(sys.argv[sys.argv.index("--table") + 1]).write_text(json.dumps([row]))
+"""
+
+
+class TestBefore:
+    """The kernels of the commit that came along, timed with their own sources."""
+
+    STEPS = (
+        Step("launches cuda", 60, stages.table("cuda")),
+        Step("launches cuda, before", 60, stages.table("cuda", before=True)),
+    )
+
+    @pytest.fixture
+    def both(self, kit):
+        """A kit with two commits, each with a program that tells where it ran."""
+        for path in (kit, kit / "source"):
+            path.chmod(0o755)
+        for name, time_ in (("source", 1000.0), ("before", 4000.0)):
+            (kit / name / "tools" / "gpu_kit").mkdir(parents=True)
+            program = kit / name / "tools" / "gpu_kit" / "launches.py"
+            program.write_text(TREE.replace("TIME", str(time_)))
+            (kit / name / "tools" / "__init__.py").write_text("")
+            (kit / name / "tools" / "gpu_kit" / "__init__.py").write_text("")
+        (kit / "before" / "csrc").mkdir()
+        (kit / "before" / "csrc" / "a.cu").write_text("as it was")
+        return kit
+
+    def test_both_are_timed(self, both, go, tmp_path):
+        assert go({4: list(self.STEPS)}) == 0
+        kept = json.loads((tmp_path / "report" / "4-tests.json").read_text())["steps"]
+        (old,) = kept["launches cuda, before"]["data"]
+        (new,) = kept["launches cuda"]["data"]
+        assert old["where"] == [str(both / "before")] * 2
+        assert new["where"] == [str(go.visit.source)] * 2
+        text = (tmp_path / "report" / "report.md").read_text()
+        assert "| a case | 1 / 1 | 4 / 1 | 4 |" in text
+
+    def test_another_commit_before_is_another_subject(self, both, go, tmp_path):
+        go({4: list(self.STEPS)})
+        (both / "before" / "csrc" / "a.cu").write_text("as it was before that")
+        go({}, "--earlier", str(tmp_path / "report"), report="second")
+        assert go.visit.stages[4].steps == {}
+
+    def test_nothing_came_along(self, go, tmp_path):
+        assert go({4: [self.STEPS[1]]}) == 0
+        assert states(tmp_path / "report", 4) == {"launches cuda, before": "absent"}
+
+    def test_a_rehearsal_has_nothing_to_run(self, both, go, tmp_path):
+        assert go({4: [self.STEPS[1]]}, "--rehearse") == 0
+        assert states(tmp_path / "report", 4) == {"launches cuda, before": "absent"}
+        assert "nothing to run: the emulator" in (tmp_path / "report" / "report.md").read_text()
+
+
+class TestCommandLine:
+    """A training, judged by its loss, and the commands that go on from it."""
+
+    @pytest.fixture
+    def module(self, kit):
+        """What stands in the kit as the command; it prints its arguments, then does as told."""
+
+        def make(code):
+            path = kit / "source" / "densesiam"
+            path.chmod(0o755)
+            (path / "__main__.py").write_text(f"import sys; print(sys.argv[1:]); {code}")
+
+        return make
+
+    @pytest.mark.parametrize(
+        ("code", "right", "said"),
+        [
+            ("print('loss 2.0', 'loss 1.5', sep=chr(10))", True, "loss 2.000 to 1.500"),
+            ("print('loss 2.0', 'loss 2.5', sep=chr(10))", False, "it did not fall"),
+            ("print('loss 2.0', 'loss nan', sep=chr(10))", False, "it did not fall"),
+            ("print('epoch')", False, "0 losses were printed"),
+            ("sys.exit('no GPU')", False, "no GPU"),
+            ("print('loss 2 loss 1'); sys.exit(sys.argv[1] == 'export')", False, "export"),
+        ],
+    )
+    def test_what_is_right(self, module, go, tmp_path, code, right, said):
+        module(code)
+        run = stages.command_line(stages.FIT, stages.PREDICT, stages.EXPORT)
+        assert go({1: [step("train", run)]}) == (0 if right else 1)
+        assert said in (tmp_path / "report" / "1-uses.json").read_text()
+        logs = zipfile.ZipFile(tmp_path / "report" / "logs.zip")
+        kept = logs.namelist()
+        assert len(kept) == (3 if right or "export" in code else 1)
+        folder = str(go.visit.work / "train")
+        assert all(folder in logs.read(name).decode() for name in kept)
+
+    def test_float16_needs_a_gpu(self, module, go, tmp_path):
+        module("sys.exit('float16 on a CPU')")
+        run = stages.command_line((*stages.FIT, "16-mixed"))
+        assert go({1: [step("train", run)]}, "--rehearse") == 0
+        assert states(tmp_path / "report") == {"train": "absent"}
+
+    def test_the_commands_take_these_arguments(self):
+        from densesiam.cli.registry import build_parsers
+
+        for words in ((*stages.FIT, "16-mixed"), stages.PRETRAIN, stages.PREDICT, stages.EXPORT):
+            given = [word.format(output="x") for word in words]
+            parsed = build_parsers([given[0]])[0].parse_args(given)
+            assert parsed.command == given[0]
 
 
 SWEEP = """
@@ -841,6 +1009,7 @@ class TestBuild:
         built.mkdir()
         (built / "_cuda.abi3.so").write_bytes(os.urandom(1000))
         (built / "_info.json").write_text('{"architectures": "sm_80 sm_90"}')
+        monkeypatch.setattr(build, "strip", lambda libraries: None)
         monkeypatch.setattr(build, "missing_packages", lambda: ["a==1"])
         monkeypatch.setattr(build, "download", lambda packages, folder: folder.mkdir())
         build.build(tmp_path / "kit", "9.0", built)
@@ -851,6 +1020,54 @@ class TestBuild:
         monkeypatch.setattr(build, "LARGEST", 1000)
         with pytest.raises(SystemExit, match=r"at most 0 MB can travel. Largest: "):
             build.build(tmp_path / "kit", "9.0", built)
+
+    def test_the_kernels_of_a_commit_travel_with_their_sources(self, tmp_path, monkeypatch):
+        if not (build.ROOT / ".git").exists():
+            pytest.skip("not a clone")
+        made = []
+
+        def build_libraries(source, target, architectures):
+            made.append((source.name, architectures))
+            (target / "_cuda.abi3.so").write_bytes(b"")
+
+        monkeypatch.setattr(build, "build_libraries", build_libraries)
+        monkeypatch.setattr(build, "missing_packages", list)
+        monkeypatch.setattr(build, "download", lambda packages, folder: folder.mkdir())
+        kit = tmp_path / "kit"
+        build.build(kit, "9.0", before="HEAD")
+        assert made == [("source", "9.0"), ("before", "9.0")]
+        assert (kit / "before" / "densesiam" / "_cuda.abi3.so").exists()
+        assert (kit / "before" / "tools" / "gpu_kit" / "launches.py").exists()
+        assert not (kit / "before" / "docs" / "images").exists()
+        head = build.git("rev-parse", "HEAD").strip()
+        assert json.loads((kit / "kit.json").read_text())["before"] == head
+
+    @pytest.mark.parametrize("commit", ["no-such-commit", "ROOT"])
+    def test_a_commit_that_cannot_be_timed(self, tmp_path, commit):
+        if not (build.ROOT / ".git").exists():
+            pytest.skip("not a clone")
+        if commit == "ROOT":  # the first one: it has no table of launches
+            commit = build.git("rev-list", "--max-parents=0", "HEAD").split()[0]
+        with pytest.raises(SystemExit, match=f"--table, and {commit} is none, or has none"):
+            build.sources_of(commit, tmp_path / "before")
+
+    @pytest.mark.skipif(shutil.which("cc") is None, reason="no compiler is here")
+    def test_libraries_travel_without_symbols_for_debuggers(self, tmp_path):
+        for folder in ("there", "kit"):
+            (tmp_path / folder).mkdir()
+        library = tmp_path / "there" / "_cuda.abi3.so"
+        command = ["cc", "-g", "-shared", "-fPIC", "-x", "c", "-", "-o", library]
+        subprocess.run(command, input="int kernel(int n) { return n; }", text=True, check=True)
+        build.take_libraries(tmp_path / "there", tmp_path / "kit")
+        data = (tmp_path / "kit" / "_cuda.abi3.so").read_bytes()
+        assert b".debug_info" in library.read_bytes()
+        assert b".debug_info" not in data
+        assert b"kernel" in data
+
+    def test_what_is_no_library_is_an_error(self, tmp_path):
+        (tmp_path / "a.so").write_bytes(b"none")
+        with pytest.raises(SystemExit, match=r"small enough to travel: .*a\.so"):
+            build.strip([tmp_path / "a.so"])
 
     def test_without_cuda_kernels_there_is_no_kit(self, tmp_path):
         with pytest.raises(SystemExit, match="no library of CUDA kernels"):
@@ -882,9 +1099,9 @@ def test_all_that_a_visit_imports_is_of_the_standard_library():
 
 
 def test_every_step_has_a_name_of_its_own_and_its_stage_ends_in_time():
+    names = [each.name for steps in stages.STEPS.values() for each in steps]
+    assert len(set(names)) == len(names)  # --steps knows them by it alone
     for steps in stages.STEPS.values():
-        names = [each.name for each in steps]
-        assert len(set(names)) == len(names)
         assert all(each.seconds < visit.STAGE_SECONDS - visit.MARGIN for each in steps)
 
 

@@ -56,6 +56,19 @@ def test_what_was_measured_stands_beside_what_was_counted():
     }
 
 
+def test_before_and_after_are_of_cases_that_both_know():
+    other = CASE.replace("float32", "float16")
+    before = [launch(nanoseconds=6000.0), launch("fill", nanoseconds=3000.0)]
+    before += [launch(of=other, bytes=500, nanoseconds=1.0), launch(of="gone", nanoseconds=1.0)]
+    after = [launch(nanoseconds=3000.0), launch(of=other, nanoseconds=1.0)]
+    after += [launch(of="new", nanoseconds=1.0)]
+    (row,) = beside.before_and_after(before, after)
+    assert row == {"of": CASE, "launches": (2, 1), "microseconds": (9.0, 3.0), "times": 3.0}
+    (untold,) = beside.before_and_after(before[:1], [launch(nanoseconds=None)])
+    assert untold["microseconds"] == (6.0, None)
+    assert untold["times"] is None
+
+
 def test_what_a_tool_does_not_tell_is_not_made_up():
     (row,) = beside.compared([launch(nanoseconds=None), launch()], {CASE: COUNTED})
     for name in ("microseconds", "share", "registers", "instructions", "bytes"):

@@ -78,6 +78,39 @@ def compared(launches: Iterable[Mapping[str, Any]], counts: Counts) -> list[dict
     return rows
 
 
+def before_and_after(
+    before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row a case that both commits know: pairs of what they took.
+
+    Args:
+        before: launches of the one commit, as `compared` takes them.
+        after: of the other.
+
+    Returns:
+        By case: ``launches``, fills of memory among them, ``microseconds``, a pair each; ``times``
+        as fast. A case of the same name that moves other bytes is another one.
+    """
+    sides: list[dict[tuple[Any, Any], list[Mapping[str, Any]]]] = [{}, {}]
+    for side, launches in zip(sides, (before, after), strict=True):
+        for launch in launches:
+            side.setdefault((launch.get("of"), launch.get("bytes")), []).append(launch)
+    rows = []
+    for key, new in sides[1].items():
+        if (old := sides[0].get(key)) is None:
+            continue
+        times = [_sum(each, "nanoseconds", scale=1e-3) for each in (old, new)]
+        rows.append(
+            {
+                "of": key[0],
+                "launches": (len(old), len(new)),
+                "microseconds": tuple(times),
+                "times": times[0] / times[1] if all(times) else None,
+            }
+        )
+    return rows
+
+
 def _sum(
     launches: Iterable[Mapping[str, Any]], key: str, size: float | None = 1, scale: float = 1
 ) -> float | None:

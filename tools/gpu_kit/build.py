@@ -4,6 +4,7 @@ run.py      the one command
 README.md   what it does
 source/     the sources, as committed but for what is changed here
 built/      the libraries, for the GPU that is expected
+before/     with --before: another commit's sources, with their libraries in them
 wheels/     packages that are missing there
 kit.json    what all this is
 """
@@ -18,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -53,18 +55,24 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu-kit")
     parser.add_argument("--architectures", default="9.0", help="of the build that goes along")
     parser.add_argument("--built", type=Path, help="folder of libraries to take, unbuilt here")
+    parser.add_argument(
+        "--before", metavar="COMMIT", help="also carry the kernels of that commit, to time both"
+    )
     options = parser.parse_args(arguments)
-    build(options.output, options.architectures, options.built)
+    build(options.output, options.architectures, options.built, options.before)
     return 0
 
 
-def build(output: Path, architectures: str, built: Path | None = None) -> None:
+def build(
+    output: Path, architectures: str, built: Path | None = None, before: str | None = None
+) -> None:
     """Make the kit in a folder, which is emptied first.
 
     Args:
         output: the folder.
         architectures: a TORCH_CUDA_ARCH_LIST.
         built: folder of the libraries; None to build them from the kit's own sources.
+        before: commit whose kernels are timed beside these; None for none.
     """
     shutil.rmtree(output, ignore_errors=True)
     for path in sources():
@@ -75,12 +83,12 @@ def build(output: Path, architectures: str, built: Path | None = None) -> None:
     (output / "README.md").write_text(README)
     (output / "built").mkdir()
     if built is None:
-        with tempfile.TemporaryDirectory() as folder:
-            shutil.copytree(output / "source", folder, dirs_exist_ok=True)
-            compile_libraries(Path(folder), architectures)
-            take_libraries(Path(folder) / "densesiam", output / "built")
+        build_libraries(output / "source", output / "built", architectures)
     else:
         take_libraries(built, output / "built")
+    if before is not None:
+        before = sources_of(before, output / "before")
+        build_libraries(output / "before", output / "before" / "densesiam", architectures)
     missing = missing_packages()
     download(missing, output / "wheels")
     import torch
@@ -92,6 +100,7 @@ def build(output: Path, architectures: str, built: Path | None = None) -> None:
         "commit": git("describe", "--always", "--dirty", "--exclude=*").strip(),
         "built_with": f"torch {torch.__version__}, Python {sys.version.split()[0]}",
         "architectures": architectures,
+        "before": before,
         "wheels": missing,
     }
     (output / "kit.json").write_text(json.dumps(described, indent=1) + "\n")
@@ -120,9 +129,51 @@ def sources() -> list[str]:
     ]
 
 
+def sources_of(commit: str, folder: Path) -> str:
+    """Put a commit's sources into a folder.
+
+    Returns:
+        The commit's full name.
+
+    Raises:
+        SystemExit: there is no such commit, or it has no table of launches.
+    """
+    try:
+        name = git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}").strip()
+        program = git("show", f"{name}:tools/gpu_kit/launches.py")
+    except subprocess.CalledProcessError:
+        name, program = commit, ""
+    if "--table" not in program:
+        raise SystemExit(
+            f"--before takes a commit that has tools/gpu_kit/launches.py --table, and {name} is "
+            "none, or has none: choose a later one"
+        )
+    folder.mkdir()
+    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+        left_out = (f":(exclude){path}" for path in LEFT_OUT)
+        git("archive", "--output", file.name, name, "--", ".", *left_out)
+        with tarfile.open(file.name) as archive:
+            archive.extractall(folder, filter="data")
+    return name
+
+
+def build_libraries(source: Path, target: Path, architectures: str) -> None:
+    """Build from those sources, elsewhere, and take what was built."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        compile_libraries(Path(folder), architectures)
+        take_libraries(Path(folder) / "densesiam", target)
+
+
 def compile_libraries(folder: Path, architectures: str) -> None:
     """Build in place, CUDA kernels included."""
-    variables = os.environ | {"TORCH_CUDA_ARCH_LIST": architectures, "FORCE_CUDA": "1"}
+    variables = os.environ | {
+        "TORCH_CUDA_ARCH_LIST": architectures,
+        "FORCE_CUDA": "1",
+        # For ccache, if that is the compiler: the folder is another one every time.
+        "CCACHE_BASEDIR": str(folder),
+        "CCACHE_NOHASHDIR": "1",
+    }
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
     if done.returncode != 0:
@@ -134,8 +185,8 @@ def take_libraries(folder: Path, target: Path) -> None:
     found = list(folder.glob("_*.so"))
     if not any(path.name.startswith("_cuda") for path in found):
         raise SystemExit(f"there is no library of CUDA kernels in {folder}: build it, with nvcc")
-    for path in found:
-        shutil.copy(path, target)
+    copies = [Path(shutil.copy(path, target)) for path in found]
+    strip(copies)
     if (data := folder / "_info.json").exists():
         shutil.copy(data, target)
     for path in folder.glob("_info*.so"):  # a module of this Python; others read the copy
@@ -143,6 +194,13 @@ def take_libraries(folder: Path, target: Path) -> None:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         (target / "_info.json").write_text(json.dumps(module.build))
+
+
+def strip(libraries: Sequence[Path]) -> None:
+    """Take out the symbols for debuggers: Python's own flags ask for them, and they weigh most."""
+    done = subprocess.run(["strip", "--strip-debug", *libraries], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"the libraries cannot be made small enough to travel: {done.stderr}")
 
 
 def requirements() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from tools.gpu_kit.beside import Counts, compared, counted
+from tools.gpu_kit.beside import Counts, before_and_after, compared, counted
 from tools.gpu_kit.report import FINAL, STAGES, Stage
 
 REHEARSAL = (
@@ -15,6 +15,9 @@ MOST_ROWS = 200
 PREDICTED = (
     "Counted without a GPU / measured. Times and shares were predicted for the GPU that "
     "docs/benchmarks.md names for this architecture; instructions and bytes are per mandatory byte."
+)
+BEFORE = (
+    "By torch's profiler, in one visit: the commit that came along to be compared with / this one."
 )
 BATCH = 64  # images that benchmarks/roofline.json was counted with
 
@@ -53,7 +56,8 @@ def render(stages: dict[int, Stage], facts: dict[str, Any], rehearsal: bool) -> 
             parts.append("| " + " | ".join(cells) + " |")
     counts = counted(facts.get("gpus"))
     parts += _accuracy(stages[2]) + _benchmarks(stages[3], counts)
-    parts += _tests(stages[4]) + _counted(stages[4], counts) + _kernels(stages[4])
+    parts += _tests(stages[4]) + _before(stages[4]) + _counted(stages[4], counts)
+    parts += _kernels(stages[4])
     return "\n".join(parts) + "\n"
 
 
@@ -167,13 +171,23 @@ def _tests(stage: Stage) -> list[str]:
     return parts
 
 
-def _launches(stage: Stage, tool: str) -> list[dict[str, Any]]:
-    """Of all backends, by one of the two tools that tell of launches: "launches" or "ncu"."""
-    return [
-        kernel
-        for name, step in stage.steps.items()
-        for kernel in (step.get("data") or [] if name.startswith(tool) else [])
-    ]
+def _launches(stage: Stage, *names: str) -> list[dict[str, Any]]:
+    """Of the steps of these names."""
+    return [kernel for name in names for kernel in stage.steps.get(name, {}).get("data") or []]
+
+
+def _before(stage: Stage) -> list[str]:
+    """CUDA's kernels as they were, and as they are."""
+    rows = before_and_after(
+        _launches(stage, "launches cuda, before"), _launches(stage, "launches cuda")
+    )
+    return ["", "## Before / after", "", BEFORE, "", *_rows(rows)] if rows else []
+
+
+def _rows(rows: list[dict[str, Any]]) -> list[str]:
+    """A table of them."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return lines + ["| " + " | ".join(_pair(cell) for cell in row.values()) + " |" for row in rows]
 
 
 def _counted(stage: Stage, counts: Counts) -> list[str]:
@@ -182,16 +196,13 @@ def _counted(stage: Stage, counts: Counts) -> list[str]:
     for tool, name in (("launches cuda", "torch's profiler"), ("ncu cuda", "Nsight Compute")):
         if rows := compared(_launches(stage, tool), counts):
             parts += ["", f"## Counted, and measured by {name}", "", PREDICTED, ""]
-            parts += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-            parts += [
-                "| " + " | ".join(_pair(cell) for cell in row.values()) + " |" for row in rows
-            ]
+            parts += _rows(rows)
     return parts
 
 
 def _pair(value: Any) -> str:
     if not isinstance(value, tuple):
-        return _line(value)
+        return f"{value:.3g}" if isinstance(value, float) else _line(value)
     return " / ".join("-" if each is None else f"{each:.3g}" for each in value)
 
 
@@ -199,7 +210,7 @@ def _kernels(stage: Stage) -> list[str]:
     """Every launch, with what the tools told of it."""
     parts: list[str] = []
     for tool, title in (("launches", "Launches"), ("ncu", "Kernels, profiled")):
-        if kernels := _launches(stage, tool):
+        if kernels := _launches(stage, f"{tool} cuda", f"{tool} triton"):
             columns = list(dict.fromkeys(column for kernel in kernels for column in kernel))
             parts += ["", f"## {title}", "", "| " + " | ".join(columns) + " |"]
             parts += ["|" + "---|" * len(columns)]

@@ -10,12 +10,13 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tools.gpu_kit.process import Outcome
 from tools.gpu_kit.visit import Record, Step, Visit
+from tools.three_uses import judge_losses
 
 ROOT = Path(__file__).parents[2]
 FIRST = ["overlap_sample", "pixel_similarity", "overlap_similarity", "region_pool"]
@@ -72,7 +73,7 @@ def read_json(path: Path) -> Any:
         return None
 
 
-# -- 1: the build and the three uses ---------------------------------------------------------------
+# -- 1: the build and the uses ---------------------------------------------------------------------
 
 
 def build(visit: Visit, step: Step, seconds: float) -> Record:
@@ -123,6 +124,67 @@ def use(name: str) -> Callable[[Visit, Step, float], Record]:
         visit.take_logs(output, step.name)
         data = {"results": read_json(output / "benchmarks.json")} if name == "benchmarks" else None
         return record(done, done.state == "done", data=data)
+
+    return run
+
+
+OF_SAMPLES = (
+    *("--data.train", "samples", "--data.num_workers", "0"),
+    # All parts of the loss from the first step on: one that joins later lets the sum rise.
+    *("--model.region_start", "0", "--trainer.max_epochs", "3", "--trainer.accelerator", "auto"),
+    *("--output", "{output}"),
+)
+"""Trainings of a few steps on photographs that libraries bring along: nothing is downloaded."""
+FIT = (
+    *("fit", "--config", "configs/folder.yaml", *OF_SAMPLES),
+    *("--model.backbone", "resnet18", "--model.weights", "null", "--model.backbone_lr_factor", "1"),
+    *("--data.batch_size", "8", "--data.samples_per_epoch", "64"),
+    *("--data.views.init_args.resize", "128", "--data.views.init_args.size", "96"),
+    "--trainer.precision",
+)
+PRETRAIN = (
+    *("pretrain", "--config", "configs/pretrain/small.yaml", *OF_SAMPLES),
+    *("--data.samples_per_epoch", "256"),
+)
+CHECKPOINT = "{output}/checkpoints/last.ckpt"
+PREDICT = ("predict", CHECKPOINT, "samples", "--output", "{output}/predictions")
+EXPORT = ("export", CHECKPOINT, "--format", "torch", "--output", "{output}/model.pt2")
+
+
+def command_line(
+    training: Sequence[str], *others: Sequence[str]
+) -> Callable[[Visit, Step, float], Record]:
+    """Commands of densesiam's, one after the other: a training, and what goes on from it.
+
+    Each must end with 0, and the training's loss must fall.
+    """
+
+    def run(visit: Visit, step: Step, seconds: float) -> Record:
+        if visit.options.rehearse and "16-mixed" in training:
+            return {
+                "state": "absent",
+                "right": True,
+                "said": "float16 is not trained without a GPU",
+            }
+        output = visit.work / step.name.replace(" ", "-")
+        shutil.rmtree(output, ignore_errors=True)  # of a step that was cut off
+        deadline = time.monotonic() + seconds
+        said = ""
+        for command in (training, *others):
+            words = [word.format(output=output) for word in command]
+            done = visit.program(
+                f"{step.name} {command[0]}",
+                [sys.executable, "-W", "ignore", "-m", "densesiam", *words],
+                deadline - time.monotonic(),
+            )
+            if done.state != "done":
+                return record(done, False)
+            if command is training:
+                losses = judge_losses(done.text)
+                said = str(losses["said"])
+                if not losses["ok"]:
+                    return record(done, False, said)
+        return record(done, True, said)
 
     return run
 
@@ -271,16 +333,25 @@ def find_tool(name: str) -> str | None:
     return None
 
 
-def table(backend: str) -> Callable[[Visit, Step, float], Record]:
-    """Launches of each case of the method's own, by torch's profiler: no tool has to be there."""
+def table(backend: str, before: bool = False) -> Callable[[Visit, Step, float], Record]:
+    """Launches of each case of the method's own, by torch's profiler: no tool has to be there.
+
+    Args:
+        backend: whose.
+        before: of the commit that came along to be compared with.
+    """
 
     def run(visit: Visit, step: Step, seconds: float) -> Record:
-        file = visit.work / f"launches-{backend}.json"
+        if before and (visit.before is None or visit.options.rehearse):
+            why = "the emulator is built for one commit" if visit.before else "no commit came along"
+            said = f"nothing to run: {why} (build --before COMMIT)"
+            return {"state": "absent", "right": True, "said": said}
+        file = visit.work / f"{step.name.replace(' ', '-').replace(',', '')}.json"
         file.unlink(missing_ok=True)
         small = 2 if visit.options.rehearse else 64
         launch = visit.module("tools.gpu_kit.launches", "--warm", "--batch", f"{small}")
         command = [*launch, "--backend", backend, "--table", file, *until(seconds)]
-        done = visit.program(step.name, command, seconds)
+        done = visit.program(step.name, command, seconds, source=visit.before if before else None)
         kernels = read_json(file)
         right = done.state == "done"
         if not kernels:
@@ -383,33 +454,45 @@ def kernels_in(text: str) -> list[dict[str, Any]]:
     return [kernel for kernel in kernels.values() if SPIN not in kernel["kernel"]]
 
 
+# Ranks, for a visit of a few minutes: 0 what is right, all side by side, 1 the launches, 2 the
+# method's own shapes, 3 Triton's kernels. A build comes last: what it would replace was measured.
 STEPS: dict[int, list[Step]] = {
     1: [
-        Step("build", 5 * 60, build),
+        Step("build", 5 * 60, build, rank=10),
         Step("libraries", 120, libraries),
         Step("README's loop", 90, use("train")),
         Step("benchmarks --quick", 240, use("benchmarks")),
+        *(
+            Step(name, 150, run, together="sweep", rank=0)
+            for name, run in {
+                "fit, predict, export": command_line((*FIT, "32-true"), PREDICT, EXPORT),
+                "fit in float16": command_line((*FIT, "16-mixed")),
+                "fit in bfloat16": command_line((*FIT, "bf16-mixed")),
+                "pretrain": command_line(PRETRAIN),
+            }.items()
+        ),
     ],
     2: [
-        Step(f"{op} {backend}", 7 * 60, sweep(op, backend), together="sweep")
-        for backend in ("cuda", "triton")
+        Step(f"{op} {backend}", 7 * 60, sweep(op, backend), together="sweep", rank=rank)
+        for backend, rank in (("cuda", 0), ("triton", 3))
         for op in OPERATIONS
         if not (backend == "triton" and op in WITHOUT_TRITON)
     ],
     3: [
         Step("ceilings", 60, measured("ceilings")),
-        *(Step(op, 90, measured("--ops", op, "--no-compile")) for op in OPERATIONS),
+        *(Step(op, 90, measured("--ops", op, "--no-compile"), rank=2) for op in OPERATIONS),
         *(Step(op, 120, measured("--ops", op, "--no-compile")) for op in COMPOSITES),
         Step("half types", 120, measured("--groups", "half", "--ops", *OPERATIONS)),
         *(Step(f"{op} compiled", 120, measured("--ops", op)) for op in OPERATIONS),
         Step("training steps", 120, measured(module="benchmarks.training_step")),
     ],
     4: [
-        Step("tests", 4 * 60, tests),
-        Step("launches cuda", 60, table("cuda")),
+        Step("tests", 4 * 60, tests, together="sweep", rank=0),
+        Step("launches cuda", 60, table("cuda"), rank=1),
+        Step("launches cuda, before", 60, table("cuda", before=True), rank=1),
         Step("ncu cuda", 150, profile("cuda")),
         Step("memcheck", 100, sanitizer("memcheck")),
-        Step("launches triton", 90, table("triton")),
+        Step("launches triton", 90, table("triton"), rank=3),
         Step("ncu triton", 100, profile("triton")),
         Step("racecheck", 150, sanitizer("racecheck")),
     ],

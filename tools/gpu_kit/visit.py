@@ -3,11 +3,13 @@
     python3 run.py --report FOLDER                     all of it
     python3 run.py --report FOLDER --minutes 9         as much as that takes
     python3 run.py --report FOLDER --earlier FOLDER    go on where an earlier visit ended
+    python3 run.py --report FOLDER --steps STEP ...    only these, in this order
 
-Stages: 1 the build and the three uses, 2 every operation against the float64 reference, 3 the
-benchmarks, 4 the tests marked gpu, then the sanitizer and the profiler. Exit code: 0 where all of
-it ran and is right, 1 where something failed or is wrong, 2 where nothing can run here, 3 where
-the time was up first.
+Stages: 1 the build and the uses, 2 every operation against the float64 reference, 3 the
+benchmarks, 4 the tests marked gpu, then the sanitizer and the profiler. With fewer than 15 minutes
+steps of all stages run in the order of their worth: accuracy, uses and tests side by side, the
+launches, the method's own shapes, then the others. Exit code: 0 where all of it ran and is right, 1
+where something failed or is wrong, 2 where nothing can run here, 3 where the time was up first.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from tools.gpu_kit.report import LIBRARIES, LOGS, STAGES, Report, Stage, packed
 STAGE_SECONDS = 8 * 60.0
 MARGIN = 10.0  # seconds from the end of a stage's programs to its own
 LEAST = 5.0  # seconds that are worth beginning a step for
+SHORT = 15.0  # minutes: a visit of fewer takes its steps by their rank
 OLDEST_TORCH = (2, 10)
 BUILT_FROM = ("csrc", "setup.py", "pyproject.toml")
 
@@ -63,12 +66,14 @@ class Step:
         seconds: its own time limit.
         run: does it in so many seconds; returns state, what was said, data.
         together: steps next to each other with the same word run side by side.
+        rank: of its worth in a short visit; the lowest come first.
     """
 
     name: str
     seconds: float
     run: Callable[[Visit, Step, float], Record]
     together: str | None = None
+    rank: int = 9
 
 
 class Visit:
@@ -77,6 +82,7 @@ class Visit:
     Attributes:
         root: the kit, or the repository.
         source: the sources that run, with the libraries in them.
+        before: those of the commit that they are timed beside; None where none came along.
         work: folder for everything that does not come back.
         report: the folder that comes back.
         options: the command line.
@@ -97,16 +103,20 @@ class Visit:
         if self.is_kit:  # it stays as it is, and may be write-protected
             self.source = self.work / "source"
             copy(root / "source", self.source)
+        self.before = root / "before" if (root / "before").is_dir() else None
         self.facts: dict[str, Any] = {}
         self._lock = threading.RLock()
         self._logs = self._earlier_logs()
-        self._stage_end = math.inf
+        self._ends: dict[int, float] = {}
 
     # -- what runs -----------------------------------------------------------------------------
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Variables of everything that is run: nothing is read from a home, or left in it."""
+    def environment(self, source: Path) -> dict[str, str]:
+        """Variables of everything that is run: nothing is read from a home, or left in it.
+
+        Args:
+            source: the sources that run.
+        """
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -121,7 +131,7 @@ class Visit:
                 inherited.get("PATH", os.defpath),
                 "/usr/local/cuda/bin",
             ],
-            "PYTHONPATH": [self.source, packages, inherited.get("PYTHONPATH", "")],
+            "PYTHONPATH": [source, packages, inherited.get("PYTHONPATH", "")],
         }
         joined = {k: os.pathsep.join(str(p) for p in v if str(p)) for k, v in paths.items()}
         settings = {
@@ -157,6 +167,7 @@ class Visit:
         command: Sequence[str | Path],
         seconds: float,
         *,
+        source: Path | None = None,
         variables: dict[str, str] | None = None,
         tick: Callable[[str], None] = lambda _: None,
         **others: Any,
@@ -167,6 +178,7 @@ class Visit:
             title: what it is called in the log.
             command: program and arguments.
             seconds: time limit.
+            source: other sources than the visit's.
             variables: more of the environment's variables.
             tick: called now and then while it runs, with what it has printed by then.
             others: for `process.run`.
@@ -180,12 +192,13 @@ class Visit:
             tick(log.read_text(encoding="utf-8", errors="replace"))
             self.report.keep_logs(log.parent)
 
+        source = source or self.source
         outcome = process.run(
             command,
             log,
             seconds,
-            folder=self.source,
-            environment=self.environment | (variables or {}),
+            folder=source,
+            environment=self.environment(source) | (variables or {}),
             tick=ticking,
             **others,
         )
@@ -318,7 +331,7 @@ class Visit:
             "sources": digest(self.source, folders),
             "gpu": ", ".join(gpu["name"] for gpu in self.facts["gpus"]) or "none",
             "torch": self.facts["torch"]["torch"],
-        }
+        } | ({"before": digest(self.before, BUILT_FROM)} if self.before else {})
 
     # -- the stages ----------------------------------------------------------------------------
 
@@ -336,26 +349,58 @@ class Visit:
         self.require()
         self.stages = {number: self.report.stage(number, self.subject) for number in STAGES}
         self.say(f"libraries: {self.prepare_libraries()}")
-        for number in self.options.stages:
-            self._run_stage(self.stages[number], steps[number])
+        for _, side_by_side in groupby(
+            self.plan(steps), lambda each: each[1].together or (each[0], each[1].name)
+        ):
+            todo = [
+                (self.stages[number], step)
+                for number, step in side_by_side
+                if not self.stages[number].has(step.name)
+            ]
+            for stage, _ in todo:
+                self._begin(stage)
+            with ThreadPoolExecutor(min(len(todo), os.cpu_count() or 1) or 1) as pool:
+                list(pool.map(lambda each: self._run_step(*each), todo))
         self._write_page()
         word, code = verdict(self.stages, {n: [s.name for s in steps[n]] for n in STAGES})
         self.say(f"{word}\nwritten to {self.report.folder}")
         return code
 
-    def _run_stage(self, stage: Stage, steps: list[Step]) -> None:
-        self._stage_end = min(
-            time.monotonic() + STAGE_SECONDS * self.patience - MARGIN, self.end - MARGIN
-        )
+    def plan(self, steps: dict[int, list[Step]]) -> list[tuple[int, Step]]:
+        """Stages and their steps in the order in which they run.
+
+        Raises:
+            RefusalError: there is no step of a name that was asked for.
+        """
+        every = [(number, step) for number in self.options.stages for step in steps[number]]
+        if self.options.steps:
+            known = {step.name: (number, step) for number, step in every}
+            if unknown := [name for name in self.options.steps if name not in known]:
+                raise RefusalError(
+                    f"there is no step {', '.join(map(repr, unknown))} in the stages "
+                    f"{', '.join(map(str, self.options.stages))}. There are {', '.join(known)}"
+                )
+            return [known[name] for name in self.options.steps]
+        return sorted(every, key=lambda each: each[1].rank) if self.is_short else every
+
+    @property
+    def is_short(self) -> bool:
+        """Whether there is not the time for stage after stage."""
+        return self.options.minutes < SHORT
+
+    def _begin(self, stage: Stage) -> None:
+        """Set a stage's end, when its first step is to begin."""
+        if stage.number in self._ends:
+            return
+        own = STAGE_SECONDS * self.patience
+        if self.is_short or self.options.steps:  # in turn with the other stages' steps
+            own = math.inf
+        self._ends[stage.number] = min(time.monotonic() + own, self.end) - MARGIN
         self.say(f"stage {stage.number}: {STAGES[stage.number]}")
-        for _, side_by_side in groupby(steps, lambda step: step.together or step.name):
-            todo = [step for step in side_by_side if not stage.has(step.name)]
-            with ThreadPoolExecutor(min(len(todo), os.cpu_count() or 1) or 1) as pool:
-                list(pool.map(lambda step: self._run_step(stage, step), todo))
 
     def _run_step(self, stage: Stage, step: Step) -> None:
         own = step.seconds * self.patience
-        seconds = min(own, self._stage_end - time.monotonic())
+        seconds = min(own, self._ends[stage.number] - time.monotonic())
         before = stage.steps.get(step.name, {})
         start = time.monotonic()
         if seconds < LEAST or self.stopped:
@@ -395,7 +440,6 @@ class Visit:
     def stop(self, *_: object) -> None:
         """End at once, with a report: for a signal."""
         self.stopped = True
-        self.end = self._stage_end = 0.0
         process.end_all()
 
     def say(self, line: str) -> None:
@@ -433,6 +477,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--stages", type=int, nargs="+", choices=STAGES, default=list(STAGES), help="only these"
     )
+    made.add_argument("--steps", nargs="+", metavar="STEP", help="only these, in this order")
     made.add_argument("--minutes", type=float, default=math.inf, help="end within so many")
     made.add_argument(
         "--patience", type=float, default=1.0, help="times every limit, on a slow or busy machine"
