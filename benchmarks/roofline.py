@@ -47,6 +47,7 @@ from benchmarks.processor import (
 )
 from benchmarks.results import Results
 from tools.audit import demangled
+from tools.gpu_kit.beside import compared
 from tools.sass.machine import Counts, Launch, Machine
 from tools.sass.program import Program
 
@@ -429,6 +430,48 @@ def broken_bars(case: str, row: Row) -> set[str]:
     return {name for name, is_kept in kept.items() if not is_kept}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a GPU took.
+
+    Attributes:
+        device: its name; empty where the file does not say.
+        results: of the benchmarks, forward with backward; None where the file has none.
+        launches: as `tools.gpu_kit.launches` tells of them, or Nsight Compute.
+    """
+
+    device: str
+    results: Results | None
+    launches: list[dict[str, Any]]
+
+
+LAUNCHES = "launches cuda"  # the kit's step
+
+
+def read_measured(path: Path) -> Measured:
+    """Read a result of the benchmarks, a table of launches, or the kit's file with one.
+
+    Raises:
+        ValueError: the file holds none of them.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, list):
+            return Measured("", None, [dict(launch) for launch in found])
+        if "rows" in found:  # of the benchmarks, or what is kept of a visit
+            results = Results.read(path)
+            steps = found.get("visit", {}).get("tests", {}).get("steps", {})
+            device = results.machine.get("device", "")
+        else:
+            results, steps, device = None, found["steps"], found["subject"]["gpu"]
+        return Measured(device, results, steps.get(LAUNCHES, {}).get("data") or [])
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no result of `python -m benchmarks`, no table of "
+            f"`python -m tools.gpu_kit.launches` and no 4-tests.json of the GPU kit: {error!r}"
+        ) from None
+
+
 def measured_times(results: Results) -> dict[tuple[str, ...], float]:
     """Microseconds of the backend cuda, forward with backward, by case without its direction."""
     names = {(case.op, problem.shape): case.shape for case, problem, _ in cases()}
@@ -440,12 +483,11 @@ def measured_times(results: Results) -> dict[tuple[str, ...], float]:
     }
 
 
-def processors_of(architectures: Sequence[str], results: Results | None) -> dict[str, Processor]:
-    """The model's GPU of each architecture; with a result, the one that it was measured on."""
+def processors_of(architectures: Sequence[str], measured: str = "") -> dict[str, Processor]:
+    """The model's GPU of each architecture; where it is one of these, the one that was measured."""
     chosen = {name: PROCESSORS[name] for name in architectures}
     for device in DEVICES.values():
-        here = results is not None and device.name.split()[0] in results.machine["device"].split()
-        if here and device.architecture in chosen:
+        if device.name.split()[0] in measured.split() and device.architecture in chosen:
             before = chosen[device.architecture]
             chosen[device.architecture] = replace(before, device=device.name)
     return chosen
@@ -482,14 +524,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=BATCH, help=f"images (default {BATCH})")
     parser.add_argument("--update", action="store_true", help=f"write {BASELINE.name} anew")
     parser.add_argument("--kept", action="store_true", help="print what is committed instead")
-    parser.add_argument("--measured", type=Path, help="JSON of a run on one of the devices")
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        help="JSON of a run on one of the devices: benchmarks, or a table of launches",
+    )
     options = parser.parse_args(arguments)
-    if options.kept and options.measured:
-        parser.error(
-            "--kept has predictions for other devices than --measured asks for: count anew"
-        )
-    results = Results.read(options.measured) if options.measured else None
-    processors = processors_of(options.arch, results)
+    measured = read_measured(options.measured) if options.measured else Measured("", None, [])
+    processors = processors_of(options.arch, measured.device)
+    if options.kept and processors != processors_of(options.arch):
+        parser.error(f"--kept has no predictions for {measured.device}: count anew")
     print("PREDICTION from counts, not a measurement.\n")
     for architecture, processor in processors.items():
         print(f"{architecture}: {processor.device}")
@@ -512,8 +556,9 @@ def main(arguments: Sequence[str]) -> int:
     for architecture, name, row in every:
         rows.setdefault(architecture, {})[name] = row
         print(render(f"{architecture} {name}", row), flush=True)
-    if results is not None:
-        _print_measured(rows, measured_times(results))
+    if measured.results is not None:
+        _print_measured(rows, measured_times(measured.results))
+    _print_launches(rows, measured.launches)
     if options.update:
         write_baseline(rows)
     return 0
@@ -531,3 +576,25 @@ def _print_measured(rows: dict[str, dict[str, Row]], times: dict[tuple[str, ...]
                     f"{architecture} {', '.join(key):64} predicted {predicted:8.1f} us, "
                     f"measured {microseconds:8.1f} us ({predicted / microseconds - 1:+.0%})"
                 )
+
+
+NEAR = 0.25  # the model's goal, either way
+
+
+def _print_launches(rows: dict[str, dict[str, Row]], launches: Sequence[Mapping[str, Any]]) -> None:
+    """Predicted and measured side by side, a line a case, and how many are near."""
+    for architecture, each in rows.items():
+        beside = compared(launches, {name: asdict(row) for name, row in each.items()})
+        off = []
+        for row in beside:
+            told = []
+            for name, unit in (("microseconds", "us"), ("instructions", "/B"), ("bytes", "/B")):
+                predicted, measured = row[name]
+                if measured:
+                    far = predicted / measured - 1
+                    off += [far] if unit == "us" else []
+                    told.append(f"{name} {predicted:.3g} / {measured:.3g} ({far:+.0%})")
+            print(f"{architecture} {row['of']:74} {', '.join(told)}")
+        if off:
+            near = sum(abs(far) <= NEAR for far in off)
+            print(f"{architecture}: predicted / measured; {near} of {len(off)} times within 25 %")

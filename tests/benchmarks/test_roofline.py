@@ -1,6 +1,7 @@
 """Counts of the kernels are held to what is committed, and the model to what others measured."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -165,14 +166,54 @@ def test_a_result_names_its_device():
     one = row(shape="64x128x80x80 -> 80x80")
     times = {"cuda": Timing(0.5, 0.4, 0.6)}  # milliseconds
     result = results([dataclasses.replace(one, milliseconds=times)])
-    result.machine["device"] = "NVIDIA H200"
-    found = roofline.processors_of(["sm_80", "sm_90"], result)
+    found = roofline.processors_of(["sm_80", "sm_90"], "NVIDIA H200")
     assert {name: each.device for name, each in found.items()} == {
         "sm_80": "A100 80GB SXM",
         "sm_90": "H200 SXM",
     }
     times = roofline.measured_times(result)
     assert times == {("overlap_sample", "segmentation", one.layout, one.dtype): 500.0}
+
+
+CASE = "pixel_similarity, cosine 128, contiguous, float32, forward"
+LAUNCH = {"of": CASE, "bytes": 1000, "kernel": "densesiam::k", "nanoseconds": 8000.0}
+
+
+@pytest.mark.parametrize("kind", ["a table", "a step of the kit", "what is kept of a visit"])
+def test_a_table_of_launches_stands_beside_the_predictions(monkeypatch, tmp_path, capsys, kind):
+    launches = [LAUNCH | {"warp instructions": 100.0}, LAUNCH | {"nanoseconds": 2000.0}]
+    steps = {"launches cuda": {"data": launches}, "launches cuda, before": {"data": [LAUNCH]}}
+    kept = {"rows": [], "command": "", "visit": {"tests": {"steps": steps}}}
+    kept["machine"] = {"device": "NVIDIA H100 80GB HBM3"}
+    path = tmp_path / "measured.json"
+    whole = {
+        "a table": launches,
+        "a step of the kit": {"subject": {"gpu": "NVIDIA H100 80GB HBM3"}, "steps": steps},
+        "what is kept of a visit": kept,
+    }
+    path.write_text(json.dumps(whole[kind]))
+    monkeypatch.setattr(roofline, "read_baseline", lambda: {ARCHITECTURE: {CASE: ROW}})
+    assert roofline.main(["--kept", "--arch", ARCHITECTURE, "--measured", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{CASE:74} microseconds 10 / 10 (+0%)" in printed
+    assert "1 of 1 times within 25 %" in printed
+    assert "instructions" not in printed.split(CASE)[-1]  # one launch of two does not tell
+
+
+def test_what_is_kept_is_of_one_device(tmp_path, capsys):
+    path = tmp_path / "4-tests.json"
+    path.write_text(json.dumps({"subject": {"gpu": "NVIDIA H200"}, "steps": {}}))
+    with pytest.raises(SystemExit):
+        roofline.main(["--kept", "--arch", ARCHITECTURE, "--measured", str(path)])
+    assert "no predictions for NVIDIA H200: count anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"steps": 1}', "[1]", "3"])
+def test_a_file_with_nothing_measured_is_an_error(tmp_path, text):
+    path = tmp_path / "measured.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"measured\.json holds no result of `python -m bench"):
+        roofline.read_measured(path)
 
 
 # Kernels whose published times the model meets: all but sum_batches, whose loads at a stride of 48
