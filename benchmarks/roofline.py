@@ -10,11 +10,11 @@ beat: the largest of mandatory bytes, instructions that there must be (counted b
 A share of the roof is a prediction and no claim of speed. What holds whatever the constants are the
 counts: instructions and sectors a mandatory byte, widest load, worst conflict, launches.
 
-Not modelled: caches (what a block reads twice is in the first, what neighbouring blocks share in
-the second), rows of the memory, instruction fetch, register banks, power and clocks under load,
-writes of parts of a sector, several kernels at once. A block starts a fixed time after another has
-ended. Triton's kernels are not executed: on sm_90 their products are instructions that `tools.sass`
-does not know.
+Not modelled: caches (what a block reads twice is in the first, what blocks share in the second, so
+that a launch reads no byte of its inputs from memory twice; what the call before left there is
+taken to be gone), rows of the memory, instruction fetch, register banks, power, writes of parts of
+a sector, several kernels at once. A block starts a fixed time after another has ended. Triton's
+kernels are not executed: on sm_90 their products are instructions that `tools.sass` does not know.
 """
 
 from __future__ import annotations
@@ -173,10 +173,23 @@ def sample(program: Program, launch: Launch) -> Sample:
     return Sample(program, launch, counts, warp_traces(program, steps, len(blocks)))
 
 
-def launches(
-    problem: Problem, architectures: Sequence[str]
-) -> dict[str, tuple[dict[str, list[Sample]], int]]:
-    """Every launch of forward and of backward, sampled for each architecture; and the clears.
+@dataclass(frozen=True)
+class Sampled:
+    """A direction of a problem.
+
+    Attributes:
+        samples: of every launch, by architecture.
+        clears: memory that is filled before.
+        inputs: bytes of what its launches read, but for what they leave to each other.
+    """
+
+    samples: dict[str, list[Sample]]
+    clears: int
+    inputs: int
+
+
+def launches(problem: Problem, architectures: Sequence[str]) -> dict[str, Sampled]:
+    """Every launch of forward and of backward, sampled for each architecture.
 
     Kernels do not run, so what one leaves to the next is what memory is filled with: zeros. What
     this process used before would be taken for labels and read far outside of any tensor.
@@ -194,21 +207,22 @@ def launches(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same boxes every time: work depends on them
         inputs = problem.make()
-    result: dict[str, tuple[dict[str, list[Sample]], int]] = {}
+    result: dict[str, Sampled] = {}
 
-    def record(direction: str, call: Callable[[], Any]) -> Any:
+    def record(direction: str, read: Sequence[Tensor], call: Callable[[], Any]) -> Any:
         found.clear()
         with observed(observe), profile(activities=[ProfilerActivity.CPU]) as events:
             value = call()
         clears = sum(map(_clears, events.events()))
-        result[direction] = dict(found), clears
+        size = sum(each.untyped_storage().nbytes() for each in read)
+        result[direction] = Sampled(dict(found), clears, size)
         return value
 
     with zeros_in_new_memory():
-        value: Tensor = record("forward", lambda: problem.ours(*inputs))
+        value: Tensor = record("forward", inputs, lambda: problem.ours(*inputs))
         grad = torch.ones_like(value)
         wanted = [inputs[number] for number in problem.differentiable]
-        record("backward", lambda: torch.autograd.grad(value, wanted, grad))
+        record("backward", [*inputs, grad], lambda: torch.autograd.grad(value, wanted, grad))
     return result
 
 
@@ -262,11 +276,12 @@ def predict(
     problem: Problem,
     direction: str,
     half: bool,
-    samples: list[Sample],
-    clears: int,
+    sampled: Sampled,
+    architecture: str,
     processor: Processor,
 ) -> Row:
     """What the samples of a direction come to."""
+    samples, clears = sampled.samples[architecture], sampled.clears
     size = problem.forward_bytes if direction == "forward" else problem.backward_bytes
     total, tail, slowest = LAUNCH * clears, 0.0, (0.0, "", "", 0)
     instructions = sectors = 0.0
@@ -274,7 +289,9 @@ def predict(
         counts, times = each.counts, each.launch.blocks / each.counts.blocks
         touched = counts.block_sectors + counts.stored
         distinct = counts.loaded + counts.stored
-        share = distinct / touched if touched else 1.0
+        # Some blocks show what neighbours share, and only all of them what far ones do.
+        once = min(counts.loaded, sampled.inputs / 32 / times) + counts.stored
+        share = once / touched if touched else 1.0
         timing = simulate(each.program, each.launch, each.traces, processor, share)
         total += LAUNCH + timing.microseconds
         if each.launch.blocks == 1:
@@ -351,11 +368,11 @@ def measure(
         if key not in seen:
             seen.clear()
             seen[key] = launches(problem, list(processors))
-        found, clears = seen[key][case.direction]
+        sampled = seen[key][case.direction]
         half = setting.dtype == torch.float16
-        for architecture, samples in found.items():
+        for architecture in sampled.samples:
             processor = processors[architecture]
-            row = predict(problem, case.direction, half, samples, clears, processor)
+            row = predict(problem, case.direction, half, sampled, architecture, processor)
             yield architecture, case, row
 
 
@@ -588,12 +605,14 @@ def _print_launches(rows: dict[str, dict[str, Row]], launches: Sequence[Mapping[
         off = []
         for row in beside:
             told = []
-            for name, unit in (("microseconds", "us"), ("instructions", "/B"), ("bytes", "/B")):
+            for name, digits in (("microseconds", 1), ("instructions", 2), ("bytes", 2)):
                 predicted, measured = row[name]
                 if measured:
                     far = predicted / measured - 1
-                    off += [far] if unit == "us" else []
-                    told.append(f"{name} {predicted:.3g} / {measured:.3g} ({far:+.0%})")
+                    off += [far] if name == "microseconds" else []
+                    told.append(
+                        f"{name} {predicted:.{digits}f} / {measured:.{digits}f} ({far:+.0%})"
+                    )
             print(f"{architecture} {row['of']:74} {', '.join(told)}")
         if off:
             near = sum(abs(far) <= NEAR for far in off)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from benchmarks.processor import PROCESSORS, need, resident_blocks, simulate
 from benchmarks.published import MEASUREMENTS, predicted
 from benchmarks.roofline import Row
 from tests.emulator.machine_code import built_for
-from tools.sass.machine import Launch
+from tools.sass.machine import Counts, Launch
 from tools.sass.program import Program, parse_line
 
 from .synthetic import results, row
@@ -195,7 +196,7 @@ def test_a_table_of_launches_stands_beside_the_predictions(monkeypatch, tmp_path
     monkeypatch.setattr(roofline, "read_baseline", lambda: {ARCHITECTURE: {CASE: ROW}})
     assert roofline.main(["--kept", "--arch", ARCHITECTURE, "--measured", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert f"{CASE:74} microseconds 10 / 10 (+0%)" in printed
+    assert f"{CASE:74} microseconds 10.0 / 10.0 (+0%)" in printed
     assert "1 of 1 times within 25 %" in printed
     assert "instructions" not in printed.split(CASE)[-1]  # one launch of two does not tell
 
@@ -271,6 +272,28 @@ def test_conflicts_take_turns():
 def test_a_load_that_is_waited_for_takes_the_latency_of_memory():
     code = program("LDG.E R0, [R2.64]", "FADD R1, R0, R0")
     assert cycles(code, warps=1, cost=4, fresh=4) == pytest.approx(H100.dram, abs=64)
+
+
+def test_what_blocks_far_apart_share_is_read_from_memory_once():
+    """Of 66,000 blocks 4 were run, and read 64 sectors each that none of the others read."""
+    code = program("LDG.E.128 R4, [R2.64]", "FADD R1, R4, R4")
+    load, use = map(need, code.instructions)
+    trace = [(load, 16, 16, True), (use, 0, 0, False)] * 4
+    launch = Launch((66000, 1, 1), (32, 1, 1), b"")
+    counts = Counts(blocks=4, block_sectors=256, loaded=256)
+    samples = {ARCHITECTURE: [roofline.Sample(code, launch, counts, [[trace]] * 4)]}
+    touched = 66000 * 64 * 32
+    problem = SimpleNamespace(
+        forward_bytes=touched, forward_instructions=0, products=0, exponentials=0, mean=False
+    )
+
+    def row(inputs):
+        sampled = roofline.Sampled(samples, 0, inputs)
+        return roofline.predict(problem, "forward", False, sampled, ARCHITECTURE, H100)
+
+    apart, same = row(2 * touched), row(touched // 16)
+    assert apart.microseconds > 2 * same.microseconds
+    assert same.sectors == apart.sectors == 1.0  # a count, whatever memory does
 
 
 def test_registers_and_shared_memory_bound_the_resident_blocks():

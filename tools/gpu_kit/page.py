@@ -201,9 +201,13 @@ def _counted(stage: Stage, counts: Counts) -> list[str]:
 
 
 def _pair(value: Any) -> str:
-    if not isinstance(value, tuple):
-        return f"{value:.3g}" if isinstance(value, float) else _line(value)
-    return " / ".join("-" if each is None else f"{each:.3g}" for each in value)
+    if isinstance(value, tuple):
+        return " / ".join(_pair(each) for each in value)
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+    return _line(str(value))
 
 
 def _kernels(stage: Stage) -> list[str]:
