@@ -1026,17 +1026,24 @@ class TestBuild:
             pytest.skip("not a clone")
         made = []
 
-        def build_libraries(source, target, architectures):
-            made.append((source.name, architectures))
-            (target / "_cuda.abi3.so").write_bytes(b"")
+        def compile_libraries(folder, architectures):
+            made.append(architectures)
+            (folder / "densesiam" / "_cuda.abi3.so").write_bytes(b"now")
 
-        monkeypatch.setattr(build, "build_libraries", build_libraries)
+        monkeypatch.setattr(build, "compile_libraries", compile_libraries)
+        monkeypatch.setattr(build, "strip", lambda libraries: None)
         monkeypatch.setattr(build, "missing_packages", list)
         monkeypatch.setattr(build, "download", lambda packages, folder: folder.mkdir())
         kit = tmp_path / "kit"
-        build.build(kit, "9.0", before="HEAD")
-        assert made == [("source", "9.0"), ("before", "9.0")]
-        assert (kit / "before" / "densesiam" / "_cuda.abi3.so").exists()
+        there = tmp_path / "there"
+        there.mkdir()
+        (there / "_cuda.abi3.so").write_bytes(b"then")
+        for folder, asked, text in ((None, ["9.0", "9.0"], b"now"), (there, ["9.0"], b"then")):
+            made.clear()
+            build.build(kit, "9.0", before=("HEAD", folder))
+            assert made == asked
+            assert (kit / "built" / "_cuda.abi3.so").read_bytes() == b"now"
+            assert (kit / "before" / "densesiam" / "_cuda.abi3.so").read_bytes() == text
         assert (kit / "before" / "tools" / "gpu_kit" / "launches.py").exists()
         assert not (kit / "before" / "docs" / "images").exists()
         head = build.git("rev-parse", "HEAD").strip()

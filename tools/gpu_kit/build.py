@@ -58,13 +58,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--before", metavar="COMMIT", help="also carry the kernels of that commit, to time both"
     )
+    parser.add_argument(
+        "--before-built", type=Path, help="folder of that commit's libraries, unbuilt here"
+    )
     options = parser.parse_args(arguments)
-    build(options.output, options.architectures, options.built, options.before)
+    before = (options.before, options.before_built) if options.before else None
+    build(options.output, options.architectures, options.built, before)
     return 0
 
 
 def build(
-    output: Path, architectures: str, built: Path | None = None, before: str | None = None
+    output: Path,
+    architectures: str,
+    built: Path | None = None,
+    before: tuple[str, Path | None] | None = None,
 ) -> None:
     """Make the kit in a folder, which is emptied first.
 
@@ -72,7 +79,7 @@ def build(
         output: the folder.
         architectures: a TORCH_CUDA_ARCH_LIST.
         built: folder of the libraries; None to build them from the kit's own sources.
-        before: commit whose kernels are timed beside these; None for none.
+        before: commit whose kernels are timed beside these, and its ``built``; None for none.
     """
     shutil.rmtree(output, ignore_errors=True)
     for path in sources():
@@ -82,13 +89,12 @@ def build(
     shutil.copy(HERE / "run.py", output)
     (output / "README.md").write_text(README)
     (output / "built").mkdir()
-    if built is None:
-        build_libraries(output / "source", output / "built", architectures)
-    else:
-        take_libraries(built, output / "built")
+    put_libraries(output / "source", output / "built", architectures, built)
+    commit = None
     if before is not None:
-        before = sources_of(before, output / "before")
-        build_libraries(output / "before", output / "before" / "densesiam", architectures)
+        commit = sources_of(before[0], output / "before")
+        package = output / "before" / "densesiam"
+        put_libraries(output / "before", package, architectures, before[1])
     missing = missing_packages()
     download(missing, output / "wheels")
     import torch
@@ -100,7 +106,7 @@ def build(
         "commit": git("describe", "--always", "--dirty", "--exclude=*").strip(),
         "built_with": f"torch {torch.__version__}, Python {sys.version.split()[0]}",
         "architectures": architectures,
-        "before": before,
+        "before": commit,
         "wheels": missing,
     }
     (output / "kit.json").write_text(json.dumps(described, indent=1) + "\n")
@@ -157,8 +163,18 @@ def sources_of(commit: str, folder: Path) -> str:
     return name
 
 
-def build_libraries(source: Path, target: Path, architectures: str) -> None:
-    """Build from those sources, elsewhere, and take what was built."""
+def put_libraries(source: Path, target: Path, architectures: str, built: Path | None) -> None:
+    """Put the libraries of those sources into a folder.
+
+    Args:
+        source: the sources.
+        target: the folder.
+        architectures: a TORCH_CUDA_ARCH_LIST.
+        built: folder that has them; None to build them, elsewhere.
+    """
+    if built is not None:
+        take_libraries(built, target)
+        return
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         compile_libraries(Path(folder), architectures)
