@@ -69,7 +69,7 @@ bench-full: $(VENV)/built
 	$(BIN)/python -m benchmarks report $(RESULTS)/results.json --into docs/benchmarks.md
 
 gpu-kit: $(VENV)/built
-	$(BIN)/python -m tools.gpu_kit build
+	$(BIN)/python -m tools.gpu_kit build $(if $(BEFORE),--before $(BEFORE))
 
 gpu-rehearsal: gpu-kit
 	$(BIN)/python -m tools.gpu_kit rehearse
