@@ -152,9 +152,9 @@ class Need(NamedTuple):
     load: bool
 
 
-Event = tuple[Need, int, int, bool]
-"""What a warp executed, the sectors or wavefronts of it, those that are new to its block, and
-whether any of these comes from memory itself."""
+Event = tuple[Need, int, int, bool, int]
+"""What a warp executed, the sectors or wavefronts of it, those that are new to its block, whether
+any of these comes from memory itself, and the turns of sectors in the first cache's banks."""
 Traces = list[list[list[Event]]]
 """By block and warp."""
 
@@ -257,7 +257,7 @@ def warp_traces(program: Program, steps: Sequence[Step], blocks: int, most: int 
         executed = needs[step.address]
         active = step.warps[places].tolist()
         if step.cost is None:
-            event = (executed, 0, 0, False)
+            event = (executed, 0, 0, False, 0)
             for warp, runs in zip(warps, active, strict=True):
                 if runs:
                     warp.append(event)
@@ -265,9 +265,10 @@ def warp_traces(program: Program, steps: Sequence[Step], blocks: int, most: int 
         cost = step.cost[places].tolist()
         fresh = cost if step.fresh is None else step.fresh[places].tolist()
         far = [0] * len(places) if step.far is None else step.far[places].tolist()
+        turns = cost if step.turns is None else step.turns[places].tolist()
         for n, warp in enumerate(warps):
             if active[n]:
-                warp.append((executed, cost[n], fresh[n], far[n] > 0))
+                warp.append((executed, cost[n], fresh[n], far[n] > 0, turns[n]))
     return [warps[n : n + each_block] for n in range(0, len(warps), each_block)]
 
 
@@ -377,7 +378,7 @@ class _Simulation:
                         order += 1
                 finish(block, max(popped, at))
                 continue
-            (unit, reads, writes, load), cost, fresh, far = trace[place]
+            (unit, reads, writes, load), cost, fresh, far, turns = trace[place]
             for register in reads:
                 if register in ready and ready[register] > at:
                     at = ready[register]
@@ -412,8 +413,9 @@ class _Simulation:
                 done = lsu_free + processor.latency[unit] - 1
             elif unit == "global" and cost:
                 begin = max(at, lsu_free)
-                lsu_free = begin + max(1, cost / 4)
-                self.busy["shared"] += max(1, cost / 4)
+                taken = max(1, cost / 4, turns)
+                lsu_free = begin + taken
+                self.busy["shared"] += taken
                 done = lsu_free + processor.l1
                 if fresh:
                     l2_free = max(l2_free, lsu_free) + fresh * 32 / processor.l2_bytes

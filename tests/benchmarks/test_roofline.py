@@ -244,9 +244,9 @@ def program(*lines, registers=32, shared=0):
     return Program("lines", 90, code, registers, shared)
 
 
-def cycles(code, warps, times=1, cost=0, fresh=0):
+def cycles(code, warps, times=1, cost=0, fresh=0, turns=0):
     """Cycles of one block whose warps execute the lines so often."""
-    trace = [(need(each), cost, fresh, fresh > 0) for each in code.instructions] * times
+    trace = [(need(each), cost, fresh, fresh > 0, turns) for each in code.instructions] * times
     launch = Launch((1, 1, 1), (32 * warps, 1, 1), b"")
     timing = simulate(code, launch, [[trace] * warps], H100)
     return timing.microseconds * H100.clock * 1e3
@@ -269,6 +269,12 @@ def test_conflicts_take_turns():
     assert cycles(code, warps=8, times=10, cost=32) == pytest.approx(8 * 10 * 32, abs=96)
 
 
+def test_global_accesses_take_turns_in_the_banks_of_the_first_cache():
+    code = program("STG.E [R2.64], R4")
+    assert cycles(code, warps=8, times=20, cost=4, turns=1) < 8 * 20 * 3
+    assert cycles(code, warps=8, times=20, cost=4, turns=8) == pytest.approx(8 * 20 * 8, rel=0.1)
+
+
 def test_a_load_that_is_waited_for_takes_the_latency_of_memory():
     code = program("LDG.E R0, [R2.64]", "FADD R1, R0, R0")
     assert cycles(code, warps=1, cost=4, fresh=4) == pytest.approx(H100.dram, abs=64)
@@ -278,7 +284,7 @@ def test_what_blocks_far_apart_share_is_read_from_memory_once():
     """Of 66,000 blocks 4 were run, and read 64 sectors each that none of the others read."""
     code = program("LDG.E.128 R4, [R2.64]", "FADD R1, R4, R4")
     load, use = map(need, code.instructions)
-    trace = [(load, 16, 16, True), (use, 0, 0, False)] * 4
+    trace = [(load, 16, 16, True, 4), (use, 0, 0, False, 0)] * 4
     launch = Launch((66000, 1, 1), (32, 1, 1), b"")
     counts = Counts(blocks=4, block_sectors=256, loaded=256)
     samples = {ARCHITECTURE: [roofline.Sample(code, launch, counts, [[trace]] * 4)]}

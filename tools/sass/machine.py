@@ -112,6 +112,7 @@ class Step:
         cost: sectors or wavefronts of each of them, for an access to memory.
         fresh: sectors that their block had not touched before.
         far: those of them that no 64-byte line touched before brought along.
+        turns: that an access to global memory takes in the banks of the first cache.
     """
 
     address: int
@@ -119,6 +120,7 @@ class Step:
     cost: Array | None
     fresh: Array | None
     far: Array | None
+    turns: Array | None = None
 
 
 class Machine:
@@ -307,10 +309,13 @@ class _Run:
                 self.cost: Array | None = None
                 self.fresh: Array | None = None
                 self.far: Array | None = None
+                self.turns: Array | None = None
                 warps = self.warp_mask
                 goes_on = self.code[at]()
                 if self.steps is not None:
-                    step = Step(instruction.address, warps, self.cost, self.fresh, self.far)
+                    step = Step(
+                        instruction.address, warps, self.cost, self.fresh, self.far, self.turns
+                    )
                     self.steps.append(step)
                 if goes_on is False:
                     break
@@ -1083,20 +1088,13 @@ class _Run:
             warp = np.repeat(np.arange(self.warps), each)
             self.fresh = np.bincount(warp[new], minlength=self.warps)
             self.far = np.bincount(warp[unseen], minlength=self.warps)
+            self.turns = self.bank_turns(at, active, width).reshape(self.warps, -1).sum(1)
         return touched
 
     def count_shared(self, i: Instruction, at: Array, active: Array, width: int) -> None:
-        """Count one access: lanes are served in groups of 128 bytes, a bank one word at a time."""
+        """Count one access."""
         counts = self.counts
-        group_lanes = LANES if width <= 4 else LANES * 4 // width
-        words = max(width // 4, 1)
-        group = np.arange(self.threads) // group_lanes
-        word = at[:, None] // 4 + np.arange(words)
-        key = (group[:, None].astype(np.int64) << 40 | word)[active].reshape(-1)
-        key = np.unique(key)
-        groups = self.threads // group_lanes
-        place = (key >> 40) * BANKS + (key & 0xFFFFFFFFFF) % BANKS
-        load = np.bincount(place, minlength=groups * BANKS).reshape(groups, BANKS).max(1)
+        load = self.bank_turns(at, active, width)
         per_warp = load.reshape(self.warps, -1).sum(1)
         ideal = (load > 0).reshape(self.warps, -1).sum(1)
         counts.wavefronts[i.address] += int(per_warp.sum())
@@ -1105,6 +1103,19 @@ class _Run:
             worst = float((per_warp[ideal > 0] / ideal[ideal > 0]).max())
             counts.worst[i.address] = max(worst, counts.worst.get(i.address, 0.0))
         self.cost = per_warp
+
+    def bank_turns(self, at: Array, active: Array, width: int) -> Array:
+        """Turns of an access, by group: 128 bytes' lanes at once, a bank one word at a time."""
+        group_lanes = LANES if width <= 4 else LANES * 4 // width
+        words = max(width // 4, 1)
+        group = np.arange(self.threads) // group_lanes
+        first = int(at[active].min()) // (4 * BANKS) * (4 * BANKS)  # addresses have 47 bits
+        word = (at[:, None] - first) // 4 + np.arange(words)
+        key = (group[:, None].astype(np.int64) << 40 | word)[active].reshape(-1)
+        key = np.unique(key)
+        groups = self.threads // group_lanes
+        place = (key >> 40) * BANKS + (key & 0xFFFFFFFFFF) % BANKS
+        return np.bincount(place, minlength=groups * BANKS).reshape(groups, BANKS).max(1)
 
     def op_ldg(self, i: Instruction, where: Array | None) -> None:
         target, source = i.operands[0], next(o for o in i.operands if o.kind == "mem")

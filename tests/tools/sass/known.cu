@@ -44,3 +44,6 @@ extern "C" __global__ void halves(const int* in, int* out) {
 extern "C" __global__ void strided(const float* in, float* out) {
   out[blockIdx.x * 32 + threadIdx.x] = in[2 * (blockIdx.x * 32 + threadIdx.x)];
 }
+
+// Each lane's word is in the bank of the first one's.
+extern "C" __global__ void one_bank(float* out) { out[threadIdx.x * 32] = 1; }

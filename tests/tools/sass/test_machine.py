@@ -110,6 +110,19 @@ def test_some_blocks_stand_for_all():
     assert len(steps) == len(part.issued)
 
 
+def test_global_accesses_take_turns_in_banks():
+    """As in shared memory: every second word is in half of the banks, every 32nd in one."""
+    values, out = np.zeros(64, np.float32), np.zeros(1024, np.float32)
+    for kernel, arrays, turns in (("strided", (values, out), [2, 1]), ("one_bank", (out,), [32])):
+        pointers = struct.pack(f"<{len(arrays)}Q", *(array.ctypes.data for array in arrays))
+        launch = Launch((1, 1, 1), (32, 1, 1), pointers)
+        program = read_program(compiled(KNOWN), kernel)
+        _, steps = Machine(program, dry=True).run(launch, [0], trace=True)
+        assert [step.turns.tolist() for step in steps if step.turns is not None] == [
+            [each] for each in turns
+        ]
+
+
 def test_what_is_no_memory_is_an_error():
     with pytest.raises(RuntimeError, match="which is no memory here"):
         run("strided", 16, 0, 16, 0)
