@@ -97,9 +97,10 @@ _LATENCY: dict[str, float] = {
 }
 _LATENCY |= {"shared": 29, "shuffle": 24, "tensor": 33, "constant": 8, "special": 20}
 
+# The H100's clock is measured (docs/benchmarks.md), the others' are the boost clocks of documents.
 PROCESSORS = {
     "sm_80": Processor("A100 80GB SXM", 1.41, 164 << 10, 32, _CYCLES_80, 8, _LATENCY, 38, 262, 560),
-    "sm_90": Processor("H100 SXM", 1.755, 228 << 10, 32, _CYCLES_90, 6.4, _LATENCY, 40, 281, 690),
+    "sm_90": Processor("H100 SXM", 1.98, 228 << 10, 32, _CYCLES_90, 6.4, _LATENCY, 40, 281, 690),
     "sm_100": Processor("B200 SXM", 1.83, 228 << 10, 32, _CYCLES_90, 6.4, _LATENCY, 40, 295, 860),
 }
 
