@@ -976,6 +976,22 @@ class TestCommit:
         assert results.rows[0].called_milliseconds["cuda"].median == 1.5
         assert results.rows[0].faster("cuda", "eager") == 1
 
+    def test_of_single_steps_there_is_as_much_as_they_told(
+        self, brought_back, tmp_path, capsys, monkeypatch
+    ):
+        from benchmarks import report as benchmarks_report
+        from benchmarks import roofline
+
+        for number in (1, 2, 3):
+            (brought_back / f"{number}-{STAGES[number]}.json").unlink()
+        assert commit.main([str(brought_back), "--results", str(tmp_path)]) == 0
+        path = tmp_path / "nvidia-example-80gb" / "results.json"
+        measured = roofline.read_measured(path)
+        assert (measured.device, measured.results.rows) == ("NVIDIA Example 80GB", [])
+        assert [launch["nanoseconds"] for launch in measured.launches] == [2000.0]
+        arguments = [str(path), "--html", str(tmp_path / "page.html")]
+        assert benchmarks_report.main(arguments) == 0
+
     def test_a_rehearsal_is_not_kept(self, brought_back, tmp_path):
         path = brought_back / "1-uses.json"
         path.write_text(path.read_text().replace("NVIDIA Example", "stand-in"))

@@ -68,7 +68,9 @@ def read(folder: Path) -> dict[int, dict[str, Any]]:
 def condensed(stages: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """One result of the benchmarks, with everything else beside it."""
     rows: dict[tuple, dict[str, Any]] = {}
-    merged: dict[str, Any] = {"machine": {}, "command": "python -m tools.gpu_kit", "rows": []}
+    subject = next(iter(stages.values()))["subject"]
+    machine = {"device": subject["gpu"], "torch": subject["torch"]}  # all that is known for certain
+    merged: dict[str, Any] = {"machine": machine, "command": "python -m tools.gpu_kit", "rows": []}
     for step in stages.get(3, {}).get("steps", {}).values():
         data = step.get("data") or {}
         merged["machine"] |= data.get("machine", {})
