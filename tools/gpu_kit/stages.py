@@ -463,7 +463,7 @@ STEPS: dict[int, list[Step]] = {
         Step("README's loop", 90, use("train")),
         Step("benchmarks --quick", 240, use("benchmarks")),
         *(
-            Step(name, 150, run, together="sweep", rank=0)
+            Step(name, 4 * 60, run, together="sweep", rank=0)
             for name, run in {
                 "fit, predict, export": command_line((*FIT, "32-true"), PREDICT, EXPORT),
                 "fit in float16": command_line((*FIT, "16-mixed")),
