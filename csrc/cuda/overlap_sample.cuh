@@ -166,7 +166,7 @@ struct alignas(2 * sizeof(A)) Place {
   int low;
   A weight;
 
-  DENSESIAM_HD Place() = default;
+  Place() = default;
   DENSESIAM_HD Place(const Tap<A>& tap)
       : low(tap.low), weight(tap.low == tap.high ? A(0) : tap.weight) {}
   DENSESIAM_HD bool reaches(int pixel) const { return low + int(weight != A(0)) >= pixel; }
@@ -222,9 +222,10 @@ struct FoundTaps {
   FoundCells<A, C> rows, columns;
 
   static std::size_t bytes(const OverlapSampleShape&) { return 0; }
-  __device__ __forceinline__ FoundTaps(const Box4<C>& box, const OverlapSampleShape& shape)
-      : rows{box.y1, box.y2, shape.rows, shape.height},
-        columns{box.x1, box.x2, shape.columns, shape.width} {}
+  __device__ __forceinline__ FoundTaps(const Box4<C>& box, const OverlapSampleShape& shape) {
+    rows = {box.y1, box.y2, shape.rows, shape.height};
+    columns = {box.x1, box.x2, shape.columns, shape.width};
+  }
 };
 
 // They find them together, in shared memory.
