@@ -97,7 +97,7 @@ def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
     """How the names of its kernels begin."""
     kind = f"{names.direct}, float"
     return [
-        f"overlap_sample_{names.layout}<{kind}>",
+        f"overlap_sample_{names.layout}<SharedTaps, {kind}>",
         f"overlap_sample_backward_{names.layout}<SharedTaps, {kind}>",
     ]
 

@@ -14,12 +14,12 @@
 // through a few planes with the same coordinates. Pixels (channels_last): one thread on N
 // neighbouring channels, 16 bytes where alignment allows.
 //
-// The grid is separable. A thread of the backward walks down a column of pixels, and the rows of
+// The grid is separable, and a thread walks down a column. Forward, of cells: it interpolates each
+// row of pixels along x once, for all cells that read it. Backward, of pixels, and the rows of
 // cells beside it: it sums each of these along x once, and the sum counts for the two rows of
-// pixels that the cells touch. So a cell is loaded twice and not four times, a thread finds its
-// cells once, and a pixel that no cell touches costs its store. The blocks first write the places
-// of all rows and columns of cells to shared memory; where these do not fit, each thread finds them
-// anew.
+// pixels that the cells touch. So little is loaded twice, a thread finds its columns once, and a
+// pixel that no cell touches costs its store. The blocks first write the places of all rows and
+// columns of cells to shared memory; where these do not fit, each thread finds them anew.
 //
 // C is the type of coordinates, and of the boxes: double where the features are.
 #pragma once
@@ -39,8 +39,7 @@ struct OverlapSampleShape {
   DENSESIAM_HD unsigned cells() const { return unsigned(rows) * unsigned(columns); }
 };
 
-constexpr int kChannels = 8;  // planes of a thread that share one coordinate computation
-constexpr int kPlanes = 4;    // the same backward
+constexpr int kPlanes = 4;  // of a thread, which share one coordinate computation
 
 template <class C>
 DENSESIAM_HD Box4<C> load_box(const C* boxes, unsigned b) {
@@ -48,116 +47,28 @@ DENSESIAM_HD Box4<C> load_box(const C* boxes, unsigned b) {
   return {load(box), load(box + 1), load(box + 2), load(box + 3)};
 }
 
-// One thread of a planar kernel: one position of at most N planes of one image.
-template <unsigned N>
+// One thread of a planar kernel: one position of at most kPlanes planes of one image.
 struct PlanarItem {
   unsigned position, channels;  // the position; planes, 0 for a thread beyond the image
   std::int64_t plane;           // index of the first plane in the tensor
   unsigned b;
 
   __device__ __forceinline__ PlanarItem(const OverlapSampleShape& shape, unsigned positions) {
-    const unsigned groups = (shape.channels + N - 1) / N;
+    const unsigned groups = (shape.channels + kPlanes - 1) / kPlanes;
     const unsigned blocks = (positions * groups + kThreads - 1) / kThreads;
     const unsigned item = blockIdx.x % blocks * kThreads + threadIdx.x;
-    const unsigned first = item / positions * N;
+    const unsigned first = item / positions * kPlanes;
     position = item % positions;
     b = blockIdx.x / blocks;
     const unsigned left = first < shape.channels ? shape.channels - first : 0;
-    channels = left < N ? left : N;
+    channels = left < kPlanes ? left : kPlanes;
     plane = std::int64_t(b) * shape.channels + first;
   }
 
   static std::uint64_t count(const OverlapSampleShape& shape, std::uint64_t positions) {
-    return divide_up(positions * divide_up(shape.channels, N), kThreads) * shape.batch;
+    return divide_up(positions * divide_up(shape.channels, kPlanes), kThreads) * shape.batch;
   }
 };
-
-template <class T, class C>
-__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
-    overlap_sample_planar(const T* __restrict__ features,  // [B, C, H, W]
-                          const C* __restrict__ boxes,     // [B, 4]
-                          T* __restrict__ out,             // [B, C, Kh, Kw]
-                          OverlapSampleShape shape) {
-  using A = Accumulate<T>;
-  const PlanarItem<kChannels> item(shape, shape.cells());
-  if (item.channels == 0) return;
-  const int i = int(item.position / unsigned(shape.columns));
-  const int j = int(item.position % unsigned(shape.columns));
-  const Box4<C> box = load_box(boxes, item.b);
-  const Tap<A> y = cell_tap<A>(box.y1, box.y2, i, shape.rows, shape.height);
-  const Tap<A> x = cell_tap<A>(box.x1, box.x2, j, shape.columns, shape.width);
-  const bool finite = is_finite(box);
-  const T* plane = features + item.plane * shape.map();
-  const unsigned low = unsigned(y.low) * unsigned(shape.width);
-  const unsigned high = unsigned(y.high) * unsigned(shape.width);
-  T* target = out + item.plane * shape.cells() + item.position;
-#pragma unroll
-  for (unsigned c = 0; c < kChannels; ++c) {
-    if (c >= item.channels) break;
-    const A left =
-        mix<A>(to_float(load(plane + low + x.low)), to_float(load(plane + high + x.low)), y.weight);
-    const A right = mix<A>(to_float(load(plane + low + x.high)),
-                           to_float(load(plane + high + x.high)), y.weight);
-    const A value = mix<A>(left, right, x.weight);
-    store(target, from_float<T>(finite ? value : A(NAN)));
-    plane += shape.map(), target += shape.cells();
-  }
-}
-
-// One block of a channels_last kernel: each thread has N channels at one position of one image.
-template <int N>
-struct PixelsBlock {
-  unsigned position, channel, b;
-  bool inside;
-
-  __device__ __forceinline__ PixelsBlock(const OverlapSampleShape& shape, unsigned positions) {
-    const unsigned packs = shape.channels / N;
-    const unsigned tiles = (positions * packs + kThreads - 1) / kThreads;
-    const unsigned item = blockIdx.x % tiles * kThreads + threadIdx.x;
-    b = blockIdx.x / tiles;
-    position = item / packs;
-    channel = item % packs * N;
-    inside = position < positions;
-  }
-
-  static std::uint64_t count(const OverlapSampleShape& shape, std::uint64_t positions) {
-    return divide_up(positions * (shape.channels / N), kThreads) * shape.batch;
-  }
-};
-
-template <int N, class T, class C>
-__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
-    overlap_sample_pixels(const T* __restrict__ features,  // [B, C, H, W]
-                          const C* __restrict__ boxes,     // [B, 4]
-                          T* __restrict__ out,             // [B, C, Kh, Kw]
-                          OverlapSampleShape shape) {
-  using A = Accumulate<T>;
-  const PixelsBlock<N> block(shape, shape.cells());
-  if (!block.inside) return;
-  const int i = int(block.position / unsigned(shape.columns));
-  const int j = int(block.position % unsigned(shape.columns));
-  const Box4<C> box = load_box(boxes, block.b);
-  const Tap<A> y = cell_tap<A>(box.y1, box.y2, i, shape.rows, shape.height);
-  const Tap<A> x = cell_tap<A>(box.x1, box.x2, j, shape.columns, shape.width);
-  const bool finite = is_finite(box);
-  const T* image = features + std::int64_t(block.b) * shape.map() * shape.channels + block.channel;
-  const auto at = [&](int row, int column) {
-    return load<N>(image +
-                   (unsigned(row) * unsigned(shape.width) + unsigned(column)) * shape.channels);
-  };
-  const auto low_left = at(y.low, x.low), low_right = at(y.low, x.high);
-  const auto high_left = at(y.high, x.low), high_right = at(y.high, x.high);
-  Pack<T, N> result;
-#pragma unroll
-  for (int k = 0; k < N; ++k) {
-    const A left = mix<A>(to_float(low_left.values[k]), to_float(high_left.values[k]), y.weight);
-    const A right = mix<A>(to_float(low_right.values[k]), to_float(high_right.values[k]), y.weight);
-    const A value = mix<A>(left, right, x.weight);
-    result.values[k] = from_float<T>(finite ? value : A(NAN));
-  }
-  const std::int64_t cell = std::int64_t(block.b) * shape.cells() + block.position;
-  store<N>(out + cell * shape.channels + block.channel, result);
-}
 
 // A tap in few bytes: a sample has 1 - weight of pixel `low` and weight of the next, if that is not
 // 0.
@@ -222,7 +133,7 @@ struct FoundTaps {
   FoundCells<A, C> rows, columns;
 
   static std::size_t bytes(const OverlapSampleShape&) { return 0; }
-  __device__ __forceinline__ FoundTaps(const Box4<C>& box, const OverlapSampleShape& shape) {
+  __device__ FoundTaps(const Box4<C>& box, const OverlapSampleShape& shape) {
     rows = {box.y1, box.y2, shape.rows, shape.height};
     columns = {box.x1, box.x2, shape.columns, shape.width};
   }
@@ -249,29 +160,29 @@ struct SharedTaps {
   }
 };
 
-// Where threads of the backward work: in one column of kRows pixels or a few less.
-constexpr unsigned kRows = 20;
+// Where a thread works: a column of a map or a grid, or a part of it.
+constexpr unsigned kRows = 20;  // at the most
 
-struct ColumnOfPixels {
-  int x, first, last;  // and the rows, both included
+struct Column {
+  int x, first, last;  // and its rows, both included
 
-  static DENSESIAM_HD unsigned parts(const OverlapSampleShape& shape) {
-    return (unsigned(shape.height) + kRows - 1) / kRows;
+  static DENSESIAM_HD unsigned parts(int height, unsigned most) {
+    return (unsigned(height) + most - 1) / most;
   }
   // How many there are: neighbours first, then those below.
-  static DENSESIAM_HD unsigned count(const OverlapSampleShape& shape) {
-    return unsigned(shape.width) * parts(shape);
+  static DENSESIAM_HD unsigned count(int height, int width, unsigned most = kRows) {
+    return unsigned(width) * parts(height, most);
   }
-  __device__ __forceinline__ ColumnOfPixels(const OverlapSampleShape& shape, unsigned number) {
-    const unsigned each = (unsigned(shape.height) + parts(shape) - 1) / parts(shape);
-    const unsigned begin = number / unsigned(shape.width) * each, end = begin + each;
-    x = int(number % unsigned(shape.width));
+  __device__ __forceinline__ Column(unsigned number, int height, int width, unsigned most = kRows) {
+    const unsigned each = (unsigned(height) + parts(height, most) - 1) / parts(height, most);
+    const unsigned begin = number / unsigned(width) * each, end = begin + each;
+    x = int(number % unsigned(width));
     first = int(begin);
-    last = (end < unsigned(shape.height) ? int(end) : shape.height) - 1;
+    last = (end < unsigned(height) ? int(end) : height) - 1;
   }
 };
 
-// One block of the channels_last backward: each thread has N channels at one position of one image,
+// One block of a channels_last kernel: each thread has N channels at one position of one image,
 // and the block as few channels as fill its warps, for positions share cells.
 template <int N>
 struct TileBlock {
@@ -340,13 +251,107 @@ struct Neighbours {
   }
 };
 
+// Walks down a column of cells, in the order of their pixels. A row of pixels is interpolated along
+// x once, for all cells that read it. `source` and `target` are the first pixel and the first cell.
+template <class Taps, class Channels, class T, class A>
+__device__ __forceinline__ void sample_column(const Taps& taps, bool finite, const Tap<A>& x,
+                                              const Channels& channels, const T* source, T* target,
+                                              const Column& cells,
+                                              const OverlapSampleShape& shape) {
+  constexpr int N = Channels::N;
+  const unsigned row_of_pixels = unsigned(shape.width) * channels.between;
+  const unsigned row_of_cells = unsigned(shape.columns) * channels.between;
+  const T* right = source + unsigned(x.high) * channels.between;
+  source += unsigned(x.low) * channels.between;
+  const auto read_row = [&](int y, A(&values)[N]) {
+    const auto a = channels.read(source + unsigned(y) * row_of_pixels, shape.map());
+    const auto b = channels.read(right + unsigned(y) * row_of_pixels, shape.map());
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      values[n] = mix<A>(to_float(a.values[n]), to_float(b.values[n]), x.weight);
+    }
+  };
+  const bool mirrored = taps.rows.mirrored();
+  const unsigned down = mirrored ? 0 - row_of_cells : row_of_cells;
+  unsigned row = unsigned(mirrored ? shape.rows - 1 - cells.first : cells.first) * row_of_cells;
+  target += unsigned(cells.x) * channels.between;
+  A low[N] = {}, high[N] = {};
+  int low_y = -1, high_y = -1;  // the rows that these are
+#pragma unroll 1
+  for (int number = cells.first; number <= cells.last; ++number, row += down) {
+    const Place<A> y = taps.rows[number];
+    if (y.low != low_y) {
+      if (y.low == high_y) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) low[n] = high[n];
+      } else {
+        read_row(y.low, low);
+      }
+      low_y = y.low;
+    }
+    if (y.weight != A(0) && y.low + 1 != high_y) read_row(high_y = y.low + 1, high);
+    A values[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const A value = y.weight != A(0) ? mix<A>(low[n], high[n], y.weight) : low[n];
+      values[n] = finite ? value : A(NAN);
+    }
+    channels.write(target + row, shape.cells(), values);
+  }
+}
+
+// Rows of cells that a thread walks down. Those of a coarse grid have no row of pixels in common:
+// enough that finding their places is little beside them.
+DENSESIAM_HD unsigned rows_together(const OverlapSampleShape& shape) {
+  return shape.rows < shape.height / 2 ? 4 : kRows;
+}
+
+template <template <class, class> class Taps, class T, class C>
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : Taps<Accumulate<T>, C>::kBlocks)
+    overlap_sample_planar(const T* __restrict__ features,  // [B, C, H, W]
+                          const C* __restrict__ boxes,     // [B, 4]
+                          T* __restrict__ out,             // [B, C, Kh, Kw]
+                          OverlapSampleShape shape) {
+  using A = Accumulate<T>;
+  const unsigned most = rows_together(shape);
+  const PlanarItem item(shape, Column::count(shape.rows, shape.columns, most));
+  const Box4<C> box = load_box(boxes, item.b);
+  const Taps<A, C> taps(box, shape);
+  if (item.channels == 0) return;
+  const Column cells(item.position, shape.rows, shape.columns, most);
+  const Tap<A> x = cell_tap<A>(box.x1, box.x2, cells.x, shape.columns, shape.width);
+  sample_column(taps, is_finite(box), x, Planes<kPlanes, T>{item.channels},
+                features + item.plane * shape.map(), out + item.plane * shape.cells(), cells,
+                shape);
+}
+
+template <template <class, class> class Taps, int N, class T, class C>
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : Taps<Accumulate<T>, C>::kBlocks)
+    overlap_sample_pixels(const T* __restrict__ features,  // [B, C, H, W]
+                          const C* __restrict__ boxes,     // [B, 4]
+                          T* __restrict__ out,             // [B, C, Kh, Kw]
+                          OverlapSampleShape shape) {
+  using A = Accumulate<T>;
+  const unsigned most = rows_together(shape);
+  const TileBlock<N> block(shape, Column::count(shape.rows, shape.columns, most));
+  const Box4<C> box = load_box(boxes, block.b);
+  const Taps<A, C> taps(box, shape);
+  if (!block.inside) return;
+  const Column cells(block.position, shape.rows, shape.columns, most);
+  const Tap<A> x = cell_tap<A>(box.x1, box.x2, cells.x, shape.columns, shape.width);
+  const std::int64_t image = std::int64_t(block.b) * shape.channels;
+  sample_column(taps, is_finite(box), x, Neighbours<N, T>{shape.channels},
+                features + image * shape.map() + block.channel,
+                out + image * shape.cells() + block.channel, cells, shape);
+}
+
 // Walks down a column of pixels. Each row of cells is summed along x once, and counts for the two
 // rows of pixels that it touches: the one at hand and the next. `source` and `target` are the first
 // cell and the first pixel.
 template <class Taps, class Channels, class T>
 __device__ __forceinline__ void gather_column(const Taps& taps, bool finite,
                                               const Channels& channels, const T* source, T* target,
-                                              const ColumnOfPixels& pixels,
+                                              const Column& pixels,
                                               const OverlapSampleShape& shape) {
   using A = Accumulate<T>;
   constexpr int N = Channels::N;
@@ -436,13 +441,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : Taps<Accumulate
                                    const C* __restrict__ boxes,  // [B, 4]
                                    T* __restrict__ out,          // [B, C, H, W]
                                    OverlapSampleShape shape) {
-  const PlanarItem<kPlanes> item(shape, ColumnOfPixels::count(shape));
+  const PlanarItem item(shape, Column::count(shape.height, shape.width));
   const Box4<C> box = load_box(boxes, item.b);
   const Taps<Accumulate<T>, C> taps(box, shape);
   if (item.channels == 0) return;
   gather_column(taps, is_finite(box), Planes<kPlanes, T>{item.channels},
                 grad + item.plane * shape.cells(), out + item.plane * shape.map(),
-                ColumnOfPixels(shape, item.position), shape);
+                Column(item.position, shape.height, shape.width), shape);
 }
 
 template <template <class, class> class Taps, int N, class T, class C>
@@ -453,29 +458,48 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1
                                    const C* __restrict__ boxes,  // [B, 4]
                                    T* __restrict__ out,          // [B, C, H, W]
                                    OverlapSampleShape shape) {
-  const TileBlock<N> block(shape, ColumnOfPixels::count(shape));
+  const TileBlock<N> block(shape, Column::count(shape.height, shape.width));
   const Box4<C> box = load_box(boxes, block.b);
   const Taps<Accumulate<T>, C> taps(box, shape);
   if (!block.inside) return;
   const std::int64_t image = std::int64_t(block.b) * shape.channels;
   gather_column(taps, is_finite(box), Neighbours<N, T>{shape.channels},
                 grad + image * shape.cells() + block.channel,
-                out + image * shape.map() + block.channel, ColumnOfPixels(shape, block.position),
-                shape);
+                out + image * shape.map() + block.channel,
+                Column(block.position, shape.height, shape.width), shape);
+}
+
+// Whether the places of a grid fit a block's shared memory.
+template <class T, class C>
+bool taps_fit(const OverlapSampleShape& shape) {
+  return SharedTaps<Accumulate<T>, C>::bytes(shape) <= (48 << 10);  // that every block may have
+}
+
+template <template <class, class> class Taps, class T, class C, class Stream>
+void launch_overlap_sample_with(const T* features, const C* boxes, T* out,
+                                const OverlapSampleShape& shape, bool channels_last,
+                                Stream stream) {
+  const auto run = [&](auto kernel, std::uint64_t blocks) {
+    launch(kernel, dim3(unsigned(blocks)), dim3(kThreads), Taps<Accumulate<T>, C>::bytes(shape),
+           stream, features, boxes, out, shape);
+  };
+  const unsigned columns = Column::count(shape.rows, shape.columns, rows_together(shape));
+  if (!channels_last) {
+    run(overlap_sample_planar<Taps, T, C>, PlanarItem::count(shape, columns));
+  } else if (packs_align<T>(shape.channels, features, out)) {
+    run(overlap_sample_pixels<Taps, kPack<T>, T, C>, TileBlock<kPack<T>>::count(shape, columns));
+  } else {
+    run(overlap_sample_pixels<Taps, 1, T, C>, TileBlock<1>::count(shape, columns));
+  }
 }
 
 template <class T, class C, class Stream>
 void launch_overlap_sample(const T* features, const C* boxes, T* out,
                            const OverlapSampleShape& shape, bool channels_last, Stream stream) {
-  const auto run = [&](auto kernel, std::uint64_t blocks) {
-    launch(kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, features, boxes, out, shape);
-  };
-  if (!channels_last) {
-    run(overlap_sample_planar<T, C>, PlanarItem<kChannels>::count(shape, shape.cells()));
-  } else if (packs_align<T>(shape.channels, features, out)) {
-    run(overlap_sample_pixels<kPack<T>, T, C>, PixelsBlock<kPack<T>>::count(shape, shape.cells()));
+  if (taps_fit<T, C>(shape)) {
+    launch_overlap_sample_with<SharedTaps>(features, boxes, out, shape, channels_last, stream);
   } else {
-    run(overlap_sample_pixels<1, T, C>, PixelsBlock<1>::count(shape, shape.cells()));
+    launch_overlap_sample_with<FoundTaps>(features, boxes, out, shape, channels_last, stream);
   }
 }
 
@@ -487,9 +511,9 @@ void launch_overlap_sample_backward_with(const T* grad, const C* boxes, T* out,
     launch(kernel, dim3(unsigned(blocks)), dim3(kThreads), Taps<Accumulate<T>, C>::bytes(shape),
            stream, grad, boxes, out, shape);
   };
-  const unsigned columns = ColumnOfPixels::count(shape);
+  const unsigned columns = Column::count(shape.height, shape.width);
   if (!channels_last) {
-    run(overlap_sample_backward_planar<Taps, T, C>, PlanarItem<kPlanes>::count(shape, columns));
+    run(overlap_sample_backward_planar<Taps, T, C>, PlanarItem::count(shape, columns));
   } else if (packs_align<T>(shape.channels, grad, out)) {
     run(overlap_sample_backward_pixels<Taps, kPack<T>, T, C>,
         TileBlock<kPack<T>>::count(shape, columns));
@@ -502,8 +526,7 @@ template <class T, class C, class Stream>
 void launch_overlap_sample_backward(const T* grad, const C* boxes, T* out,
                                     const OverlapSampleShape& shape, bool channels_last,
                                     Stream stream) {
-  constexpr std::size_t most = 48 << 10;  // bytes that every block may have
-  if (SharedTaps<Accumulate<T>, C>::bytes(shape) <= most) {
+  if (taps_fit<T, C>(shape)) {
     launch_overlap_sample_backward_with<SharedTaps>(grad, boxes, out, shape, channels_last, stream);
   } else {
     launch_overlap_sample_backward_with<FoundTaps>(grad, boxes, out, shape, channels_last, stream);
