@@ -173,7 +173,8 @@ class Rois {
 
   template <class C>
   static std::int64_t length(const RoiAxis<C>& axis) {
-    return std::int64_t(std::min(std::fabs(axis.cell) * C(axis.cells) + C(1), C(axis.extent)));
+    // In this order of a box that scales to NaN it is the extent.
+    return std::int64_t(std::min(C(axis.extent), std::fabs(axis.cell) * C(axis.cells) + C(1)));
   }
 
   template <class Body>
