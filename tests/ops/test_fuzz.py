@@ -8,7 +8,8 @@ from densesiam.ops import _backends
 from densesiam.ops._operations import OPERATIONS
 from tests.ops import fuzz
 
-CASES, SEED = 1000, 0
+CASES = {"cpu": 1000, "emulator": 500}
+SEED = 0
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
@@ -16,13 +17,14 @@ def test_every_operation_has_a_generator(op):
     assert op in fuzz.GENERATORS, f"tests/ops/fuzz.py has no generator for {op}"
 
 
+@pytest.mark.parametrize("backend", CASES)
 @pytest.mark.parametrize("op", fuzz.GENERATORS)
-def test_random_calls_are_right(op):
-    if _backends.missing("cpu") is not None:
+def test_random_calls_are_right(op, backend):
+    if backend == "cpu" and _backends.missing("cpu") is not None:
         pytest.skip("the CPU kernels were not built")
-    print(f"{CASES} cases from seed {SEED}")
-    with fuzz.running_on("cpu"):
-        wrong = fuzz.fuzz(op, CASES, SEED, "cpu")
+    print(f"{CASES[backend]} cases from seed {SEED}")
+    with fuzz.running_on(backend):
+        wrong = fuzz.fuzz(op, CASES[backend], SEED, backend)
     assert not wrong, "\n".join(wrong)
 
 
