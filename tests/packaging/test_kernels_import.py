@@ -43,6 +43,7 @@ def test_kernels_import(install: str, tmp_path: Path) -> None:
     stranger.touch()
 
     environment = os.environ | {"PATH": str(python.parent)}  # no compiler: a quick build
+    environment.pop("PYTHONPATH", None)  # the caller's may hold another densesiam
     options = INSTALLS[install]
     if options is not None:
         pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
