@@ -147,6 +147,7 @@ std::tuple<Tensor, Tensor> region_pool_backward(const Tensor& grad, std::optiona
           launch(region_pool_features<kRegions, kLast, decltype(g_packs)::value,
                                       decltype(l_packs)::value, T>,
                  dim3(blocks), dim3(kThreads), 0, stream, grad_map, l_map, data<A>(kept), shape,
+                 reads_packs(map_of<kLast, T>(grad_features)),
                  mutable_map_of<kLast, T>(grad_features));
         });
       }

@@ -171,7 +171,7 @@ struct Part {
         write(place(item), held[i]);
       }
     } else {
-#pragma unroll 2
+#pragma unroll 1
       for (unsigned item = threadIdx.x; item < kItems; item += kThreads) {
         const Place at = place(item);
         write(at, read(b, row0 + at.row, pixel0 + at.pixel));
@@ -384,13 +384,13 @@ __global__ void __launch_bounds__(kThreads)
 constexpr int kTile = 64;  // pixels and channels of a block of region_pool_features
 
 // Regions: as many of a pixel's masks are held at once; where there are more, each tile of channels
-// takes them again.
+// takes them again. wide: whether `out` can be written in 16-byte packs.
 template <int Regions, bool ChannelsLast, bool GradPacks, bool Packs, class T>
 __global__ void __launch_bounds__(kThreads, kTogether<32, T>)
-    region_pool_features(Map<false, const Accumulate<T>> grad,        // [B, N, C]
-                         Map<ChannelsLast, const T> logits,           // [B, N, P]
-                         const Accumulate<T>* __restrict__ log_sum,   // [B, P]
-                         RegionShape shape, Map<ChannelsLast, T> out  // [B, C, P]
+    region_pool_features(Map<false, const Accumulate<T>> grad,                   // [B, N, C]
+                         Map<ChannelsLast, const T> logits,                      // [B, N, P]
+                         const Accumulate<T>* __restrict__ log_sum,              // [B, P]
+                         RegionShape shape, bool wide, Map<ChannelsLast, T> out  // [B, C, P]
     ) {
   using A = Accumulate<T>;
   using Tiles = Product<T, kTile, kTile>;
@@ -445,14 +445,36 @@ __global__ void __launch_bounds__(kThreads, kTogether<32, T>)
       }
       __syncthreads();
     }
-    const unsigned first = here(pixel0);
-    product.visit([&](unsigned row, unsigned column, A sum) {
-      const unsigned channel = channel0 + (ChannelsLast ? column : row);
-      const unsigned pixel = first + (ChannelsLast ? row : column);
-      if (channel < shape.channels && pixel < shape.pixels) {
-        store(out.at(b, channel, pixel), from_float<T>(sum));
+    // Through the gradients' memory, some rows at a time: lanes hold single numbers of many rows.
+    constexpr int width = kPack<T>, line = kTile + 8,
+                  rows = kTile * stride * sizeof(A) / (line * sizeof(T));
+    constexpr int some = rows < kTile ? rows : kTile;
+    static_assert(kTile % some == 0 && kTile * width % some == 0);
+    T* const staged = reinterpret_cast<T*>(gradients);
+#pragma unroll 1
+    for (unsigned row0 = 0; row0 < kTile; row0 += some) {
+      product.visit([&](unsigned row, unsigned column, A sum) {
+        if (row / some * some == row0) staged[row % some * line + column] = from_float<T>(sum);
+      });
+      __syncthreads();
+      for (unsigned item = threadIdx.x; item < some * kTile / width; item += kThreads) {
+        const unsigned row = item / (kTile / width), column = item % (kTile / width) * width;
+        const unsigned channel = channel0 + (ChannelsLast ? column : row0 + row);
+        const unsigned pixel = pixel0 + (ChannelsLast ? row0 + row : column);
+        if (!out.has(channel, pixel)) continue;
+        const auto pack = *reinterpret_cast<const Pack<T, width>*>(staged + row * line + column);
+        if (wide) {
+          store<width>(out.at(b, channel, pixel), pack);
+        } else {
+#pragma unroll
+          for (unsigned w = 0; w < width; ++w) {
+            const unsigned c = channel + (ChannelsLast ? w : 0), p = pixel + (ChannelsLast ? 0 : w);
+            if (out.has(c, p)) store(out.at(b, c, p), pack.values[w]);
+          }
+        }
       }
-    });
+      __syncthreads();
+    }
   }
 }
 

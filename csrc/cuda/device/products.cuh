@@ -141,8 +141,8 @@ struct SplitFloat {
 
 // On tensor cores. Numbers that came from half types are held by tf32 exactly. Split: others, as
 // the sum of two; a b = high high + high low + low high, and what is left out is 2^-22 of it. That
-// is no product of infinities, of NaN and of what rounds to infinity: add_exceptional() is for
-// those.
+// is no product of infinities, of NaN, of what rounds to infinity or nearly vanishes:
+// add_exceptional() is for those.
 template <int Rows, int Columns, bool Split>
 struct TensorProduct {
   using A = float;
@@ -165,15 +165,18 @@ struct TensorProduct {
   static __device__ __forceinline__ float operand(float value) {
     return Split ? value : round_to_tf32(value);
   }
+  // Splits lose nothing from 2^-113 on: below, tf32 has too few places for the lower half.
   static __device__ __forceinline__ bool is_exceptional(float value) {
-    return Split && !(std::fabs(value) < 0x1p127f);
+    const float size = std::fabs(value);
+    return Split && !(size < 0x1p127f && (size >= 0x1p-113f || size == 0.0f));
   }
   template <int StrideA = kStride<float>, int StrideB = kStride<float>>
   __device__ __forceinline__ void add(const float* a, const float* b) {
     const int warp = threadIdx.x / kLanes, g = threadIdx.x % kLanes / 4, t = threadIdx.x % 4;
     const float* a_rows = a + (warp % kRowWarps * 32 + g) * StrideA + t;
     const float* b_rows = b + (warp / kRowWarps * kN * 8 + g) * StrideB + t;
-#pragma unroll(kM* kN < 16 ? 2 : 1)  // as registers allow
+    [[maybe_unused]] constexpr int ahead = kM * kN * (Split ? 2 : 1) < 16 ? 2 : 1;  // registers
+#pragma unroll ahead
     for (int k = 0; k < kDepth<float>; k += 8) {
       float x[kM][4], x_low[kM][4];
 #pragma unroll
