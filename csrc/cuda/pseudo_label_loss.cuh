@@ -50,7 +50,8 @@ struct LabelSums {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       const int channel = int(first + n / width * step) + n % width;
-      chosen = target.offer_next(t[n], channel) ? x[n] : chosen;
+      target.offer_next(t[n], channel);
+      chosen = target.index == channel ? x[n] : chosen;  // the first one too, whatever its target
     }
   }
   // The same of logits that are the targets: the first that equals the largest. With NaN among them

@@ -389,7 +389,8 @@ def softmax(x: Tensor, dtype: torch.dtype, error: Tensor | float = 0, kept: bool
 class Loss:
     """Of every pixel (B, P), with its error; its derivative (B, C, P), with that of it.
 
-    `size` is that of the largest step to the loss.
+    `size` is that of the largest step to the loss. `factor` (B, P) is of the derivative, and may
+    be multiplied by what it is given before the rest is.
     """
 
     value: Tensor
@@ -397,6 +398,7 @@ class Loss:
     slope: Tensor
     slope_error: Tensor
     size: Tensor
+    factor: Tensor | None = None
 
 
 def cosine(p: Tensor, z: Tensor, dtype: torch.dtype, p_off: Tensor, z_off: Tensor) -> Loss:
@@ -510,6 +512,8 @@ def reduced(
     slope_wrong += lost * (numbers(slope).abs() + slope_error) + faint
     # Steps of the product may be in any order.
     steps = torch.maximum(numbers(upstream).abs(), numbers(gradient).abs())
+    if loss.factor is not None:
+        steps = torch.maximum(steps, numbers(upstream * loss.factor.unsqueeze(1)).abs())
     return [
         Right(result, wrong, step.expand_as(result)),
         Right(gradient, slope_wrong.nan_to_num(0, posinf=torch.inf), steps.expand_as(gradient)),
@@ -784,7 +788,8 @@ class PseudoLabelLoss:
         error = (unit * (1 + 3 * below) * factor).nan_to_num(0)
         size = numbers(below)
         slope_error = kept.error + 3 * unit * (kept.value.nan_to_num(0) + 1)
-        raw = Loss(value.detach(), error, slope, slope_error * factor.unsqueeze(1), size)
+        slope_error *= factor.unsqueeze(1)
+        raw = Loss(value.detach(), error, slope, slope_error, size, factor)
         return reduced(raw, weight, reduction, cotangent, dtype)
 
 

@@ -121,6 +121,21 @@ class TestPseudoLabelLoss(OpSuite):
         # Losses of up to 8, weights of up to the number of pixels.
         assert_close(losses[finite], expected[finite], terms=classes + 3, rms=8 * 32)
 
+    @pytest.mark.parametrize("classes", [1, 5, 8, 130])
+    def test_targets_of_minus_infinity_choose_the_first_class(
+        self, backend, device, layout, classes
+    ):
+        m = Maker(torch.float32, layout, device)
+        logits, targets = m.features(1, classes, 4, 8), m.features(1, classes, 4, 8)
+        targets[..., 0] = -torch.inf
+        targets[:, : classes // 2, :, 1] = -torch.inf
+        targets[:, classes // 2 + 1 :, :, 2] = -torch.inf
+        losses = ops.pseudo_label_loss(logits, targets, reduction="none")
+        expected = reference.pseudo_label_loss(logits, targets, reduction="none")
+        chosen = logits.log_softmax(1)[:, 0, :, 0]
+        assert_close(expected[..., 0], -chosen, terms=classes + 3, rms=8)
+        assert_close(losses, expected, terms=classes + 3, rms=8)  # losses of up to 8
+
     @pytest.mark.parametrize("rebalance", ["none", "frequency", "inverse"])
     @pytest.mark.parametrize("reduction", ["mean", "none"])
     def test_an_image_of_weight_zero_counts_nowhere(self, backend, device, rebalance, reduction):
