@@ -70,7 +70,9 @@ def cell_tap(start, end, cell, count, extent, COORDINATE: tl.constexpr, ACCUMULA
     weight = (coordinate - first).to(ACCUMULATE)  # which may round it to 0 or 1
     second = tl.where(weight == 0, first, first + 1)
     first = tl.where(weight == 1, second, first)
-    return first, second, tl.where(first == second, 0.5, weight)
+    # The same as `first == second`, which Triton 3.6 cannot compile for some maps of one column.
+    one_pixel = (weight == 0) | (weight == 1)
+    return first, second, tl.where(one_pixel, 0.5, weight)
 
 
 @triton.jit

@@ -80,6 +80,8 @@ WITHOUT_COMPILER = (
 INTERPRETED = ("numpy<2.3",)
 """What the interpreter of the oldest Triton needs."""
 TRITON = ("tests/ops/test_label_map.py", "tests/ops/test_pixel_similarity.py", "-k", "triton")
+COMPILED = ("tests/kernels/test_small.py",)
+"""Of the kernels, what the compiler of the oldest Triton has refused."""
 SETTINGS = {
     "ATen default": {"ATEN_CPU_CAPABILITY": "default"},
     "ATen avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
@@ -263,6 +265,8 @@ def actions(
     steps[name] = suite(name, {}, workers, WITHOUT_COMPILER if wheel else words)
     if wheel:
         steps["Triton"] = suite("Triton", {}, workers, TRITON)
+    if lowest:
+        steps["Triton"] = suite("Triton", {}, workers, COMPILED)
     if "settings" in combination.parts:
         steps |= {
             name: suite(name, variables, workers, words) for name, variables in SETTINGS.items()

@@ -85,7 +85,7 @@ class _Target:
 
 
 @contextmanager
-def _catching_launches(arch: int) -> Iterator[list[tuple[str, Any]]]:
+def catching_launches(arch: int) -> Iterator[list[tuple[str, Any]]]:
     """Compile what is launched inside the block, and collect it instead of running it."""
     caught: list[tuple[str, Any]] = []
     run = JITFunction.run
@@ -115,7 +115,7 @@ def compile_kernels(variant: Variant) -> list[Compiled]:
         return stored.movedim(-1, 1)
 
     compiled = {}
-    with _catching_launches(variant.arch) as caught, ExitStack() as patches:
+    with catching_launches(variant.arch) as caught, ExitStack() as patches:
         if variant.wide:
             patches.enter_context(
                 mock.patch.object(_triton.load_module("launch"), "LARGEST_IMAGE", 0)
