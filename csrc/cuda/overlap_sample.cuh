@@ -301,8 +301,10 @@ __device__ __forceinline__ void sample_column(const Taps& taps, bool finite, con
 }
 
 // Rows of cells that a thread walks down. Those of a coarse grid have no row of pixels in common:
-// enough that finding their places is little beside them.
-DENSESIAM_HD unsigned rows_together(const OverlapSampleShape& shape) {
+// enough that finding their places is little beside them. In a narrow plane the lanes of a warp go
+// on to the next rows, or they would write to many planes at once.
+DENSESIAM_HD unsigned rows_together(const OverlapSampleShape& shape, bool channels_last) {
+  if (!channels_last && shape.columns < int(kLanes)) return 1;
   return shape.rows < shape.height / 2 ? 4 : kRows;
 }
 
@@ -313,7 +315,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : Taps<Accumulate
                           T* __restrict__ out,             // [B, C, Kh, Kw]
                           OverlapSampleShape shape) {
   using A = Accumulate<T>;
-  const unsigned most = rows_together(shape);
+  const unsigned most = rows_together(shape, false);
   const PlanarItem item(shape, Column::count(shape.rows, shape.columns, most));
   const Box4<C> box = load_box(boxes, item.b);
   const Taps<A, C> taps(box, shape);
@@ -332,7 +334,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : Taps<Accumulate
                           T* __restrict__ out,             // [B, C, Kh, Kw]
                           OverlapSampleShape shape) {
   using A = Accumulate<T>;
-  const unsigned most = rows_together(shape);
+  const unsigned most = rows_together(shape, true);
   const TileBlock<N> block(shape, Column::count(shape.rows, shape.columns, most));
   const Box4<C> box = load_box(boxes, block.b);
   const Taps<A, C> taps(box, shape);
@@ -483,7 +485,8 @@ void launch_overlap_sample_with(const T* features, const C* boxes, T* out,
     launch(kernel, dim3(unsigned(blocks)), dim3(kThreads), Taps<Accumulate<T>, C>::bytes(shape),
            stream, features, boxes, out, shape);
   };
-  const unsigned columns = Column::count(shape.rows, shape.columns, rows_together(shape));
+  const unsigned columns =
+      Column::count(shape.rows, shape.columns, rows_together(shape, channels_last));
   if (!channels_last) {
     run(overlap_sample_planar<Taps, T, C>, PlanarItem::count(shape, columns));
   } else if (packs_align<T>(shape.channels, features, out)) {
