@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,15 @@ ROOT = Path(__file__).parents[3]
 ELSEWHERE = ("errors", "opcheck", "compile", "names_values_out_of_range")
 
 
-def run_suite(library: Path | None, environment: dict[str, str]) -> str:
+def run_suite(
+    library: Path | None, environment: dict[str, str], without: Sequence[str] = ELSEWHERE
+) -> str:
     """Run tests/ops on the backend ``cpu``, and tests/csrc/cpu/test_kernels.py.
 
     Args:
         library: in place of the installed one, if any.
         environment: variables to add.
+        without: words in the names of tests that are left out.
 
     Returns:
         What pytest printed.
@@ -36,7 +40,7 @@ def run_suite(library: Path | None, environment: dict[str, str]) -> str:
         AssertionError: a test fails, none runs, or the process dies.
     """
     command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "-p", __name__]
-    command += ["-m", "not slow", "-k", " and not ".join(["cpu", *ELSEWHERE]), "-x"]
+    command += ["-m", "not slow", "-k", " and not ".join(["cpu", *without]), "-x"]
     command += [] if library is None else [f"--cpu-library={library}"]
     done = subprocess.run(
         [*command, "tests/ops", "tests/csrc/cpu/test_kernels.py"],
