@@ -195,16 +195,15 @@ def multiplies(name: str) -> bool:
     """Whether a kernel promises its products to tensor cores."""
     if name.startswith(f"{TRITON}region_pool."):  # consumer GPUs have none for float64
         return not re.search(r"_log_sum|_add_parts|float64", name)
-    return bool(re.match(r"region_pool_", name) and re.search(r"__half|__nv_bfloat16", name))
+    return name.startswith("region_pool_") and "double" not in name
 
 
 def reads_packs(name: str) -> bool:
     """Whether a kernel is the variant for aligned inputs."""
     source = r"(Planar|Pixels)Source<\w+, [248]>|SampledSource<\w+, [248],"
     direct = r"^((overlap_sample|roi_align)\w*_pixels|label_map_pixels)<(\w+Taps, )?[248],"
-    return bool(re.search(source, name) or re.match(direct, name) or "<true, " in name) or bool(
-        re.match(r"region_pool_\w+<\d+, true", name)
-    )
+    pooled = r"^region_pool_\w+<\d+, \w+, true"  # regions, channels last, packs of features
+    return bool(re.search(f"{source}|{direct}|{pooled}", name)) or "count_pairs<true, " in name
 
 
 def regressions(now: dict[str, dict[str, Kernel]], before: dict) -> list[str]:

@@ -539,8 +539,8 @@ __global__ void __launch_bounds__(kThreads,
       }
       multiply<stride, stride>(product, vote, gradients, values);
     }
-    constexpr int rows =
-        sizeof(T) * Regions <= 64 ? Regions : 128 / int(sizeof(T));  // as registers allow
+    constexpr int most = LogitPacks ? 128 / int(sizeof(T)) : 16;  // as registers allow
+    constexpr int rows = Regions < most ? Regions : most;
     const A* kept = log_sum + std::int64_t(b) * shape.pixels + here(pixel0);
     Part<rows, columns, LogitPacks, false, line, ChannelsLast, T> logit_part{logits, {}};
     logit_part.fetch(b, region0, pixel0);

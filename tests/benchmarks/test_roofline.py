@@ -62,9 +62,6 @@ EXCEPTIONS = {
         "sectors": "neighbours in rows of 7 to 80 pixels: sectors hold more than what is touched",
         "conflict": "taps of a row of pixels: as many as the box has columns there",
     },
-    ("overlap_sample", "channels_last"): {
-        "sectors": "neighbouring blocks read the same corners, which the second cache has",
-    },
     ("pixel_similarity", "27", "float16"): {
         "sectors": "two float32 statistics beside 54 half elements, and the ends of tiles",
     },
@@ -76,7 +73,6 @@ EXCEPTIONS = {
         "clears": "labels are counted by adding to memory",
     },
     ("region_pool",): {
-        "conflict": "packs of half types are spread over a tile of float32: docs/benchmarks.md",
         "sectors": "every tile of channels reads the logits anew, and the parts are written",
     },
 }

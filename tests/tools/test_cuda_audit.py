@@ -23,7 +23,8 @@ def test_library_keeps_its_promises(capsys):
         ("sum_parts<float>", audit.Kernel(float_atomics=1), "1 floating-point atomics"),
         ("label_map_pixels<4, float>", audit.Kernel(), "no 16-byte loads"),
         ("label_pixels_planar<PlanarSource<__half, 8> >", audit.Kernel(), "no 16-byte loads"),
-        ("region_pool_forward<32, false, false, __half>", audit.Kernel(), "no tensor-core"),
+        ("region_pool_logits<32, true, true, false, double>", audit.Kernel(), "no 16-byte loads"),
+        ("region_pool_forward<32, true, false, false, float>", audit.Kernel(), "no tensor-core"),
         ("triton region_pool._forward<27 regions, float32>", audit.Kernel(), "no tensor-core"),
         ("triton label_map._forward<float32>", audit.Kernel(bfloat16=1), "1 kinds of arithmetic"),
         ("triton label_map._forward<float32>", audit.Kernel(shared=102400), "102400 bytes of sh"),
@@ -35,6 +36,8 @@ def test_rules_can_be_broken(name, kernel, message):
 
 def test_unaligned_variants_need_no_wide_loads():
     assert audit.broken_rules("sm_90", "label_map_pixels<1, float>", audit.Kernel()) == []
+    unaligned = "region_pool_forward<32, true, false, false, double>"
+    assert audit.broken_rules("sm_90", unaligned, audit.Kernel()) == []
 
 
 def test_regressions_are_found():
