@@ -937,7 +937,11 @@ class _Run:
     def op_hmma(self, i: Instruction, where: Array | None) -> None:
         target, a, b, c = i.operands
         if i.modifiers[:2] == ("1688", "F32") and "TF32" in i.modifiers:
-            left, right = self.tiles(a, 4, F32), self.tiles(b, 2, F32)
+            # Of each number the 19 bits of tf32 are read; the compiler counts on it.
+            left, right = (
+                [(tile & ~U32(0x1FFF)).view(F32) for tile in self.tiles(operand, count, U32)]
+                for operand, count in ((a, 4), (b, 2))
+            )
             rows = np.empty((self.warps, 16, 8), F32)
             rows[:, :8, :4], rows[:, 8:, :4] = left[0], left[1]
             rows[:, :8, 4:], rows[:, 8:, 4:] = left[2], left[3]
