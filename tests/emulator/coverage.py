@@ -22,8 +22,8 @@ from tests.emulator.build import BUILD, ROOT, build_emulator
 # The suite's other tests call the same kernels with the same cases.
 TESTS = [
     *("tests/ops", "tests/csrc/cuda/test_kernels.py", "-k"),
-    "emulator and (matches_reference or strided or empty or first_nan)"
-    " or dropped or counts or refused or whole_packs or shared_memory",
+    "emulator and (matches_reference or strided or empty or first_nan or exceptional)"
+    " or dropped or counts or refused or whole_packs or shared_memory or several_steps",
 ]
 FOLDER = "csrc/cuda/"
 # How all kernels reach memory and are launched: not their own code.

@@ -11,7 +11,7 @@ from densesiam import ops, reference
 from densesiam.ops._operations import OPERATIONS
 from tests.emulator import ORDERS, emulated, traced
 from tests.ops.suite import LAYOUTS, Maker
-from tests.tolerance import assert_close
+from tests.tolerance import assert_close, assert_within, tolerance
 from tests.untouched import untouched
 
 
@@ -323,3 +323,27 @@ def test_division_without_a_slow_path_rounds_correctly():
             q = fma(fma(-counts, q, a), r, q)
             q = fma(fma(-counts, q, a), r, q)
             assert np.array_equal(q, a / counts)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("regions", [24, 40])
+def test_region_pool_of_so_many_images_that_blocks_take_several_steps(regions, dtype, layout):
+    # 400 images fill a GPU with one block each: it walks over all pixels, and 40 channels are more
+    # than a step of the gradients holds.
+    make = Maker(dtype, layout, "cpu")
+    args = [make.features(400, 40, 5, 8), make.features(400, regions, 5, 8)]
+
+    def results(function, args):
+        leaves = [each.detach().requires_grad_() for each in args]
+        value = function(*leaves)
+        return [value, *torch.autograd.grad(value.sin().sum(), leaves)]
+
+    with emulated():
+        found = results(ops.region_pool, args)
+    wanted = results(reference.region_pool, [each.double() for each in args])
+    for actual, expected in zip(found, wanted, strict=True):
+        # tf32 rounds masks and gradients of half types to 11 bits, as float16 has.
+        rms = expected.abs().max()
+        allowed = tolerance(2 * (40 + regions + 40), rms, dtype)
+        assert_within(actual, expected, allowed.expand_as(expected))
