@@ -70,8 +70,10 @@ def cell_tap(start, end, cell, count, extent, COORDINATE: tl.constexpr, ACCUMULA
     weight = (coordinate - first).to(ACCUMULATE)  # which may round it to 0 or 1
     second = tl.where(weight == 0, first, first + 1)
     first = tl.where(weight == 1, second, first)
-    # The same as `first == second`, which Triton 3.6 cannot compile for some maps of one column.
-    one_pixel = (weight == 0) | (weight == 1)
+    if COORDINATE.is_fp64():  # the same, and Triton 3.6 compiles it for maps of one column as well
+        one_pixel = (weight == 0) | (weight == 1)
+    else:
+        one_pixel = first == second
     return first, second, tl.where(one_pixel, 0.5, weight)
 
 
