@@ -70,7 +70,9 @@ def cell_tap(start, end, cell, count, extent, COORDINATE: tl.constexpr, ACCUMULA
     weight = (coordinate - first).to(ACCUMULATE)  # which may round it to 0 or 1
     second = tl.where(weight == 0, first, first + 1)
     first = tl.where(weight == 1, second, first)
-    if COORDINATE.is_fp64():  # the same, and Triton 3.6 compiles it for maps of one column as well
+    # The same twice: Triton 3.6 compiles the former alone for maps of one column in float64, and
+    # 3.8 spills for it in float32.
+    if COORDINATE.is_fp64():  # noqa: SIM108  # decided at compile time, as above
         one_pixel = (weight == 0) | (weight == 1)
     else:
         one_pixel = first == second
