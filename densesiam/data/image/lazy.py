@@ -17,6 +17,7 @@ MARGIN = 1.5
 """Pixels of the decoded image in a pixel that is read, at least, where it was reduced."""
 
 _REDUCTIONS = (8, 4, 2)
+_PIXEL = 4  # bytes, in which Pillow holds red, green and blue
 
 
 class Part(NamedTuple):
@@ -57,6 +58,8 @@ class LazyImage:
         self._upright = upright
         self._orientation = 1
         self._whole: Image.Image | None = None
+        self._reductions: dict[int, tuple[Image.Image, float, float]] = {}
+        self._told = 0
         size = Patience.read(path, "image", self._look)
         if size is None:
             self._whole = read_image(path, upright=upright)
@@ -73,6 +76,15 @@ class LazyImage:
     def height(self) -> int:
         """In pixels."""
         return self.size[1]
+
+    def grown(self) -> int:
+        """Bytes of what it has decoded since this was asked last; it decodes nothing twice."""
+        decoded = [image for image, _, _ in self._reductions.values()]
+        if self._whole is not None:
+            decoded.append(self._whole)
+        held = sum(_PIXEL * image.width * image.height for image in decoded)
+        grown, self._told = held - self._told, held
+        return grown
 
     def decode(self) -> Image.Image:
         """The whole image at its own size, as by `read_image`."""
@@ -94,9 +106,11 @@ class LazyImage:
         reduction = next((r for r in _REDUCTIONS if r * MARGIN <= finest), 1)
         if reduction == 1 or decode == "full" or self._whole is not None:
             return [resample(self.decode(), *part) for part in parts]
-        image, left, top = Patience.read(
-            self.path, "image", lambda path: self._reduced(path, reduction)
-        )
+        if reduction not in self._reductions:
+            self._reductions[reduction] = Patience.read(
+                self.path, "image", lambda path: self._reduced(path, reduction)
+            )
+        image, left, top = self._reductions[reduction]
         shift = (left, top, left, top)
         read = []
         for part in parts:

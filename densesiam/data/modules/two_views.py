@@ -19,6 +19,9 @@ from densesiam.data.sets.labelled import LabelledFiles
 from densesiam.data.sets.unlabelled import ImageList
 from densesiam.data.views.paired import SegmentationViews, TwoCrops, Views
 
+_KEPT = 1 << 26
+"""Bytes of decoded training images that a process keeps, where that is all of them."""
+
 
 class TwoViewData(LoadingModule):
     """Two views of unlabelled images to train on.
@@ -46,10 +49,10 @@ class TwoViewData(LoadingModule):
         if self.train is None:
             raise ValueError('no training data: give data.train, a folder of images or "samples"')
         if self.train == "samples":
-            return SamplePhotos(self.views, self.seed)
+            return SamplePhotos(self.views, self.seed, _KEPT)
         if isinstance(self.train, ImageList):
-            return ImageFiles(self.train.paths, self.views, self.seed, self.errors)
-        return Images(self.train, self.views, self.seed, self.errors)
+            return ImageFiles(self.train.paths, self.views, self.seed, self.errors, _KEPT)
+        return Images(self.train, self.views, self.seed, self.errors, keep=_KEPT)
 
 
 class SegmentationData(TwoViewData, ScoringModule):

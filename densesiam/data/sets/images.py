@@ -35,6 +35,8 @@ class ImageFiles(Dataset[dict[str, Tensor]]):
         transform: makes the views.
         seed: the experiment's seed.
         errors: what to do about a file that cannot be read.
+        keep: bytes of decoded images to keep in memory, so that a set which takes no more is
+            decoded once in each process. Of one that takes more, none are kept.
 
     Raises:
         ImageReadError: (when asked for an item) an unreadable file, or no readable file at all.
@@ -46,11 +48,15 @@ class ImageFiles(Dataset[dict[str, Tensor]]):
         transform: Views,
         seed: int = 0,
         errors: Errors = "skip",
+        keep: int = 0,
     ) -> None:
         self.paths = list(paths)
         self.transform = transform
         self.seed = seed
         self.errors = errors
+        self._room = keep
+        # Views that want images may paint on what they are given.
+        self._kept: dict[int, LazyImage] | None = {} if keep and transform.lazy else None
         self._files = Substitutes(len(self.paths), self._read, errors)
 
     def __len__(self) -> int:
@@ -63,19 +69,29 @@ class ImageFiles(Dataset[dict[str, Tensor]]):
             raise IndexError(f"no image {draw.index} among {len(self)}")
         drawn = draw if self.transform.redrawn else Draw(draw.index)
 
-        def views(photo: LazyImage) -> dict[str, Tensor]:
+        def views(photo: LazyImage) -> tuple[dict[str, Tensor], LazyImage]:
             generator = seeded_generator(self.seed, drawn.epoch, drawn.repetition, drawn.index)
             image: Any = photo if self.transform.lazy else photo.decode()
             try:
-                return self.transform(image, generator)
+                return self.transform(image, generator), photo
             except ValueError as error:
                 raise ValueError(f"{photo.path}: {error}") from error
 
-        sample, index, skipped = self._files.find(draw, views)
+        (sample, photo), index, skipped = self._files.find(draw, views)
+        self._keep(index, photo)
         return {**sample, "index": torch.tensor(index), "skipped": torch.tensor(skipped)}
 
     def _read(self, index: int) -> LazyImage:
-        return LazyImage(self.paths[index])
+        kept = None if self._kept is None else self._kept.get(index)
+        return kept or LazyImage(self.paths[index])
+
+    def _keep(self, index: int, photo: LazyImage) -> None:
+        """Keep a photograph that was read; or none any more, if that is too much."""
+        if self._kept is not None:
+            self._kept[index] = photo
+            self._room -= photo.grown()
+            if self._room < 0:
+                self._kept = None
 
 
 class Images(ImageFiles):
@@ -87,6 +103,7 @@ class Images(ImageFiles):
         seed: the experiment's seed.
         errors: what to do about a file that cannot be read.
         names: text file that names the images to take; see `FolderImages`. None takes all.
+        keep: bytes of decoded images to keep, see `ImageFiles`.
 
     Raises:
         FileNotFoundError: the folder or the list does not exist, or the folder holds no image.
@@ -101,8 +118,9 @@ class Images(ImageFiles):
         seed: int = 0,
         errors: Errors = "skip",
         names: str | Path | None = None,
+        keep: int = 0,
     ) -> None:
-        super().__init__(FolderImages(root, names).paths, transform, seed, errors)
+        super().__init__(FolderImages(root, names).paths, transform, seed, errors, keep)
 
 
 class SamplePhotos(ImageFiles):
@@ -114,6 +132,7 @@ class SamplePhotos(ImageFiles):
     Args:
         transform: makes the views.
         seed: the experiment's seed.
+        keep: bytes of decoded images to keep, see `ImageFiles`.
 
     Raises:
         FileNotFoundError: one of the packages is missing, or without its pictures.
@@ -131,8 +150,8 @@ class SamplePhotos(ImageFiles):
         "flower",
     )
 
-    def __init__(self, transform: Views, seed: int = 0) -> None:
-        super().__init__(sample_paths(), transform, seed, errors="raise")
+    def __init__(self, transform: Views, seed: int = 0, keep: int = 0) -> None:
+        super().__init__(sample_paths(), transform, seed, errors="raise", keep=keep)
 
 
 _SAMPLES = (

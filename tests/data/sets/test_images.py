@@ -15,8 +15,11 @@ from densesiam.data import (
     PredictionImages,
     SamplePhotos,
     SegmentationViews,
+    read_image,
     sample_paths,
 )
+from densesiam.data.image import lazy
+from densesiam.data.image.lazy import LazyImage, Part
 from tests.data.support import noise, save_images
 
 VIEWS = SegmentationViews(16, 32, 32)
@@ -209,3 +212,67 @@ def test_prediction_images(folder):
 def test_a_list_of_files(tmp_path):
     noise(32, 32).save(tmp_path / "a.png")
     assert len(ImageFiles([tmp_path / "a.png"], VIEWS)) == 1
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_a_set_that_fits_is_decoded_once(tmp_path, monkeypatch, kind):
+    paths = [tmp_path / f"{i}.{kind}" for i in range(3)]
+    for i, path in enumerate(paths):
+        noise(64, 48, seed=i).save(path)
+    decoded = []
+
+    def counted(path, *, upright):
+        decoded.append(path)
+        return read_image(path, upright=upright)
+
+    monkeypatch.setattr(lazy, "read_image", counted)
+    draws = [Draw(i, epoch, 0) for epoch in range(3) for i in range(3)]
+    size = 64 * 48 * 4
+    # How many decodes; where two fit, the third one drops them.
+    for keep, expected in ((0, 9), (3 * size, 3), (2 * size, 9)):
+        decoded.clear()
+        data = ImageFiles(paths, VIEWS, keep=keep)
+        items = [data[draw] for draw in draws]
+        assert len(decoded) == expected
+        afresh = ImageFiles(paths, VIEWS)
+        assert all(same(item, afresh[draw]) for item, draw in zip(items, draws, strict=True))
+
+
+def test_reductions_are_kept_and_counted(tmp_path, monkeypatch):
+    noise(640, 480).save(tmp_path / "a.jpg")
+    photo = LazyImage(tmp_path / "a.jpg")
+    decoded, reduced = [], LazyImage._reduced
+
+    def counted(photo, path, reduction):
+        decoded.append(reduction)
+        return reduced(photo, path, reduction)
+
+    monkeypatch.setattr(LazyImage, "_reduced", counted)
+    assert photo.grown() == 0
+    parts = [Part((0, 0, 640, 480), size, False) for size in ((32, 40), (64, 80), (480, 640))]
+    sizes = (80 * 60 * 4, 160 * 120 * 4, 640 * 480 * 4)
+    for part, size in zip(parts, sizes, strict=True):
+        photo.read([part])
+        assert photo.grown() == size
+        photo.read([part])
+        assert photo.grown() == 0
+    assert decoded == [8, 4]
+
+
+def test_what_wants_images_gets_its_own(tmp_path):
+    """Such views may paint on them."""
+
+    class Painting(SegmentationViews):
+        lazy = False
+
+        def __call__(self, image, generator):
+            seen.append(image.getpixel((0, 0)))
+            image.paste((1, 2, 3), (0, 0, *image.size))
+            return super().__call__(image, generator)
+
+    seen = []
+    noise(64, 48).save(tmp_path / "a.png")
+    data = ImageFiles([tmp_path / "a.png"], Painting(16, 32, 32), keep=1 << 20)
+    for epoch in range(2):
+        data[Draw(0, epoch, 0)]
+    assert seen[0] == seen[1] != (1, 2, 3)
