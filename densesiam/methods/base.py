@@ -93,8 +93,14 @@ class Trained(L.LightningModule):
     # a scheduler, with a state to resume, is not needed.
 
     def on_train_start(self) -> None:
-        """Find out the highest learning rate and its schedule; see `plan`."""
+        """Find out the highest learning rate and its schedule; fold what is frozen.
+
+        See `plan` and `Encoder.fold`.
+        """
         self._peak_lr, self._schedule = self.plan()
+        for module in self.modules():
+            if isinstance(module, Encoder):
+                module.fold()  # until the trainer, in the end, moves the model back
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate of the step that is coming, and log it."""

@@ -3,7 +3,8 @@
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -22,6 +23,7 @@ from densesiam.models.backbone import (
     stage_maps,
     takes,
 )
+from densesiam.models.inference import fold_normalisation
 from densesiam.models.statistics import check_batch_statistics
 from densesiam.models.weights import (
     EFFICIENTNET_LITE0_BACKBONES,
@@ -187,6 +189,8 @@ class Encoder(nn.Module):
         self.backbone.requires_grad_(not self.frozen)
         if checkpoint_gradients and not self.frozen:
             enable_checkpoints(self.backbone, backbone)
+        # In a tuple, so that its weights count as no further parameters.
+        self._folded: tuple[nn.Module, ...] = ()
         self.to(memory_format=torch.channels_last)
         self.train()
 
@@ -216,8 +220,9 @@ class Encoder(nn.Module):
         # Convolutions compute in this layout on most devices; in the other they reorder every map.
         images = images.contiguous(memory_format=torch.channels_last)
         images = images * self.input_scale + self.input_shift
+        (backbone,) = self._folded or (self.backbone,)
         try:
-            stages = stage_maps(self.backbone, images)
+            stages = stage_maps(backbone, images)
         except (AssertionError, RuntimeError, ValueError):
             self._refuse(height, width)
             raise
@@ -268,6 +273,33 @@ class Encoder(nn.Module):
         if self.frozen:
             self.backbone.eval()
         return self
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Compute a frozen backbone with its normalisation folded into its convolutions.
+
+        Features change by rounding, the state dict stays. It holds until weights are loaded, or
+        moved to another device or type. A backbone that learns, or takes images of one size, stays
+        as it is. See `fold_normalisation`.
+        """
+        if not (self.frozen and self.any_size) or self._folded:
+            return
+        weight = next(self.backbone.parameters())
+        side = 2 * self.multiple
+        generator = torch.Generator().manual_seed(0)  # training's draws stay
+        images = torch.rand(1, 3, side, side, generator=generator).to(weight)
+        backbone = deepcopy(self.backbone)
+        with torch.autocast(weight.device.type, enabled=False):
+            if fold_normalisation(backbone, images):
+                self._folded = (backbone,)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        self._folded = ()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._folded = ()
+        super()._load_from_state_dict(*args)
 
     @property
     def stride(self) -> int:

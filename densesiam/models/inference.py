@@ -1,6 +1,6 @@
 """Trained networks made quicker where nothing is learned any more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ def fold_normalisation(network: nn.Module, images: Tensor) -> int:
     shows whether anything else reads what these convolutions give; then all stays as it was.
 
     Args:
-        network: in evaluation mode, with one tensor for its result.
+        network: in evaluation mode, with one tensor or a list of them for its result.
         images: that it takes, (B, 3, H, W).
 
     Returns:
@@ -62,7 +62,7 @@ def fold_normalisation(network: nn.Module, images: Tensor) -> int:
         _fold(pair.convolution, pair.norm)
         rest = pair.norm.act if isinstance(pair.norm, BatchNormAct2d) else nn.Identity()
         network.set_submodule(pair.name, rest)
-    if (network(images) - expected).abs().max() <= _ROUNDING * expected.abs().max():
+    if all(map(_equal_but_for_rounding, _tensors(network(images)), expected)):
         return len(pairs)
     for pair, (weight, bias) in zip(pairs, before, strict=True):
         pair.convolution.weight, pair.convolution.bias = weight, bias
@@ -87,7 +87,15 @@ def in_bfloat16(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
     return run
 
 
-def _run(network: nn.Module, images: Tensor) -> tuple[Tensor, list[_Pair]]:
+def _tensors(result: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [result] if isinstance(result, Tensor) else result
+
+
+def _equal_but_for_rounding(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= _ROUNDING * expected.abs().max())
+
+
+def _run(network: nn.Module, images: Tensor) -> tuple[Sequence[Tensor], list[_Pair]]:
     """The network's result, and what can be folded."""
     given: dict[int, tuple[nn.Module, Tensor]] = {}  # by the map's identity; held, so that it stays
     calls: dict[nn.Module, int] = {}
@@ -107,7 +115,7 @@ def _run(network: nn.Module, images: Tensor) -> tuple[Tensor, list[_Pair]]:
     }
     hooks = [module.register_forward_hook(see) for module in names]
     try:
-        result = network(images)
+        result = _tensors(network(images))
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,5 +1,6 @@
 """Trainings as a whole: optimisers, resuming, checkpoints, validation, several processes."""
 
+import copy
 import math
 
 import lightning as L
@@ -9,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningCLI
+from torch import nn
 from torch.utils.data import DataLoader
 
 from densesiam.evaluation import ClusterMetrics
@@ -154,6 +156,34 @@ def test_frozen_backbone_is_not_optimised():
     _, run = fit(model)
     assert [group["name"] for group in run.optimizers[0].param_groups] == ["other"]
     assert all(torch.equal(v, before[k]) for k, v in model.encoder.backbone.state_dict().items())
+
+
+def test_a_frozen_backbone_is_folded_while_it_trains():
+    model = tiny(backbone_lr_factor=0.0, lr=0.1)
+    norms = [m for m in model.encoder.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    state = copy.deepcopy(model.encoder.backbone.state_dict())
+    called = []
+    for norm in norms:
+        norm.register_forward_hook(lambda *_: called.append(1))
+    model.encoder(batch(4)["view1"])
+    assert len(called) == len(norms)
+    called.clear()
+    before_training = model.encoder.fold
+
+    def folded():
+        before_training()
+        called.clear()  # of finding out which are folded
+
+    model.encoder.fold = folded
+    fit(model)
+    assert not called
+    assert all(
+        torch.equal(value, state[name])
+        for name, value in model.encoder.backbone.state_dict().items()
+    )
+    model.eval()
+    model.encoder(batch(4)["view1"])
+    assert len(called) == len(norms)
 
 
 # RegionSim's start

@@ -108,3 +108,44 @@ def test_bfloat16_rounds_and_leaves_the_weights(backbone):
     # Each of twenty or so layers rounds its results to 8 bits.
     eps = torch.finfo(torch.bfloat16).eps
     assert_within(found, expected, 20 * eps * expected.std(), "logits")
+
+
+def frozen(**options):
+    encoder = trained(Encoder("test_resnet", strides=[8], channels=8, **options))
+    return encoder, torch.randn(2, 3, 64, 64, dtype=torch.float64)
+
+
+def test_a_frozen_backbone_is_folded_and_keeps_its_state():
+    encoder, images = frozen(backbone_lr_factor=0)
+    before, state = encoder(images), copy.deepcopy(encoder.state_dict())
+    draws = torch.get_rng_state()
+    encoder.fold()
+    assert torch.equal(torch.get_rng_state(), draws)
+    after = encoder(images)
+    assert not torch.equal(after, before)
+    assert_close(after, before, terms=10 * 300)
+    assert encoder.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+    assert torch.equal(encoder.to(images)(images), before)
+
+
+def test_a_folded_backbone_follows_its_weights():
+    encoder, images = frozen(backbone_lr_factor=0)
+    encoder.fold()
+    state = encoder.state_dict()
+    halved = {
+        name: value / 2 if name.endswith("weight") else value for name, value in state.items()
+    }
+    encoder.load_state_dict(halved)
+    other, _ = frozen(backbone_lr_factor=0)
+    other.load_state_dict(halved)
+    assert torch.equal(encoder(images), other(images))
+    encoder.fold()
+    assert torch.equal(encoder.float()(images.float()), other.float()(images.float()))
+
+
+def test_a_backbone_that_learns_is_not_folded():
+    encoder, images = frozen()
+    before = encoder(images)
+    encoder.fold()
+    assert torch.equal(encoder(images), before)
