@@ -5,7 +5,7 @@
 - The segmentation method with a ResNet-18 and its pyramid: ours, and the same with every operation
   as its composition in plain PyTorch.
 - What `densesiam fit` does with configs/folder.yaml, from files to the next weights: as it is, and
-  with photographs decoded whole, or in float32, or both, as it once was.
+  in float32; and with photographs decoded whole and the frozen backbone as it is, as it once was.
 
 Where the processor has bfloat16, ours are timed in it too.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from densesiam.data import ImageFiles, SegmentationViews
 from densesiam.data.image.lazy import Decode
 from densesiam.data.order.draws import Draw
 from densesiam.geometry import overlap_boxes
-from densesiam.methods import DenseSiamPretraining
+from densesiam.methods import DenseSiamPretraining, DenseSiamSegmentation
 from densesiam.ops._backends import missing
 from densesiam.training.precision import has_bfloat16
 
@@ -111,20 +110,23 @@ def _own() -> str:
 
 def fit(files: Sequence[Path]) -> dict[str, Any]:
     """Steps of folder.yaml's, of as many photographs as there are files, from the files on."""
-    model = predicting.network(files).train()
-    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), 0.01, 0.9)
     decodes: tuple[Decode, ...] = ("reduced", "full")
-    reads = {d: ImageFiles(files, SegmentationViews(FIT, SHORTER, None, decode=d)) for d in decodes}
-    computes = _both(lambda batch: step(model, batch, _own()))
+    found = {}
+    for decode in decodes:
+        model = predicting.network(files).train()
+        if decode == "reduced":
+            model.encoder.fold()
+        views = ImageFiles(files, SegmentationViews(FIT, SHORTER, None, decode=decode))
+        for name, run in reversed(_both(_fitting(model, views)).items()):
+            found[f"ours, {decode}{name}"] = run
+    return found
 
-    def run(decode: Decode, compute: Any, number: int) -> None:
-        batch = default_collate([reads[decode][Draw(i, number, 0)] for i in range(len(files))])
-        compute(batch)
+
+def _fitting(model: DenseSiamSegmentation, views: ImageFiles) -> Any:
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), 0.01, 0.9)
+
+    def run(paths: Sequence[Path], number: int) -> None:
+        step(model, default_collate([views[Draw(i, number, 0)] for i in range(len(paths))]), _own())
         optimizer.step()
 
-    return {
-        f"ours, {decode}{name}": lambda paths, number, decode=decode, compute=compute: run(
-            decode, compute, number
-        )
-        for decode, (name, compute) in product(decodes, reversed(computes.items()))
-    }
+    return run
