@@ -62,6 +62,7 @@ OTHERS = {
     "step, SimSiam R18 at 128 px": ("1 Mpx", stepping.simsiam),
     "step, segmentation R18-FPN at 160 px": ("1 Mpx", stepping.segmentation),
     "fit, 12 Mpx, folder.yaml": ("12 Mpx", stepping.fit),
+    "fit, the demo": ("1 Mpx", stepping.fit_demo),
     "evaluate, 27 classes at 320 px": ("1 Mpx", evaluating.evaluate),
     "write, 1 Mpx": ("1 Mpx", predicting.write),
     "predict, 1 Mpx": ("1 Mpx", predicting.predict),

@@ -4,8 +4,9 @@
   lightly's heads and loss over torchvision's network.
 - The segmentation method with a ResNet-18 and its pyramid: ours, and the same with every operation
   as its composition in plain PyTorch.
-- What `densesiam fit` does with configs/folder.yaml, from files to the next weights: as it is, and
-  in float32; and with photographs decoded whole and the frozen backbone as it is, as it once was.
+- What `densesiam fit` does with configs/folder.yaml and configs/demo.yaml, from files to the next
+  weights: as it is; and as it was, with photographs decoded whole, each time anew, and the frozen
+  backbone's normalisation apart.
 
 Where the processor has bfloat16, ours are timed in it too.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 from torchvision.models import resnet18
@@ -25,8 +27,10 @@ from torchvision.models import resnet18
 from benchmarks import predicting
 from benchmarks.run import BACKENDS
 from benchmarks.training_step import make_batch, paper_model, step
-from densesiam.data import ImageFiles, SegmentationViews
+from densesiam.cli.shipped import CONFIGS
+from densesiam.data import ImageFiles, SamplePhotos, SegmentationViews
 from densesiam.data.image.lazy import Decode
+from densesiam.data.modules.two_views import KEPT
 from densesiam.data.order.draws import Draw
 from densesiam.geometry import overlap_boxes
 from densesiam.methods import DenseSiamPretraining, DenseSiamSegmentation
@@ -110,15 +114,37 @@ def _own() -> str:
 
 def fit(files: Sequence[Path]) -> dict[str, Any]:
     """Steps of folder.yaml's, of as many photographs as there are files, from the files on."""
-    decodes: tuple[Decode, ...] = ("reduced", "full")
+
+    def views(decode: Decode, keep: int) -> ImageFiles:
+        return ImageFiles(files, SegmentationViews(FIT, SHORTER, None, decode=decode))
+
+    return _fits(lambda: predicting.network(files), views)
+
+
+def fit_demo(files: Sequence[Path]) -> dict[str, Any]:
+    """The same of the demo's, whose photographs fit into memory; no others are read."""
+    config = yaml.safe_load((CONFIGS / "demo.yaml").read_text())
+    options, cut = config["model"], config["data"]["views"]["init_args"]
+    options |= {"weights": None, "region_start": 0}  # others take as long; and all of the losses
+
+    def views(decode: Decode, keep: int) -> ImageFiles:
+        size = tuple(cut["size"])
+        return SamplePhotos(SegmentationViews(size, cut["resize"], None, decode=decode), keep=keep)
+
+    return _fits(lambda: DenseSiamSegmentation(**options), views)
+
+
+def _fits(
+    make: Callable[[], DenseSiamSegmentation], read: Callable[[Decode, int], ImageFiles]
+) -> dict[str, Any]:
     found = {}
-    for decode in decodes:
-        model = predicting.network(files).train()
-        if decode == "reduced":
+    ways: list[tuple[str, Decode, int]] = [("ours", "reduced", KEPT), ("as it was", "full", 0)]
+    for name, decode, keep in ways:
+        model, views = make().train(), read(decode, keep)
+        if keep:
             model.encoder.fold()
-        views = ImageFiles(files, SegmentationViews(FIT, SHORTER, None, decode=decode))
-        for name, run in reversed(_both(_fitting(model, views)).items()):
-            found[f"ours, {decode}{name}"] = run
+        for type_, run in reversed(_both(_fitting(model, views)).items()):
+            found[f"{name}{type_}"] = run
     return found
 
 

@@ -76,7 +76,7 @@ class Settings:
     format: Sequence[Form] = ()
     errors: Literal["list", "raise"] = "list"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Precision = "32-true"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         least = {"resize": 1, "tile": 2, "overlap": 1, "max_pixels": 1}
@@ -188,10 +188,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         type=Precision,
-        default="32-true",
+        default="auto",
         help="What the network computes in. bf16-mixed is quicker where the device has bfloat16, "
         "and changes labels where categories are close; auto takes it there, and goes on with what "
-        "a prediction began with.",
+        "a prediction began with. 32-true is float32.",
     )
 
 
@@ -390,7 +390,8 @@ def _begin(
         if precision == AUTO:
             precision = before.get("precision", FLOAT32) if before else quickest(device.type)
         # Records of earlier versions have no word for float32.
-        record.open(settings if precision == FLOAT32 else {**settings, "precision": precision})
+        said = precision != FLOAT32 or not before or "precision" in before
+        record.open({**settings, "precision": precision} if said else settings)
     except BaseException:
         lock.release()
         raise

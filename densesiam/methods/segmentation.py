@@ -69,6 +69,8 @@ class DenseSiamSegmentation(Segmenter):
         ValueError: an argument out of its range, or no loss at all.
     """
 
+    learns_in_bfloat16 = True
+
     def __init__(
         self,
         num_classes: int = 27,

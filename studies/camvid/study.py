@@ -11,7 +11,8 @@ machine is: 132 steps take about a minute on two quiet cores. It has a process o
 peak memory is measured. Settings are those of the YAML files here and of `ROWS`.
 
 ``--precision 32-true bf16-mixed`` trains each row in both, with the same seeds, and adds a table of
-the differences; scores are computed in float32.
+the differences; scores are computed in float32. What was trained in float32 is scored in
+bfloat16 too, where the processor has it, which a second row of that table shows.
 
 Rows called ``search-...`` are for choosing settings: they see the validation split only, and run
 only when named. All others are scored on the test split, as published results are.
@@ -51,7 +52,9 @@ from densesiam.evaluation import ClusterMetrics
 from densesiam.evaluation.baselines import ColourPosition, KMeans, OneClass, settle_statistics
 from densesiam.methods import DenseSiamSegmentation
 from densesiam.models import Encoder
+from densesiam.models.inference import in_bfloat16
 from densesiam.training.options import build_trainer
+from densesiam.training.precision import has_bfloat16
 from densesiam.training.run import Built, add_config_arguments, build
 from studies.pairs import BFLOAT16, FLOAT32, PRECISIONS, Numbers, paired
 
@@ -64,6 +67,8 @@ BUDGETS = {"1 minute": 6, "10 minutes": 60}
 """Epochs of 22 steps, by the time they take."""
 
 SPLITS = ("train", "val", "test")
+PREDICTED = "test in bfloat16"
+"""What a result calls the test split's scores, computed in bfloat16."""
 SEARCH = "search-"
 
 Segmenter = Callable[[Tensor], Tensor]
@@ -317,6 +322,8 @@ def measure(run: Run, data: Path, output: Path, threads: int) -> None:
         "torch": torch.__version__,
         **{split: _score(segment, built, data / split) for split in splits},
     }
+    if row.trains and "test" in splits and run.precision == FLOAT32 and has_bfloat16("cpu"):
+        result[PREDICTED] = _score(in_bfloat16(segment), built, data / "test")
     write_json(output / run.file, result)
 
 
@@ -425,20 +432,25 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
 
 
 def in_pairs(results: Sequence[dict[str, Any]]) -> str:
-    """What training in bfloat16 changes of the test split's scores, see `paired`."""
+    """What bfloat16 changes of the test split's scores, in training and in prediction; `paired`."""
     found = {Run(**{f.name: r[f.name] for f in fields(Run)}): r for r in results if "test" in r}
     rows: dict[Sequence[str], list[tuple[Numbers, Numbers]]] = {}
-    for run, after in found.items():
+    for run, result in found.items():
+        title = (run.task, ROWS[run.row].title, run.budget)
         if run.precision == BFLOAT16 and (before := found.get(replace(run, precision=FLOAT32))):
-            title = (run.task, ROWS[run.row].title, run.budget)
-            rows.setdefault(title, []).append((_numbers(before), _numbers(after)))
+            rows.setdefault((*title, "trained"), []).append((_numbers(before), _numbers(result)))
+        if PREDICTED in result:
+            scored = (_scores(result["test"]), _scores(result[PREDICTED]))
+            rows.setdefault((*title, "predicted"), []).append(scored)
     return paired(rows)
 
 
 def _numbers(result: dict[str, Any]) -> Numbers:
-    test = result["test"]
-    names = {"mIoU": test["miou"], "accuracy": test["accuracy"]}
-    return {**names, "processor s": result["cpu_seconds"]}
+    return {**_scores(result["test"]), "processor s": result["cpu_seconds"]}
+
+
+def _scores(split: dict[str, Any]) -> Numbers:
+    return {"mIoU": split["miou"], "accuracy": split["accuracy"]}
 
 
 def table(results: Sequence[dict[str, Any]], rows: Sequence[str], split: str) -> str:

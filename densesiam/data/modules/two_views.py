@@ -19,7 +19,7 @@ from densesiam.data.sets.labelled import LabelledFiles
 from densesiam.data.sets.unlabelled import ImageList
 from densesiam.data.views.paired import SegmentationViews, TwoCrops, Views
 
-_KEPT = 1 << 26
+KEPT = 1 << 26
 """Bytes of decoded training images that a process keeps, where that is all of them."""
 
 
@@ -49,10 +49,10 @@ class TwoViewData(LoadingModule):
         if self.train is None:
             raise ValueError('no training data: give data.train, a folder of images or "samples"')
         if self.train == "samples":
-            return SamplePhotos(self.views, self.seed, _KEPT)
+            return SamplePhotos(self.views, self.seed, KEPT)
         if isinstance(self.train, ImageList):
-            return ImageFiles(self.train.paths, self.views, self.seed, self.errors, _KEPT)
-        return Images(self.train, self.views, self.seed, self.errors, keep=_KEPT)
+            return ImageFiles(self.train.paths, self.views, self.seed, self.errors, KEPT)
+        return Images(self.train, self.views, self.seed, self.errors, keep=KEPT)
 
 
 class SegmentationData(TwoViewData, ScoringModule):
