@@ -50,8 +50,13 @@ def overlap_similarity(
     kind: str,
     weight: Tensor | None,
     reduction: str,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Loss and statistics, of the dispatcher's schema."""
+    if keep:
+        raise ValueError(
+            "overlap_similarity: keep must be False, only the CPU's kernel keeps gradients"
+        )
     _check("overlap_similarity", p, z, boxes_p, boxes_z, size, kind, weight, reduction)
     batch, channels = p.shape[:2]
     cells = size[0] * size[1]

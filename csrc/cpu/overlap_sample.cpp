@@ -31,7 +31,7 @@ void sample_maps(const T* in,  // [B, C, H, W]
         if (layout == Layout::planar) {
           sample_planes<vector_width()>(
               in + (image * channels + channel) * map, pieces.planes(piece), height, width, grid,
-              part, out + (image * channels + channel) * cells + offset, cells, buffer.data());
+              part, out + (image * channels + channel) * cells + offset, cells, 1, buffer.data());
         } else {
           sample_pixels(in + image * map * channels, channels, width, grid, part,
                         out + (image * cells + offset) * channels);
@@ -73,8 +73,8 @@ Tensor overlap_sample_backward(const Tensor& grad, const Tensor& boxes,
   if (out.numel() == 0) return out;
   dispatch_float(op, source.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    gather_maps(data<T>(source), box, grad.size(0), grad.size(1), int(size[0]), int(size[1]),
-                int(grad.size(2)), int(grad.size(3)), layout, mutable_data<T>(out));
+    gather_maps(SampleGradients<T>{data<T>(source)}, box, grad.size(0), grad.size(1), int(size[0]),
+                int(size[1]), int(grad.size(2)), int(grad.size(3)), layout, mutable_data<T>(out));
   });
   return out;
 }

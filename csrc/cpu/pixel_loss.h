@@ -35,6 +35,23 @@ DENSESIAM_HD void gradient_of_rows(const T* p,  // [C, count]
   }
 }
 
+// dp of pixels whose channels lie next to each other, in place of p.
+template <class Loss, class A>
+DENSESIAM_HD void gradient_of_pixels(A* p,        // [count, C]
+                                     const A* z,  // [count, C]
+                                     std::int64_t channels, int count,
+                                     const A* first,  // [count]
+                                     const A* second  // [count]
+) {
+  for (int i = 0; i < count; ++i) {
+    const A one = first[i], two = second[i];
+    A* a = p + i * channels;
+    const A* b = z + i * channels;
+#pragma omp simd
+    for (std::int64_t c = 0; c < channels; ++c) a[c] = Loss::gradient(a[c], b[c], one, two, A(1));
+  }
+}
+
 // What the losses of each image are multiplied by: 1 where no weights are given.
 template <class A>
 struct Weights {

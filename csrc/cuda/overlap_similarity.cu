@@ -73,8 +73,10 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
                                               std::optional<Tensor> boxes_p,
                                               std::optional<Tensor> boxes_z,
                                               std::vector<std::int64_t> size, std::string kind,
-                                              std::optional<Tensor> weight, std::string reduction) {
+                                              std::optional<Tensor> weight, std::string reduction,
+                                              bool keep) {
   const char* op = "overlap_similarity";
+  check(!keep, op, ": keep must be False, only the CPU's kernel keeps gradients");
   check_overlap(op, p, z, boxes_p, boxes_z, size);
   const bool mean = is_mean(op, reduction);
   const OnDevice device(p);

@@ -173,10 +173,10 @@ def select(op: str, *tensors: Tensor, elements: int = 0) -> str:
     raise RuntimeError(f"{op}: backend '{wanted}' was asked for, but {reason}")
 
 
-def refuses_values(backend: str) -> bool:
-    """Whether a backend's kernels look at values themselves, and refuse those that are wrong.
+def runs_cpu_kernels(backend: str) -> bool:
+    """Whether the kernels are the CPU's, which look at values themselves and refuse wrong ones.
 
-    The CPU's do. In tests the CUDA kernels, which cannot, may stand in their place.
+    In tests the CUDA kernels, which cannot, may stand in their place.
     """
     return backend == "cpu" and NAMESPACES["cpu"] == NAMESPACE
 

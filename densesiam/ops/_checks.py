@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from densesiam import _layout
-from densesiam.ops._backends import refuses_values
+from densesiam.ops._backends import runs_cpu_kernels
 from densesiam.reference._numerics import relative, values_are_known
 
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -170,7 +170,7 @@ def finite_boxes(op: str, name: str, boxes: Tensor, backend: str) -> Tensor:
     in no time.
     """
     known = values_are_known(boxes)
-    if (known and refuses_values(backend)) or boxes.device.type not in _CHECKED:
+    if (known and runs_cpu_kernels(backend)) or boxes.device.type not in _CHECKED:
         return boxes
     if not known:
         return torch.ops.densesiam.finite_boxes(boxes.detach(), op, name)

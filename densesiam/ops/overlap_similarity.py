@@ -1,14 +1,21 @@
-"""Similarity of two views where they overlap: samples and loss in one call."""
+"""Similarity of two views where they overlap: samples and loss in one call.
+
+What the operator keeps for its backward, its second output, is `statistics` (B, 2, Kh Kw), from
+which backward computes the samples' gradients once more, or, where `keep` asks for it, these: (B,
+Kh, Kw, C) in the type of sums, before weights and upstream gradient. The CPU's kernel alone can
+keep them, and its backward takes either.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from densesiam import _layout, reference
 from densesiam.ops import _checks
-from densesiam.ops._backends import NAMESPACES, select
+from densesiam.ops._backends import NAMESPACES, runs_cpu_kernels, select
 from densesiam.ops._operations import Operation, register_operation, run_kernel
 from densesiam.ops._pixel_loss import REDUCTIONS
 from densesiam.ops.pixel_similarity import KINDS
@@ -91,6 +98,8 @@ def overlap_similarity(
         grid = (pair[0], pair[1])
         return reference.overlap_similarity(p, z, boxes_p, boxes_z, grid, kind, weight, reduction)
     weight = _checks.kernel_weight(weight, p, reduction)
+    # An exported program keeps what every device's kernels can do without.
+    trains = p.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_exporting()
     loss, _ = run_kernel(
         NAMESPACES[backend],
         "overlap_similarity",
@@ -102,6 +111,7 @@ def overlap_similarity(
         kind,
         weight,
         reduction,
+        trains and runs_cpu_kernels(backend),
     )
     return loss
 
@@ -123,30 +133,33 @@ def _fake(
     kind: str,
     weight: Tensor | None,
     reduction: str,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = _layout.accumulate_dtype(p)
     loss = p.new_empty([] if reduction == "mean" else [p.shape[0], *size], dtype=dtype)
+    if keep:
+        return loss, p.new_empty([p.shape[0], *size, p.shape[1]], dtype=dtype)
     return loss, p.new_empty([p.shape[0], 2, size[0] * size[1]], dtype=dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    p, z, boxes_p, boxes_z, size, kind, weight, reduction = inputs
-    _, statistics = output
-    ctx.mark_non_differentiable(statistics)
+    p, z, boxes_p, boxes_z, size, kind, weight, reduction, _ = inputs
+    _, kept = output
+    ctx.mark_non_differentiable(kept)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(p, z, boxes_p, boxes_z, weight, statistics)
+    ctx.save_for_backward(p, z, boxes_p, boxes_z, weight, kept)
     ctx.size, ctx.kind, ctx.reduction = size, kind, reduction
 
 
 def _backward(
-    ctx: Any, backward: Any, grad: Tensor | None, _statistics: None
+    ctx: Any, backward: Any, grad: Tensor | None, _kept: None
 ) -> tuple[Tensor | None, ...]:
-    no_more = (None,) * 7
+    no_more = (None,) * 8
     if grad is None or not ctx.needs_input_grad[0]:
         return None, *no_more
-    *views, weight, statistics = ctx.saved_tensors
+    *views, weight, kept = ctx.saved_tensors
     settings = ctx.size, ctx.kind, weight, ctx.reduction
-    return backward(grad, *views, *settings, statistics), *no_more
+    return backward(grad, *views, *settings, kept), *no_more
 
 
 def _fake_backward(grad: Tensor, p: Tensor, *_: Any) -> Tensor:
@@ -157,7 +170,7 @@ register_operation(
     Operation(
         name="overlap_similarity",
         schema="(Tensor p, Tensor z, Tensor? boxes_p, Tensor? boxes_z, SymInt[] size, str kind, "
-        "Tensor? weight, str reduction) -> (Tensor, Tensor)",
+        "Tensor? weight, str reduction, bool keep) -> (Tensor, Tensor)",
         usage="overlap_similarity(p, z, boxes_p, boxes_z, size)",
         summary="the two above in one call",
         equivalent=("pixel_similarity(overlap_sample(...), overlap_sample(...))",),
@@ -173,7 +186,7 @@ register_operation(
         fake=_fake,
         differentiable=1,
         backward_schema="(Tensor grad, Tensor p, Tensor z, Tensor? boxes_p, Tensor? boxes_z, "
-        "SymInt[] size, str kind, Tensor? weight, str reduction, Tensor statistics) -> Tensor",
+        "SymInt[] size, str kind, Tensor? weight, str reduction, Tensor kept) -> Tensor",
         setup_context=_setup_context,
         backward=_backward,
         fake_backward=_fake_backward,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from densesiam import _layout, reference
 from densesiam.ops import _checks
-from densesiam.ops._backends import NAMESPACES, refuses_values, select
+from densesiam.ops._backends import NAMESPACES, runs_cpu_kernels, select
 from densesiam.ops._operations import Make, Operation, register_operation, run_kernel
 from densesiam.reference._numerics import values_are_known
 from densesiam.reference.roi_align import rows_of_boxes
@@ -137,7 +137,7 @@ def roi_align(
 def _checked_values(boxes: Tensor, images: int, backend: str) -> Tensor:
     """The boxes, their values checked as `densesiam.ops._checks.finite_boxes` does."""
     known = values_are_known(boxes)
-    if (known and refuses_values(backend)) or boxes.device.type not in _checks._CHECKED:
+    if (known and runs_cpu_kernels(backend)) or boxes.device.type not in _checks._CHECKED:
         return boxes
     if not known:
         return torch.ops.densesiam.roi_boxes(boxes.detach(), images)

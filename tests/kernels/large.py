@@ -107,7 +107,7 @@ def overlap_sample(op: Any, maps: Maps) -> list[Tensor]:
 
 def overlap_similarity(op: Any, maps: Maps) -> list[Tensor]:
     call = maps(), maps(), maps.corner(), maps.corner(), [1, END], "cosine", None, "none"
-    loss, statistics = op.overlap_similarity(*call)
+    loss, statistics = op.overlap_similarity(*call, False)
     # Backward's launches are each one's last program: the others' sample gradients are zero.
     grad = op.overlap_similarity_backward(loss, *call, statistics)
     return [loss, statistics, grad]

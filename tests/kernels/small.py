@@ -36,7 +36,7 @@ def main() -> None:
             grad = make.features(2, 2, *cells)
             sample.overlap_sample_backward(grad, boxes, list(extent), layout != "contiguous")
             call = values, values, boxes, boxes, size, "cosine", boxes[:, 0], "mean"
-            loss, statistics = similarity.overlap_similarity(*call)
+            loss, statistics = similarity.overlap_similarity(*call, False)
             similarity.overlap_similarity_backward(loss, *call, statistics)
     if not caught:
         raise RuntimeError("no kernel was launched: is TRITON_INTERPRET set? Unset it")

@@ -129,19 +129,16 @@ struct Cells {
   int columns() const { return last_column - first_column; }
 };
 
-// Rows of `planes` channels of a planar map, resampled along the row: channels side by side in
-// between. load(value, plane, column) gives what stands in an input row, as a vector over columns
-// or as one number; combine(value, column) one cell of the result from `buffer`, where column c of
-// the input row is the vector at c * Lanes, as a vector over channels.
-template <int Lanes, class A, class Out, class Load, class Combine>
-DENSESIAM_HD void resample_row(int planes, int first, int last, A* __restrict buffer,
-                               int first_cell, int last_cell, Out* out, std::int64_t out_plane,
-                               const Load& load, const Combine& combine) {
-  using V = Vector<A, Lanes>;
+// A row of a few planes, with the planes' numbers side by side: column c of it is the vector at
+// buffer + c * Lanes. load(value, plane, column) gives what stands there, as a vector over columns
+// or as one number.
+template <int Lanes, class A, class Load>
+DENSESIAM_HD void turn_row(int planes, int first, int last, A* __restrict buffer,
+                           const Load& load) {
   if (last - first >= Lanes) {
     for (int c = first; c < last; c += Lanes) {
       const int column = std::min(c, last - Lanes);
-      V square[Lanes];
+      Vector<A, Lanes> square[Lanes];
 #pragma GCC unroll 16
       for (int l = 0; l < Lanes; ++l) load(square[l], std::min(l, planes - 1), column);
       transpose_square<Lanes>(square);
@@ -154,13 +151,21 @@ DENSESIAM_HD void resample_row(int planes, int first, int last, A* __restrict bu
       }
     }
   }
-  const int cells = last_cell - first_cell;
+}
+
+// Cells of a row of a few planes, from combine(value, cell), a vector over the planes: plane l at
+// out + l * out_plane.
+template <int Lanes, class A, class Out, class Combine>
+DENSESIAM_HD void write_planes(int planes, int first, int last, Out* out, std::int64_t out_plane,
+                               const Combine& combine) {
+  using V = Vector<A, Lanes>;
+  const int cells = last - first;
   if (cells >= Lanes) {
     for (int c = 0; c < cells; c += Lanes) {
       const int cell = std::min(c, cells - Lanes);
       V square[Lanes];
 #pragma GCC unroll 16
-      for (int k = 0; k < Lanes; ++k) combine(square[k], first_cell + cell + k);
+      for (int k = 0; k < Lanes; ++k) combine(square[k], first + cell + k);
       transpose_square<Lanes>(square);
 #pragma GCC unroll 16
       for (int l = 0; l < Lanes; ++l) {
@@ -170,18 +175,31 @@ DENSESIAM_HD void resample_row(int planes, int first, int last, A* __restrict bu
   } else {
     for (int cell = 0; cell < cells; ++cell) {
       V value;
-      combine(value, first_cell + cell);
+      combine(value, first + cell);
       for (int l = 0; l < planes; ++l) out[l * out_plane + cell] = from_float<Out>(value[l]);
     }
   }
 }
 
-// Samples of a few planes of one image: out[l * out_plane + cell]. `buffer` holds width * kGroup
-// numbers.
+// `planes` numbers at `source`, and zeros.
+template <class V, class T>
+DENSESIAM_HD void load_planes(const T* source, int planes, V& result) {
+  constexpr int kLanes = sizeof(V) / sizeof(T);
+  if (planes == kLanes) {
+    load_vector(source, result);
+  } else {
+    T lanes[kLanes] = {};
+    std::copy_n(source, planes, lanes);
+    load_vector(lanes, result);
+  }
+}
+
+// Samples of a few planes of one image: that of plane l in a cell at l * out_plane + cell *
+// out_cell, and one of the two steps is 1. `buffer` holds width * kGroup numbers.
 template <int Bytes, class T, class Out, class A>
 DENSESIAM_HD void sample_planes(const T* in, int planes, int height, int width,
                                 const Grid<Taps, A>& grid, const Cells& cells, Out* out,
-                                std::int64_t out_plane, A* buffer) {
+                                std::int64_t out_plane, std::int64_t out_cell, A* buffer) {
   constexpr int kLanes = Bytes / int(sizeof(A));
   using V = Vector<A, kLanes>;
   const std::int64_t map = std::int64_t(height) * width;
@@ -192,7 +210,7 @@ DENSESIAM_HD void sample_planes(const T* in, int planes, int height, int width,
     const T* low = in + std::int64_t(y.low[i]) * width;
     const T* high = in + std::int64_t(y.high[i]) * width;
     const A weight = y.weight[i];
-    Out* target = out + std::int64_t(i - cells.first_row) * cells.columns();
+    Out* target = out + std::int64_t(i - cells.first_row) * cells.columns() * out_cell;
     if (sparse) {
       for (int l = 0; l < planes; ++l) {
         const T *a = low + l * map, *b = high + l * map;
@@ -200,28 +218,42 @@ DENSESIAM_HD void sample_planes(const T* in, int planes, int height, int width,
           const auto at = [&](int k) DENSESIAM_INLINE {
             return mix(A(to_float(a[k])), A(to_float(b[k])), weight);
           };
-          target[l * out_plane + j - cells.first_column] =
+          target[l * out_plane + (j - cells.first_column) * out_cell] =
               from_float<Out>(mix(at(x.low[j]), at(x.high[j]), x.weight[j]));
         }
       }
       continue;
     }
     for (int l = 0; l < planes; l += kLanes) {
-      resample_row<kLanes>(
-          std::min(kLanes, planes - l), x.first, x.last + 1, buffer, cells.first_column,
-          cells.last_column, target + l * out_plane, out_plane,
-          [&](auto& value, int plane, int column) DENSESIAM_INLINE {
-            std::decay_t<decltype(value)> upper, lower;
-            load_vector(low + (l + plane) * map + column, upper);
-            load_vector(high + (l + plane) * map + column, lower);
-            value = mix(upper, lower, weight);
-          },
-          [&](V& value, int j) DENSESIAM_INLINE {
-            V left, right;
-            std::memcpy(&left, buffer + std::int64_t(x.low[j]) * kLanes, sizeof(V));
-            std::memcpy(&right, buffer + std::int64_t(x.high[j]) * kLanes, sizeof(V));
-            value = mix(left, right, x.weight[j]);
-          });
+      const int some = std::min(kLanes, planes - l);
+      turn_row<kLanes>(some, x.first, x.last + 1, buffer,
+                       [&](auto& value, int plane, int column) DENSESIAM_INLINE {
+                         std::decay_t<decltype(value)> upper, lower;
+                         load_vector(low + (l + plane) * map + column, upper);
+                         load_vector(high + (l + plane) * map + column, lower);
+                         value = mix(upper, lower, weight);
+                       });
+      const auto combine = [&](V& value, int j) DENSESIAM_INLINE {
+        V left, right;
+        std::memcpy(&left, buffer + std::int64_t(x.low[j]) * kLanes, sizeof(V));
+        std::memcpy(&right, buffer + std::int64_t(x.high[j]) * kLanes, sizeof(V));
+        value = mix(left, right, x.weight[j]);
+      };
+      if (out_cell == 1) {
+        write_planes<kLanes, A>(some, cells.first_column, cells.last_column, target + l * out_plane,
+                                out_plane, combine);
+        continue;
+      }
+      for (int j = cells.first_column; j < cells.last_column; ++j) {
+        V value;
+        combine(value, j);
+        Out* const cell = target + l + (j - cells.first_column) * out_cell;
+        if (some == kLanes) {
+          store_vector(value, cell);
+        } else {
+          for (int k = 0; k < some; ++k) cell[k] = from_float<Out>(value[k]);
+        }
+      }
     }
   }
 }
@@ -252,10 +284,36 @@ DENSESIAM_HD void sample_pixels(const T* in, std::int64_t channels, int width,
   }
 }
 
-// Gradient of a few planes of one image, rows [first_row, last_row) of it, from the gradient of its
-// samples (rows x columns a plane). `buffer` holds columns * kGroup numbers.
-template <int Bytes, class T, class Out, class A>
-DENSESIAM_HD void gather_planes(const T* grad, int planes, int rows, int columns, int width,
+// Gradients of the samples of one image on their way into a gather: in the layout of the map,
+template <class T>
+struct SampleGradients {
+  const T* values;
+  static constexpr bool kScaled = false;
+
+  DENSESIAM_HD SampleGradients of_image(std::int64_t image, std::int64_t, std::int64_t size) const {
+    return {values + image * size};
+  }
+};
+
+// or with channels side by side whatever that is, (Kh, Kw, C), each still to be multiplied by its
+// cell's number.
+template <class A>
+struct ScaledGradients {
+  const A* values;
+  const A* scales;  // [Kh, Kw]
+  static constexpr bool kScaled = true;
+
+  DENSESIAM_HD ScaledGradients of_image(std::int64_t image, std::int64_t cells,
+                                        std::int64_t size) const {
+    return {values + image * size, scales + image * cells};
+  }
+};
+
+// Gradient of a few planes of one image from `channel` on, rows [first_row, last_row) of it, from
+// that of its samples (rows x columns a plane). `buffer` holds columns * kGroup numbers.
+template <int Bytes, class Gradients, class Out, class A>
+DENSESIAM_HD void gather_planes(const Gradients& grad, std::int64_t channels, std::int64_t channel,
+                                int planes, int rows, int columns, int width,
                                 const Grid<Touching, A>& grid, int first_row, int last_row,
                                 Out* out, std::int64_t out_plane, A* buffer) {
   constexpr int kLanes = Bytes / int(sizeof(A));
@@ -272,35 +330,50 @@ DENSESIAM_HD void gather_planes(const T* grad, int planes, int rows, int columns
       continue;
     }
     for (int l = 0; l < planes; l += kLanes) {
-      resample_row<kLanes>(
-          std::min(kLanes, planes - l), 0, columns, buffer, 0, width, target + l * out_plane,
-          out_plane,
-          [&](auto& value, int plane, int column) DENSESIAM_INLINE {
-            value = std::decay_t<decltype(value)>{};
-            for (int e = begin; e < end; ++e) {
-              std::decay_t<decltype(value)> row;
-              load_vector(grad + (l + plane) * cells + std::int64_t(y.cell[e]) * columns + column,
-                          row);
-              value += y.share[e] * row;
-            }
-          },
-          [&](V& value, int pixel) DENSESIAM_INLINE {
-            value = V{};
-            for (int e = x.start[pixel]; e < x.start[pixel + 1]; ++e) {
-              V sample;
-              std::memcpy(&sample, buffer + std::int64_t(x.cell[e]) * kLanes, sizeof(V));
-              value += x.share[e] * sample;
-            }
-          });
+      const int some = std::min(kLanes, planes - l);
+      if constexpr (Gradients::kScaled) {
+        for (int column = 0; column < columns; ++column) {
+          V sum{};
+          for (int e = begin; e < end; ++e) {
+            const std::int64_t cell = std::int64_t(y.cell[e]) * columns + column;
+            V sample;
+            load_planes(grad.values + cell * channels + channel + l, some, sample);
+            sum += y.share[e] * grad.scales[cell] * sample;
+          }
+          std::memcpy(buffer + std::int64_t(column) * kLanes, &sum, sizeof(V));
+        }
+      } else {
+        turn_row<kLanes>(some, 0, columns, buffer,
+                         [&](auto& value, int plane, int column) DENSESIAM_INLINE {
+                           value = std::decay_t<decltype(value)>{};
+                           for (int e = begin; e < end; ++e) {
+                             std::decay_t<decltype(value)> row;
+                             load_vector(grad.values + (channel + l + plane) * cells +
+                                             std::int64_t(y.cell[e]) * columns + column,
+                                         row);
+                             value += y.share[e] * row;
+                           }
+                         });
+      }
+      write_planes<kLanes, A>(some, 0, width, target + l * out_plane, out_plane,
+                              [&](V& value, int pixel) DENSESIAM_INLINE {
+                                value = V{};
+                                for (int e = x.start[pixel]; e < x.start[pixel + 1]; ++e) {
+                                  V sample;
+                                  std::memcpy(&sample, buffer + std::int64_t(x.cell[e]) * kLanes,
+                                              sizeof(V));
+                                  value += x.share[e] * sample;
+                                }
+                              });
     }
   }
 }
 
 // The same for one row of an image whose channels lie side by side. `row` holds columns * channels
 // numbers, `sums` channels.
-template <class T, class Out, class A>
-DENSESIAM_HD void gather_pixels(const T* grad, std::int64_t channels, int columns, int width,
-                                const Grid<Touching, A>& grid, int pixel_row, Out* out,
+template <class Gradients, class Out, class A>
+DENSESIAM_HD void gather_pixels(const Gradients& grad, std::int64_t channels, int columns,
+                                int width, const Grid<Touching, A>& grid, int pixel_row, Out* out,
                                 A* __restrict row, A* __restrict sums) {
   const Touching<A>&x = grid.x, &y = grid.y;
   const int begin = y.start[pixel_row], end = y.start[pixel_row + 1];
@@ -308,12 +381,16 @@ DENSESIAM_HD void gather_pixels(const T* grad, std::int64_t channels, int column
     std::fill_n(out, width * channels, from_float<Out>(A(0)));
     return;
   }
-  const std::int64_t length = columns * channels;
+  const std::int64_t length = columns * channels, run = Gradients::kScaled ? channels : length;
   std::fill_n(row, length, A(0));
   for (int e = begin; e < end; ++e) {
-    const T* __restrict source = grad + y.cell[e] * length;
-    const A share = y.share[e];
-    for (std::int64_t j = 0; j < length; ++j) row[j] += share * to_float(source[j]);
+    std::int64_t cell = std::int64_t(y.cell[e]) * columns;
+    const auto* __restrict source = grad.values + cell * channels;
+    for (std::int64_t start = 0; start < length; start += run, ++cell) {
+      A share = y.share[e];
+      if constexpr (Gradients::kScaled) share *= grad.scales[cell];
+      for (std::int64_t j = start; j < start + run; ++j) row[j] += share * to_float(source[j]);
+    }
   }
   for (int pixel = 0; pixel < width; ++pixel) {
     Out* __restrict target = out + pixel * channels;
@@ -360,13 +437,13 @@ struct Pieces {
   }
 };
 
-// The gradient (B, C, height, width) of maps from that of their samples (B, C, rows, columns), both
-// in one layout. `boxes` as in Grid.
-template <class T, class Out>
-void gather_maps(const T* grad, const std::optional<Tensor>& boxes, std::int64_t batch,
+// The gradient (B, C, height, width) of maps, in that layout, from that of their samples (B, C,
+// rows, columns). `boxes` as in Grid.
+template <class Gradients, class Out>
+void gather_maps(const Gradients& gradients, const std::optional<Tensor>& boxes, std::int64_t batch,
                  std::int64_t channels, int height, int width, int rows, int columns, Layout layout,
                  Out* out) {
-  using A = Accumulate<T>;
+  using A = Accumulate<Out>;
   const Pieces pieces{batch, channels, height, layout};
   const std::int64_t map = std::int64_t(height) * width, cells = std::int64_t(rows) * columns;
   parallel_blocks(pieces.count(), pieces.cost(width), [&](std::int64_t begin, std::int64_t end) {
@@ -377,15 +454,15 @@ void gather_maps(const T* grad, const std::optional<Tensor>& boxes, std::int64_t
     for (std::int64_t piece = begin; piece < end; ++piece) {
       const std::int64_t image = pieces.image(piece), channel = pieces.first_channel(piece);
       const int row = pieces.first_row(piece);
+      const Gradients grad = gradients.of_image(image, cells, cells * channels);
       grid.build(boxes, image, columns, width, rows, height);
       vectorised([&](auto vector_width) DENSESIAM_INLINE {
         if (planar) {
           gather_planes<vector_width()>(
-              grad + (image * channels + channel) * cells, pieces.planes(piece), rows, columns,
-              width, grid, row, pieces.last_row(piece), out + (image * channels + channel) * map,
-              map, buffer.data());
+              grad, channels, channel, pieces.planes(piece), rows, columns, width, grid, row,
+              pieces.last_row(piece), out + (image * channels + channel) * map, map, buffer.data());
         } else {
-          gather_pixels(grad + image * cells * channels, channels, columns, width, grid, row,
+          gather_pixels(grad, channels, columns, width, grid, row,
                         out + (image * map + std::int64_t(row) * width) * channels, buffer.data(),
                         sums.data());
         }
