@@ -16,6 +16,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -754,13 +755,18 @@ class _Run:
         self.set_f(target, _to_float(x + np.asarray(self.f(c)).astype(F64), i.modifiers), where)
 
     def op_fmnmx(self, i: Instruction, where: Array | None) -> None:
-        target, a, b, predicate = i.operands
-        x, y = np.asarray(self.f(a)), np.asarray(self.f(b))
+        target, *sources, predicate = i.operands
+        values = [np.asarray(self.f(each)) for each in sources]
         least, most = (np.minimum, np.maximum) if "NAN" in i.modifiers else (np.fmin, np.fmax)
-        self.set_f(target, np.where(self.p(predicate), least(x, y), most(x, y)), where)
+        low, high = reduce(least, values), reduce(most, values)
+        self.set_f(target, np.where(self.p(predicate), low, high), where)
+
+    op_fmnmx3 = op_fmnmx  # of three
 
     def op_vimnmx(self, i: Instruction, where: Array | None) -> None:
-        target, a, b, predicate = i.operands
+        target, *unused, a, b, predicate = i.operands  # from sm_100 on, two predicates of 64 bits
+        if any(each.index != 7 for each in unused):
+            raise UnknownInstructionError(i.text)
         x, y = self.ordered(i, a), self.ordered(i, b)
         value = np.where(self.p(predicate), np.minimum(x, y), np.maximum(x, y))
         self.set_u(target, value.view(U32), where)

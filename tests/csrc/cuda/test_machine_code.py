@@ -43,10 +43,11 @@ BOXES = torch.tensor([[0.1, 0.2, 0.9, 0.7], [1.0, 0.0, 0.3, 0.4]])
         ("overlap_sample", "sm_90", torch.float32, 8, True),
         ("pseudo_label_loss", "sm_80", torch.float32, 27, False),
         ("region_pool", "sm_90", torch.float16, 8, True),
+        ("cross_entropy", "sm_100", torch.float32, 8, False),
         *(
             pytest.param(op, architecture, dtype, channels, last, marks=pytest.mark.faults)
             for op in CALLS
-            for architecture in ("sm_80", "sm_90")
+            for architecture in ("sm_80", "sm_90", "sm_100")
             for dtype in (torch.float32, torch.float16, torch.bfloat16)
             for channels in (8, 27)
             for last in (False, True)

@@ -47,3 +47,13 @@ extern "C" __global__ void strided(const float* in, float* out) {
 
 // Each lane's word is in the bank of the first one's.
 extern "C" __global__ void one_bank(float* out) { out[threadIdx.x * 32] = 1; }
+
+// The least and the greatest of three, as floats and as integers; NaN is no number.
+extern "C" __global__ void extremes(const float* x, float* f, const unsigned* i, unsigned* u) {
+  const int lane = threadIdx.x;
+  const float a = x[lane], b = x[lane + 32], c = x[lane + 64];
+  f[lane] = fmaxf(fmaxf(a, b), c);
+  f[lane + 32] = fminf(fminf(a, b), c);
+  u[lane] = max(i[lane], i[lane + 32]);
+  u[lane + 32] = unsigned(min(int(i[lane]), int(i[lane + 32])));
+}

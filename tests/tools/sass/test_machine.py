@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 KNOWN = Path(__file__).with_name("known.cu")
 
 
-def run(name, *arguments, blocks=1, threads=32):
+def run(name, *arguments, blocks=1, threads=32, architecture="sm_90"):
     """Counts of a kernel; arrays are passed by their address."""
     packed = b"".join(
         struct.pack("<Q", each.ctypes.data)
@@ -23,7 +23,7 @@ def run(name, *arguments, blocks=1, threads=32):
         else struct.pack("<i", each)
         for each in arguments
     )
-    program = read_program(compiled(KNOWN), name)
+    program = read_program(compiled(KNOWN, architecture), name)
     counts, _ = Machine(program).run(Launch((blocks, 1, 1), (threads, 1, 1), packed))
     return program, counts
 
@@ -121,6 +121,29 @@ def test_global_accesses_take_turns_in_banks():
         assert [step.turns.tolist() for step in steps if step.turns is not None] == [
             [each] for each in turns
         ]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "floats", "integers"),
+    [("sm_80", "FMNMX", "IMNMX"), ("sm_90", "FMNMX", "VIMNMX"), ("sm_100", "FMNMX3", "VIMNMX")],
+)
+def test_extremes(architecture, floats, integers):
+    nan = np.float32("nan")
+    x = np.tile(np.array([1, -2, nan, 7, nan], np.float32), 20)[:96]  # each lane has other triples
+    i = np.arange(64, dtype=np.uint32) * np.uint32(0x0F3157A9)
+    f, u = np.zeros(64, np.float32), np.zeros(64, np.uint32)
+    program, counts = run("extremes", x, f, i, u, architecture=architecture)
+    lanes = x.reshape(3, 32).T.tolist()
+    numbers = [[each for each in lane if each == each] for lane in lanes]
+    assert {len(each) for each in numbers} == {1, 2, 3}
+    assert f[:32].tolist() == [max(each) for each in numbers]
+    assert f[32:].tolist() == [min(each) for each in numbers]
+    pairs = i.reshape(2, 32).T.tolist()
+    assert u[:32].tolist() == [max(each) for each in pairs]
+    signed = [[each - 2**32 * (each >= 2**31) for each in pair] for pair in pairs]
+    assert u[32:].view(np.int32).tolist() == [min(each) for each in signed]
+    assert {floats, integers} <= {each.opcode for each in program.instructions}
+    assert of(program, counts.issued, floats) > 0
 
 
 def test_what_is_no_memory_is_an_error():
