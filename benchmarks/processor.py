@@ -110,8 +110,8 @@ PROCESSORS = {
 _UNITS = {
     "fma": "FFMA FADD FMUL HADD2 HFMA2 FFMA2 FADD2 FMUL2 HMUL2",
     "mad": "IMAD",
-    "alu": "IADD3 IADD VIADD LOP3 SHF LEA ISETP FSETP SEL FSEL PRMT FMNMX VIMNMX VIADDMNMX IMNMX "
-    "MOV IABS PLOP3 P2R R2P F2FP I2FP VOTE CS2R LOP FCHK",
+    "alu": "IADD3 IADD VIADD LOP3 SHF LEA ISETP FSETP SEL FSEL PRMT FMNMX FMNMX3 VIMNMX VIADDMNMX "
+    "IMNMX MOV IABS PLOP3 P2R R2P F2FP I2FP VOTE CS2R LOP FCHK",
     "xu": "MUFU I2F F2I F2F FRND POPC FLO BREV MATCH",
     "fp64": "DADD DMUL DFMA DSETP",
     "branch": "BRA BRX BRXU EXIT BSSY BSYNC BREAK CALL RET NOP WARPSYNC JMP",
@@ -126,12 +126,12 @@ _UNITS = {
 UNITS = {name: unit for unit, names in _UNITS.items() for name in names.split()}
 
 
-def unit_of(instruction: Instruction) -> str:
-    """The unit that executes it."""
+def unit_of(instruction: Instruction, architecture: int) -> str:
+    """The unit that executes it on an architecture, such as 90."""
     opcode = instruction.opcode
-    if opcode == "IMAD" and {"MOV", "SHL", "IADD", "U32", "X"} & set(instruction.modifiers):
-        return "mad"
-    return UNITS.get(opcode) or ("uniform" if opcode.startswith("U") else "alu")
+    unit = UNITS.get(opcode) or ("uniform" if opcode.startswith("U") else "alu")
+    # An A100 multiplies integers in the unit of its floats (Nsight Compute's guide, pipelines).
+    return "fma" if (unit, architecture) == ("mad", 80) else unit
 
 
 _KEYS = {"R": 0, "UR": 256, "P": 320, "UP": 328}
@@ -160,8 +160,8 @@ Traces = list[list[list[Event]]]
 """By block and warp."""
 
 
-def need(instruction: Instruction) -> Need:
-    """What one instruction needs."""
+def need(instruction: Instruction, architecture: int) -> Need:
+    """What one instruction needs on an architecture, such as 90."""
     opcode, kinds = instruction.opcode, set(instruction.modifiers)
     double = opcode in ("DADD", "DMUL", "DFMA", "DSETP")
     words = 4 if "128" in kinds or opcode == "HMMA" else 2 if "64" in kinds or double else 1
@@ -191,7 +191,7 @@ def need(instruction: Instruction) -> Need:
             reads.add(256 + operand.uniform)
     if instruction.predicate != 7:
         reads.add((328 if instruction.uniform_predicate else 320) + instruction.predicate)
-    unit = unit_of(instruction)
+    unit = unit_of(instruction, architecture)
     return Need(unit, tuple(sorted(reads)), tuple(sorted(writes)), opcode == "LDG")
 
 
@@ -249,7 +249,7 @@ def warp_traces(program: Program, steps: Sequence[Step], blocks: int, most: int 
         blocks: how many were executed.
         most: blocks to take, spread over them.
     """
-    needs = {each.address: need(each) for each in program.instructions}
+    needs = {each.address: need(each, program.architecture) for each in program.instructions}
     each_block = len(steps[0].warps) // blocks
     chosen = [n * blocks // min(most, blocks) for n in range(min(most, blocks))]
     places = [block * each_block + warp for block in chosen for warp in range(each_block)]

@@ -234,17 +234,19 @@ def test_published_times_are_met(kernel):
 # -- The multiprocessor, on programs of a few lines.
 
 
-def program(*lines, registers=32, shared=0):
+def program(*lines, registers=32, shared=0, architecture=90):
     code = [parse_line(f"/*{16 * i:04x}*/ {line} ; /* 0x0 */") for i, line in enumerate(lines)]
-    return Program("lines", 90, code, registers, shared)
+    return Program("lines", architecture, code, registers, shared)
 
 
-def cycles(code, warps, times=1, cost=0, fresh=0, turns=0):
+def cycles(code, warps, times=1, cost=0, fresh=0, turns=0, processor=H100):
     """Cycles of one block whose warps execute the lines so often."""
-    trace = [(need(each), cost, fresh, fresh > 0, turns) for each in code.instructions] * times
+    trace = [
+        (need(each, code.architecture), cost, fresh, fresh > 0, turns) for each in code.instructions
+    ] * times
     launch = Launch((1, 1, 1), (32 * warps, 1, 1), b"")
-    timing = simulate(code, launch, [[trace] * warps], H100)
-    return timing.microseconds * H100.clock * 1e3
+    timing = simulate(code, launch, [[trace] * warps], processor)
+    return timing.microseconds * processor.clock * 1e3
 
 
 def test_dependent_instructions_wait_for_each_other():
@@ -257,6 +259,14 @@ def test_independent_instructions_of_many_warps_fill_their_unit():
     assert cycles(code, warps=16, times=100) == pytest.approx(16 / 4 * 100, abs=8)
     half = program("LOP3.LUT R0, R1, R2, R3, 0xc0, !PT")  # 16 lanes of a scheduler
     assert cycles(half, warps=16, times=100) == pytest.approx(2 * 16 / 4 * 100, abs=8)
+
+
+def test_integers_are_multiplied_beside_floats_or_in_their_unit():
+    lines = "FFMA R0, R1, R2, R3", "IMAD R4, R5, R6, R7"
+    for architecture, of_a_warp in ((90, 2), (80, 2 + 2)):  # 16 lanes of a scheduler each
+        code = program(*lines, architecture=architecture)
+        found = cycles(code, warps=16, times=100, processor=PROCESSORS[f"sm_{architecture}"])
+        assert found == pytest.approx(of_a_warp * 16 / 4 * 100, abs=8)
 
 
 def test_conflicts_take_turns():
@@ -278,7 +288,7 @@ def test_a_load_that_is_waited_for_takes_the_latency_of_memory():
 def test_what_blocks_far_apart_share_is_read_from_memory_once():
     """Of 66,000 blocks 4 were run, and read 64 sectors each that none of the others read."""
     code = program("LDG.E.128 R4, [R2.64]", "FADD R1, R4, R4")
-    load, use = map(need, code.instructions)
+    load, use = (need(each, code.architecture) for each in code.instructions)
     trace = [(load, 16, 16, True, 4), (use, 0, 0, False, 0)] * 4
     launch = Launch((66000, 1, 1), (32, 1, 1), b"")
     counts = Counts(blocks=4, block_sectors=256, loaded=256)
