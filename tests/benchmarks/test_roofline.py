@@ -31,15 +31,16 @@ ROW = Row(10.0, 0.5, "memory", 5.0, "memory", 2, 0, 4.0, 1.0, 16, 2.0, 32, 64, 8
 
 @pytest.mark.parametrize("case", COUNTED)
 def test_counts_are_no_worse_than_committed(case):
-    # For sm_80 too: of a library for sm_90 alone, ptxas makes other code.
-    if not built_for("sm_80", ARCHITECTURE):
-        pytest.skip(f"no CUDA library was built for sm_80 and {ARCHITECTURE}")
-    kept = roofline.read_baseline()[ARCHITECTURE]
+    # For sm_80 too: of a library for others alone, ptxas makes other code.
+    if not built_for("sm_80"):
+        pytest.skip("no CUDA library was built for sm_80")
+    processors = {name: each for name, each in PROCESSORS.items() if built_for(name)}
+    kept = roofline.read_baseline()
     op = case.split(",")[0]
-    found = list(roofline.measure({ARCHITECTURE: H100}, [op], only=case))
-    assert len(found) == 2  # forward and backward
-    for _, name, counted in found:
-        assert roofline.worse(counted, kept[str(name)]) == [], name
+    found = list(roofline.measure(processors, [op], only=case))
+    assert len(found) == 2 * len(processors)  # forward and backward
+    for architecture, name, counted in found:
+        assert roofline.worse(counted, kept[architecture][str(name)]) == [], (architecture, name)
 
 
 def test_what_the_process_has_left_is_no_input():
@@ -51,11 +52,13 @@ def test_what_the_process_has_left_is_no_input():
 
 def test_every_case_of_the_method_is_committed():
     wanted = {str(case) for case, *_ in roofline.cases()}
-    for architecture, rows in roofline.read_baseline().items():
+    kept = roofline.read_baseline()
+    assert set(kept) == set(PROCESSORS)
+    for architecture, rows in kept.items():
         assert set(rows) == wanted, architecture
 
 
-# Bars that a kernel does not keep yet, or that it cannot: part of a case's name, and why.
+# Bars that a kernel does not keep yet, or that it cannot: parts of architecture and case, and why.
 EXCEPTIONS = {
     ("overlap_sample", "contiguous"): {
         "widest": "a planar sample has its neighbours in two rows, at any place",
@@ -75,36 +78,35 @@ EXCEPTIONS = {
     ("region_pool",): {
         "sectors": "every tile of channels reads the logits anew, and the parts are written",
     },
+    # 2.0 to 2.4 us at 1.41 GHz; an H100 of 1.98 GHz keeps the bar.
+    ("sm_80", "weighted", "channels_last", "forward"): {"tail": "blocks' sums, added by one block"},
+    ("sm_80", "inverse", "forward"): {"tail": "blocks' sums, added by one block"},
 }
 
 
-def excused(case):
-    return {
-        name
-        for parts, bars in EXCEPTIONS.items()
-        if all(part in case for part in parts)
-        for name in bars
-    }
+def bars():
+    """Of every row of every architecture: its name, what it breaks, and what it is excused of."""
+    for architecture, rows in roofline.read_baseline().items():
+        for case, kept in rows.items():
+            name = f"{architecture} {case}"
+            excuses = {
+                (parts, bar)
+                for parts, reasons in EXCEPTIONS.items()
+                if all(part in name for part in parts)
+                for bar in reasons
+            }
+            yield name, roofline.broken_bars(case, kept), excuses
 
 
 def test_every_row_keeps_the_bars_that_no_constant_moves():
-    kept = roofline.read_baseline()[ARCHITECTURE]
-    broken = {case: roofline.broken_bars(case, row) - excused(case) for case, row in kept.items()}
-    assert {case: bars for case, bars in broken.items() if bars} == {}
+    broken = {name: found - {bar for _, bar in excuses} for name, found, excuses in bars()}
+    assert {name: found for name, found in broken.items() if found} == {}
 
 
 def test_every_exception_is_needed():
-    kept = roofline.read_baseline()[ARCHITECTURE].items()
-    needless = {
-        (parts, name)
-        for parts, bars in EXCEPTIONS.items()
-        for name in bars
-        if not any(
-            name in roofline.broken_bars(case, row) and all(part in case for part in parts)
-            for case, row in kept
-        )
-    }
-    assert needless == set()
+    every = {(parts, bar) for parts, reasons in EXCEPTIONS.items() for bar in reasons}
+    needed = {each for _, found, excuses in bars() for each in excuses if each[1] in found}
+    assert every - needed == set()
 
 
 def test_broken_bars_are_found():
