@@ -15,7 +15,7 @@ import struct
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -651,6 +651,22 @@ class _Run:
 
     op_ushf = op_shf
 
+    def op_sgxt(self, i: Instruction, where: Array | None) -> None:
+        """So many low bits, with the sign of the highest or, U32, without."""
+        target, source, bits = i.operands
+        if set(i.modifiers) - {"U32"}:
+            raise UnknownInstructionError(i.text)
+        up = U32(32) - np.minimum(np.asarray(self.u(bits)), U32(32))
+        whole = np.asarray(self.u(source)).astype(U64) << up.astype(U64)
+        moved = np.asarray(whole & U64(0xFFFFFFFF)).astype(U32)
+        if "U32" not in i.modifiers:
+            moved = moved.view(np.int32)
+        # Numbers of 64 bits, as there may be 32 places to shift.
+        value = moved.astype(np.int64) >> up.astype(np.int64)
+        self.set_u(target, (value & 0xFFFFFFFF).astype(U32), where)
+
+    op_usgxt = op_sgxt
+
     def op_lop3(self, i: Instruction, where: Array | None) -> None:
         target, *rest = i.operands
         predicate = None
@@ -698,6 +714,16 @@ class _Run:
         first, second, a, b, last = i.operands
         result = _compare_floats(i.modifiers[0], self.f(a), self.f(b))
         self.set_comparison(i.modifiers, first, second, result, last, where)
+
+    def op_hsetp2(self, i: Instruction, where: Array | None) -> None:
+        """Of two halves each: a predicate for the low ones and one for the high ones."""
+        first, second, a, b, last = i.operands
+        kinds = [kind for kind in i.modifiers if kind in _COMBINE]
+        if kinds != ["AND"] or set(i.modifiers[1:]) - {"AND"} or "imm" in (a.kind, b.kind):
+            raise UnknownInstructionError(i.text)
+        for target, part in ((first, "H0_H0"), (second, "H1_H1")):
+            x, y = (self.half(replace(each, half=each.half or part)) for each in (a, b))
+            self.set_p(target, _compare_floats(i.modifiers[0], x, y) & self.p(last), where)
 
     def op_dsetp(self, i: Instruction, where: Array | None) -> None:
         first, second, a, b, last = i.operands
@@ -764,13 +790,15 @@ class _Run:
     op_fmnmx3 = op_fmnmx  # of three
 
     def op_vimnmx(self, i: Instruction, where: Array | None) -> None:
-        target, *unused, a, b, predicate = i.operands  # from sm_100 on, two predicates of 64 bits
-        if any(each.index != 7 for each in unused):
+        target, *operands, predicate = i.operands
+        # From sm_100 on, two predicates that 64 bits need.
+        if any(each.kind == "P" and each.index != 7 for each in operands):
             raise UnknownInstructionError(i.text)
-        x, y = self.ordered(i, a), self.ordered(i, b)
-        value = np.where(self.p(predicate), np.minimum(x, y), np.maximum(x, y))
-        self.set_u(target, value.view(U32), where)
+        values = [self.ordered(i, each) for each in operands if each.kind != "P"]
+        low, high = reduce(np.minimum, values), reduce(np.maximum, values)
+        self.set_u(target, np.where(self.p(predicate), low, high).view(U32), where)
 
+    op_vimnmx3 = op_vimnmx  # of three
     op_imnmx = op_vimnmx
 
     def op_viaddmnmx(self, i: Instruction, where: Array | None) -> None:
@@ -991,6 +1019,20 @@ class _Run:
 
     # -- Between the lanes of a warp.
 
+    def op_redux(self, i: Instruction, where: Array | None) -> None:
+        target, source = i.operands
+        name = i.modifiers[0]
+        if name not in _REDUCE:
+            raise UnknownInstructionError(i.text)
+        reduced, neutral = _REDUCE[name]
+        values = np.asarray(self.u(source)) * np.ones(self.threads, U32)
+        if "S32" in i.modifiers:
+            values = values.view(np.int32)
+        active = self.mask if where is None else where
+        lanes = np.where(active, values, values.dtype.type(neutral)).reshape(-1, LANES)
+        each = reduced.reduce(lanes, axis=1, dtype=values.dtype)
+        self.set_u(target, np.repeat(each, LANES).view(U32), where)
+
     def op_shfl(self, i: Instruction, where: Array | None) -> None:
         inside, target, value, by, clamp = i.operands
         lanes = self.u(value) * np.ones(self.threads, U32)
@@ -1150,6 +1192,76 @@ class _Run:
         self.count_shared(i, at, active, width)
         own = at + self.block_of * max(self.shared_size, 16)
         self.read(self.shared.__getitem__, own, width, i, target, active)
+
+    def op_ldsm(self, i: Instruction, where: Array | None) -> None:
+        """Matrices of 8 rows of 16 bytes: to each lane two elements of a row, or of a column."""
+        for number, places in enumerate(self.places_in_matrices(i, where)):
+            low, high = (self.shared[2][each].astype(U32) for each in places)
+            self.set_u(i.operands[0], low | high << U32(16), where, number)
+
+    def op_stsm(self, i: Instruction, where: Array | None) -> None:
+        """The other way."""
+        active = self.mask if where is None else where
+        for number, places in enumerate(self.places_in_matrices(i, where)):
+            pair = self.R[i.operands[-1].index + number]
+            for half, place in enumerate(places):
+                self.shared[2][place[active]] = (pair[active] >> U32(16 * half)).astype(np.uint16)
+
+    def places_in_matrices(self, i: Instruction, where: Array | None) -> list[list[Array]]:
+        """Of each matrix, where in shared memory each lane has its two elements, in 2 bytes."""
+        if i.modifiers[:2] not in (("16", "M88"), ("16", "MT88")):
+            raise UnknownInstructionError(i.text)
+        matrices = int((*i.modifiers[2:], "1")[0])
+        active = self.mask if where is None else where
+        if not active.any():
+            self.cost = np.zeros(self.warps, np.int64)
+            return []
+        at = self.shared_address(next(each for each in i.operands if each.kind == "mem"))
+        lane = np.tile(np.arange(LANES), self.warps)
+        rows = active & (lane < 8 * matrices)  # a lane has the address of one row
+        self.inside(at, rows, 16, i)
+        self.count_shared(i, at, rows, 16)
+        own = np.where(rows, at + self.block_of * max(self.shared_size, 16), 0) // 2
+        first = np.arange(self.threads) // LANES * LANES
+        across, along = (lane // 4, lane % 4 * 2)
+        result = []
+        for number in range(matrices):
+            start = first + 8 * number
+            if i.modifiers[1] == "M88":
+                result.append([own[start + across] + along + n for n in range(2)])
+            else:
+                result.append([own[start + along + n] + across for n in range(2)])
+        return result
+
+    def op_ldgsts(self, i: Instruction, where: Array | None) -> None:
+        """From global to shared memory at once, or zeros where its predicate is false."""
+        to, source, *last = i.operands
+        active = self.mask if where is None else where
+        read = active & self.p(last[0]) if last else active
+        width = self.width(i)
+        self.cost = np.zeros(self.warps, np.int64)
+        if not active.any():
+            return
+        own = self.shared_address(to)
+        self.inside(own, active, width, i)
+        self.count_shared(i, own, active, width)
+        written = self.cost
+        own = own + self.block_of * max(self.shared_size, 16)
+        words = max(width // 4, 1)
+        copied = np.zeros((words, self.threads), U32)
+        self.cost = np.zeros(self.warps, np.int64)
+        if read.any():
+            at = self.global_address(source)
+            self.check(at, read, width, i)
+            self.count_global(i, at, read, width)
+            self.loaded.append(self.touched)
+            memory = self.machine.maps.view(4)
+            for word in range(words):
+                copied[word][read] = memory[(at[read] - 4096) // 4 + word]
+            if self.turns is not None:
+                self.turns = self.turns + written
+        for word in range(words):
+            self.shared[4][own[active] // 4 + word] = copied[word][active]
 
     def read(
         self,
@@ -1425,6 +1537,10 @@ def _lookup_bool(table: int, a: Array, b: Array, c: Array) -> Array:
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "LT": operator.lt, "LE": operator.le, "GT": operator.gt, "GE": operator.ge,
     "EQ": operator.eq, "NE": operator.ne,
+}  # fmt: skip
+_REDUCE: dict[str, tuple[Any, int]] = {
+    "SUM": (np.add, 0), "MIN": (np.minimum, 2**31 - 1), "MAX": (np.maximum, -(2**31)),
+    "OR": (np.bitwise_or, 0), "AND": (np.bitwise_and, -1), "XOR": (np.bitwise_xor, 0),
 }  # fmt: skip
 _COMBINE: dict[str, Callable[[Any, Any], Any]] = {
     "AND": operator.and_, "OR": operator.or_, "XOR": operator.xor,

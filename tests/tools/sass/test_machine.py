@@ -146,6 +146,52 @@ def test_extremes(architecture, floats, integers):
     assert of(program, counts.issued, floats) > 0
 
 
+@pytest.mark.parametrize(("architecture", "extreme"), [("sm_80", "IMNMX"), ("sm_90", "VIMNMX3")])
+def test_integers(architecture, extreme):
+    x = (np.arange(128, dtype=np.uint32) * np.uint32(0x9E3779B9)).view(np.int32)
+    bits = np.arange(1, 33)
+    x[96:] = bits
+    out = np.zeros(128, np.int32)
+    program, _ = run("integers", x, out, architecture=architecture)
+    assert out[:32].tolist() == x[:96].reshape(3, 32).max(0).tolist()
+    low = x[:32].astype(np.int64) % 2**bits
+    signed = np.where(low >> (bits - 1), low - 2**bits, low)
+    assert out[32:64].tolist() == signed.tolist()
+    assert out[64:96].view(np.uint32).tolist() == low.tolist()
+    total = int(x[1:32:2].astype(np.int64).sum()) % 2**32
+    assert out[97:128:2].view(np.uint32).tolist() == [total] * 16
+    assert not out[96:128:2].any()
+    assert {extreme, "SGXT", "REDUX"} <= {each.opcode for each in program.instructions}
+
+
+def test_halves_that_are_no_numbers():
+    x = np.array([1, np.nan, np.inf, np.nan] * 16, np.float16)
+    x[::4] = np.nan  # low and high: both, one, both, ...
+    out = np.zeros(32, np.uint32)
+    program, _ = run("halves_nan", x, out)
+    assert out.tolist() == [3, 2] * 16
+    assert "HSETP2" in {each.opcode for each in program.instructions}
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_matrices_of_shared_memory(architecture):
+    halves = np.arange(256, dtype=np.uint16)
+    out = np.zeros(32 * 12, np.uint32)
+    program, counts = run("matrices", halves, out, architecture=architecture)
+    copied = halves.copy()
+    copied[-8:] = 0
+    matrices = copied.reshape(4, 8, 8)
+    found = out.view(np.uint16).reshape(12, 8, 8)  # lane 4 g + t has the elements 2 t of row g
+    assert (found[:4] == matrices).all()
+    assert (found[4:8] == matrices.transpose(0, 2, 1)).all()
+    # A row is 16 bytes, so that a matrix is one wavefront.
+    assert of(program, counts.wavefronts, "LDSM") == 2 * 4
+    assert of(program, counts.sectors, "LDGSTS") == 31 // 2 + 1
+    if architecture == "sm_90":
+        assert (found[8:] == matrices).all()
+        assert of(program, counts.wavefronts, "STSM") == 4
+
+
 def test_what_is_no_memory_is_an_error():
     with pytest.raises(RuntimeError, match="which is no memory here"):
         run("strided", 16, 0, 16, 0)
