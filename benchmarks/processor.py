@@ -110,15 +110,15 @@ PROCESSORS = {
 _UNITS = {
     "fma": "FFMA FADD FMUL HADD2 HFMA2 FFMA2 FADD2 FMUL2 HMUL2",
     "mad": "IMAD",
-    "alu": "IADD3 IADD VIADD LOP3 SHF LEA ISETP FSETP SEL FSEL PRMT FMNMX FMNMX3 VIMNMX VIADDMNMX "
-    "IMNMX MOV IABS PLOP3 P2R R2P F2FP I2FP VOTE CS2R LOP FCHK",
-    "xu": "MUFU I2F F2I F2F FRND POPC FLO BREV MATCH",
+    "alu": "IADD3 IADD VIADD LOP3 SHF SGXT LEA ISETP FSETP HSETP2 SEL FSEL PRMT FMNMX FMNMX3 "
+    "VIMNMX VIMNMX3 VIADDMNMX IMNMX MOV IABS PLOP3 P2R R2P F2FP I2FP VOTE CS2R LOP FCHK",
+    "xu": "MUFU I2F F2I F2F FRND POPC FLO BREV MATCH REDUX",
     "fp64": "DADD DMUL DFMA DSETP",
     "branch": "BRA BRX BRXU EXIT BSSY BSYNC BREAK CALL RET NOP WARPSYNC JMP",
     "tensor": "HMMA",
-    "shared": "LDS STS ATOMS LDSM",
+    "shared": "LDS STS ATOMS LDSM STSM",
     "shuffle": "SHFL",
-    "global": "LDG STG RED REDG ATOMG",
+    "global": "LDG LDGSTS STG RED REDG ATOMG",
     "barrier": "BAR",
     "constant": "LDC ULDC LDCU",
     "special": "S2R S2UR R2UR",
@@ -135,6 +135,7 @@ def unit_of(instruction: Instruction, architecture: int) -> str:
 
 
 _KEYS = {"R": 0, "UR": 256, "P": 320, "UP": 328}
+_COPIES = 336  # stands for the copies to shared memory that are under way
 
 
 class Need(NamedTuple):
@@ -165,8 +166,10 @@ def need(instruction: Instruction, architecture: int) -> Need:
     opcode, kinds = instruction.opcode, set(instruction.modifiers)
     double = opcode in ("DADD", "DMUL", "DFMA", "DSETP")
     words = 4 if "128" in kinds or opcode == "HMMA" else 2 if "64" in kinds or double else 1
+    if opcode in ("LDSM", "STSM"):
+        words = next((int(kind) for kind in kinds & {"2", "4"}), 1)
     wide = opcode in ("IMAD", "UIMAD") and "WIDE" in kinds
-    stores = opcode in ("STG", "STS", "RED", "REDG")
+    stores = opcode in ("STG", "STS", "STSM", "RED", "REDG", "LDGSTS")
     reads: set[int] = set()
     writes: set[int] = set()
 
@@ -191,8 +194,13 @@ def need(instruction: Instruction, architecture: int) -> Need:
             reads.add(256 + operand.uniform)
     if instruction.predicate != 7:
         reads.add((328 if instruction.uniform_predicate else 320) + instruction.predicate)
+    if opcode == "LDGSTS":
+        writes.add(_COPIES)
+    elif opcode == "DEPBAR" and operands[-1].value == "0x0":  # until none is under way
+        reads.add(_COPIES)
     unit = unit_of(instruction, architecture)
-    return Need(unit, tuple(sorted(reads)), tuple(sorted(writes)), opcode == "LDG")
+    loads = opcode in ("LDG", "LDGSTS")
+    return Need(unit, tuple(sorted(reads)), tuple(sorted(writes)), loads)
 
 
 _WITHOUT_RESULT = ("BRA", "EXIT", "BAR", "BSSY", "BSYNC", "BREAK", "RET", "CALL", "BRX", "BRXU")

@@ -1,4 +1,4 @@
-"""``python -m benchmarks roofline``: what the CUDA kernels do, counted, and their share of a roof.
+"""``python -m benchmarks roofline``: what the GPU kernels do, counted, and their share of a roof.
 
 The machine code that nvcc made is executed here (`tools.sass`): the host code of the emulator
 launches it, on the real shapes, and some blocks of each launch are run and counted. So trip counts,
@@ -13,8 +13,9 @@ counts: instructions and sectors a mandatory byte, widest load, worst conflict, 
 Not modelled: caches (what a block reads twice is in the first, what blocks share in the second, so
 that a launch reads no byte of its inputs from memory twice; what the call before left there is
 taken to be gone), rows of the memory, instruction fetch, register banks, power, writes of parts of
-a sector, several kernels at once. A block starts a fixed time after another has ended. Triton's
-kernels are not executed: on sm_90 their products are instructions that `tools.sass` does not know.
+a sector, several kernels at once. A block starts a fixed time after another has ended. Triton's kernels
+(``--backend triton``) are compiled here, and executed where `tools.sass` knows their instructions:
+all on sm_80, all but products on sm_90.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import ctypes
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,10 @@ from tools.gpu_kit.beside import compared
 from tools.sass.machine import Counts, Launch, Machine
 from tools.sass.program import Program
 
-BASELINE = Path(__file__).with_suffix(".json")
+BASELINES = {
+    "cuda": Path(__file__).with_suffix(".json"),
+    "triton": Path(__file__).with_name("roofline_triton.json"),
+}
 HOT = ("overlap_sample", "pixel_similarity", "region_pool", "pseudo_label_loss")
 BATCH = 64
 LAUNCH = 2.0  # microseconds that a kernel takes at the least, in a graph
@@ -188,21 +192,31 @@ class Sampled:
     inputs: int
 
 
-def launches(problem: Problem, architectures: Sequence[str]) -> dict[str, Sampled]:
+def launches(
+    problem: Problem, architectures: Sequence[str], backend: str = "cuda"
+) -> dict[str, Sampled]:
     """Every launch of forward and of backward, sampled for each architecture.
 
     Kernels do not run, so what one leaves to the next is what memory is filled with: zeros. What
     this process used before would be taken for labels and read far outside of any tensor.
     """
-    from tests.emulator.machine_code import observed, program  # it builds the emulator
+    # It builds the emulator, where it is of CUDA.
+    from tests.emulator.machine_code import observed, observed_triton, program
 
     found: dict[str, list[Sample]] = {}
 
-    def observe(name: str, launch: Launch) -> bool:
+    def observe(architecture: str, code: Program, launch: Launch) -> None:
+        found.setdefault(architecture, []).append(sample(code, launch))
+
+    def observe_all(name: str, launch: Launch) -> bool:
         for architecture in architectures:
-            code = program(architecture, name)
-            found.setdefault(architecture, []).append(sample(code, launch))
+            observe(architecture, program(architecture, name), launch)
         return True
+
+    def observing() -> AbstractContextManager[None]:
+        return (
+            observed(observe_all) if backend == "cuda" else observed_triton(architectures, observe)
+        )
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same boxes every time: work depends on them
@@ -211,7 +225,7 @@ def launches(problem: Problem, architectures: Sequence[str]) -> dict[str, Sample
 
     def record(direction: str, read: Sequence[Tensor], call: Callable[[], Any]) -> Any:
         found.clear()
-        with observed(observe), profile(activities=[ProfilerActivity.CPU]) as events:
+        with observing(), profile(activities=[ProfilerActivity.CPU]) as events:
             value = call()
         clears = sum(map(_clears, events.events()))
         size = sum(each.untyped_storage().nbytes() for each in read)
@@ -334,7 +348,7 @@ def _widest(each: Sample) -> int:
         (
             next((widths[kind] for kind in i.modifiers if kind in widths), 4)
             for i in each.program.instructions
-            if i.opcode == "LDG" and each.counts.requests[i.address]
+            if i.opcode in ("LDG", "LDGSTS") and each.counts.requests[i.address]
         ),
         default=0,
     )
@@ -349,6 +363,7 @@ def measure(
     names: Collection[str] = HOT,
     batch: int = BATCH,
     only: str = "",
+    backend: str = "cuda",
 ) -> Iterator[tuple[str, Case, Row]]:
     """Count and predict, a case and architecture after the other.
 
@@ -357,6 +372,7 @@ def measure(
         names: operations.
         batch: images.
         only: cases whose name has it.
+        backend: "cuda", or "triton", which compiles its kernels here.
     """
     seen: dict[tuple, dict] = {}
     for case, problem, setting in cases(names, batch):
@@ -365,7 +381,7 @@ def measure(
         key = (case.op, case.shape, setting)
         if key not in seen:
             seen.clear()
-            seen[key] = launches(problem, list(processors))
+            seen[key] = launches(problem, list(processors), backend)
         sampled = seen[key][case.direction]
         half = setting.dtype == torch.float16
         for architecture in sampled.samples:
@@ -377,26 +393,26 @@ def measure(
 # -- The baseline.
 
 
-def read_baseline() -> dict[str, dict[str, Row]]:
+def read_baseline(backend: str = "cuda") -> dict[str, dict[str, Row]]:
     """The committed rows: ``{architecture: {case: row}}``."""
-    if not BASELINE.exists():
+    if not BASELINES[backend].exists():
         return {}
     return {
         architecture: {name: Row(**row) for name, row in rows.items()}
-        for architecture, rows in json.loads(BASELINE.read_text()).items()
+        for architecture, rows in json.loads(BASELINES[backend].read_text()).items()
     }
 
 
-def write_baseline(rows: dict[str, dict[str, Row]]) -> None:
+def write_baseline(rows: dict[str, dict[str, Row]], backend: str = "cuda") -> None:
     """One line a row, beside those that were not counted this time."""
-    every = read_baseline()
+    every = read_baseline(backend)
     for architecture, each in rows.items():
         every.setdefault(architecture, {}).update(each)
     parts = []
     for architecture, each in sorted(every.items()):
         lines = (f"{json.dumps(n)}: {json.dumps(asdict(r))}" for n, r in each.items())
         parts.append(f"{json.dumps(architecture)}: {{\n" + ",\n".join(lines) + "\n}")
-    BASELINE.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    BASELINES[backend].write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 COUNTS = ("launches", "clears", "instructions", "sectors", "conflict")
@@ -534,10 +550,11 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--arch", nargs="+", default=list(PROCESSORS), choices=PROCESSORS)
+    parser.add_argument("--backend", default="cuda", choices=BASELINES)
     parser.add_argument("--ops", nargs="+", default=list(HOT), choices=list(ops.MODULES))
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has it")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"images (default {BATCH})")
-    parser.add_argument("--update", action="store_true", help=f"write {BASELINE.name} anew")
+    parser.add_argument("--update", action="store_true", help="write the committed table anew")
     parser.add_argument("--kept", action="store_true", help="print what is committed instead")
     parser.add_argument(
         "--measured",
@@ -557,7 +574,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.kept:
         every = (
             (architecture, name, row)
-            for architecture, kept in read_baseline().items()
+            for architecture, kept in read_baseline(options.backend).items()
             for name, row in kept.items()
             if architecture in options.arch and options.only in name
         )
@@ -565,7 +582,7 @@ def main(arguments: Sequence[str]) -> int:
         every = (
             (architecture, str(case), row)
             for architecture, case, row in measure(
-                processors, options.ops, options.batch, options.only
+                processors, options.ops, options.batch, options.only, options.backend
             )
         )
     for architecture, name, row in every:
@@ -575,7 +592,7 @@ def main(arguments: Sequence[str]) -> int:
         _print_measured(rows, measured_times(measured.results))
     _print_launches(rows, measured.launches)
     if options.update:
-        write_baseline(rows)
+        write_baseline(rows, options.backend)
     return 0
 
 

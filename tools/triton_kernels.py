@@ -7,8 +7,12 @@ are caught and compiled, specialised exactly as they would be with a GPU, but no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -20,6 +24,8 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks import ops
 from densesiam.ops import _triton
+from tools.sass.machine import LANES, Launch
+from tools.sass.program import Program, read_program, scratch, symbols
 
 DTYPES = {
     "float64": torch.float64,
@@ -85,22 +91,105 @@ class _Target:
 
 
 @contextmanager
+def _compiling(launched: Callable[..., Any]) -> Iterator[None]:
+    """Hand the arguments of every launch to a function that compiles, and run nothing."""
+    run = JITFunction.run
+    JITFunction.run = lambda self, *args, **kwargs: launched(run, self, *args, **kwargs)
+    try:
+        yield
+    finally:
+        JITFunction.run = run
+
+
+def _name(function: Any) -> str:
+    return f"{function.fn.__module__.rpartition('.')[2]}.{function.fn.__name__}"
+
+
+@contextmanager
 def catching_launches(arch: int) -> Iterator[list[tuple[str, Any]]]:
     """Compile what is launched inside the block, and collect it instead of running it."""
     caught: list[tuple[str, Any]] = []
-    run = JITFunction.run
 
-    def compile_only(self: Any, *args: Any, warmup: bool, **kwargs: Any) -> Any:
-        kernel = run(self, *args, warmup=True, **kwargs)
-        caught.append((f"{self.fn.__module__.rpartition('.')[2]}.{self.fn.__name__}", kernel))
+    def launched(run: Any, function: Any, *args: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = run(function, *args, warmup=True, **kwargs)
+        caught.append((_name(function), kernel))
         return kernel
 
     driver.set_active(_Target(arch))
-    JITFunction.run = compile_only
-    try:
+    with _compiling(launched):
         yield caught
-    finally:
-        JITFunction.run = run
+
+
+@contextmanager
+def observing_launches(
+    architectures: Sequence[int], observer: Callable[[int, Program, Launch], None]
+) -> Iterator[None]:
+    """Compile what is launched inside the block, and tell of its machine code and its arguments.
+
+    Args:
+        architectures: to compile for, such as 80.
+        observer: is told each of them, the code, and the launch; tensors are where they are.
+    """
+
+    def launched(
+        run: Any, function: Any, *args: Any, warmup: bool, grid: Sequence[int], **kwargs: Any
+    ) -> Any:
+        names = [each.name for each in function.params]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        kernel = None
+        for architecture in architectures:
+            driver.set_active(_Target(architecture))
+            kernel = run(function, *args, warmup=True, grid=grid, **kwargs)
+            metadata, signature = kernel.metadata, kernel.src.signature
+            assert metadata.global_scratch_size == metadata.profile_scratch_size == 0, names
+            packed = packed_arguments(signature.values(), [given.get(name) for name in signature])
+            launch = Launch(
+                tuple([*grid, 1, 1][:3]),
+                (LANES * metadata.num_warps, 1, 1),
+                packed,
+                metadata.shared,
+            )
+            observer(architecture, _program(kernel.asm["cubin"], _name(function)), launch)
+        return kernel
+
+    with _compiling(launched):
+        yield
+
+
+_FORMATS = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u32": "I", "u64": "Q"}
+_FORMATS |= {"fp32": "f", "fp64": "d"}
+
+
+def packed_arguments(types: Iterable[Any], values: Iterable[Any]) -> bytes:
+    """A kernel's parameters, each at a multiple of its size, and two pointers to no scratch memory.
+
+    Args:
+        types: of the signature, such as "*fp32" or "i32", or tuples of them; what is "constexpr" is
+            in the code itself.
+        values: tensors and numbers.
+    """
+    packed = b""
+    for kind, value in [*_flat(types, values), ("u64", 0), ("u64", 0)]:
+        form, value = ("Q", value.data_ptr()) if kind.startswith("*") else (_FORMATS[kind], value)
+        size = struct.calcsize(form)
+        packed = packed.ljust(-(-len(packed) // size) * size, b"\0") + struct.pack(form, value)
+    return packed
+
+
+def _flat(types: Iterable[Any], values: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    for kind, value in zip(types, values, strict=True):
+        if isinstance(kind, tuple):
+            yield from _flat(kind, value)
+        elif kind != "constexpr":
+            yield kind, value
+
+
+@cache
+def _program(cubin: bytes, name: str) -> Program:
+    path = Path(scratch().name) / f"triton-{hash(cubin)}.cubin"
+    path.write_bytes(cubin)
+    (symbol,) = symbols(path)
+    return replace(read_program(path, symbol), name=name)
 
 
 def compile_kernels(variant: Variant) -> list[Compiled]:

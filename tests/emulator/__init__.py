@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -60,21 +61,36 @@ def emulated(order: str = "forward", seed: int = 0) -> Iterator[None]:
     library = load_emulator()
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     kernels = frozenset(op for op in OPERATIONS if has_kernel(f"{NAMESPACE}::{op}", "CPU"))
-    replaced = (
-        (_backends.NAMESPACES, NAMESPACE),
+    library.emulator_set_order(ORDERS.index(order), ctypes.c_uint64(seed))
+    try:
+        with served_by(NAMESPACE, kernels, _backends._MOST_ELEMENTS["cuda"]):
+            yield
+    finally:
+        library.emulator_set_order(0, ctypes.c_uint64(0))
+
+
+@contextmanager
+def served_by(namespace: str, kernels: frozenset[str], most: int | None = None) -> Iterator[None]:
+    """Run the public operations on the operators of a namespace, given tensors on the CPU.
+
+    Args:
+        namespace: of the dispatcher.
+        kernels: the operations that it has.
+        most: elements of an image, at the most.
+    """
+    replaced: tuple[tuple[dict[str, Any], Any], ...] = (
+        (_backends.NAMESPACES, namespace),
         (_backends._KERNELS, kernels),
         (_backends._MISSING, None),
-        (_backends._MOST_ELEMENTS, _backends._MOST_ELEMENTS["cuda"]),
+        (_backends._MOST_ELEMENTS, most),
     )
     before = [table["cpu"] for table, _ in replaced]
-    library.emulator_set_order(ORDERS.index(order), ctypes.c_uint64(seed))
     try:
         for table, value in replaced:
             table["cpu"] = value
         with use_backend("cpu"):
             yield
     finally:
-        library.emulator_set_order(0, ctypes.c_uint64(0))
         for (table, _), value in zip(replaced, before, strict=True):
             table["cpu"] = value
 

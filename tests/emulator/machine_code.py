@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from densesiam._libraries import build_info
-from tests.emulator import emulated, load_emulator
+from densesiam.ops import _backends
+from tests.emulator import emulated, load_emulator, served_by
 from tools.audit import LIBRARY, demangled, tool
 from tools.sass.machine import Launch, Machine
 from tools.sass.program import Program, read_program, scratch, symbols
@@ -84,6 +86,39 @@ def on_machine_code(architecture: str, library: Path = LIBRARY) -> Iterator[None
         return True
 
     with observed(run):
+        yield
+
+
+@contextmanager
+def observed_triton(
+    architectures: Sequence[str], observer: Callable[[str, Program, Launch], None]
+) -> Iterator[None]:
+    """Run the public operations on Triton, and tell of each launch instead of running it.
+
+    Args:
+        architectures: to compile for, such as "sm_80".
+        observer: is told each of them, the kernel's code, and its launch.
+
+    Raises:
+        RuntimeError: TRITON_INTERPRET is set, which leaves nothing to compile.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 is set: unset it, so that Triton compiles")
+    from tools.triton_kernels import observing_launches  # it imports Triton
+
+    def tell(architecture: int, code: Program, launch: Launch) -> None:
+        observer(f"sm_{architecture}", code, launch)
+
+    numbers = [int(name.removeprefix("sm_")) for name in architectures]
+    triton = served_by(_backends.NAMESPACES["triton"], _backends._KERNELS["triton"])
+    with observing_launches(numbers, tell), triton:
+        yield
+
+
+@contextmanager
+def on_triton_machine_code(architecture: str) -> Iterator[None]:
+    """Run the public operations on the machine code that Triton makes for one architecture."""
+    with observed_triton([architecture], lambda _, code, launch: Machine(code).run(launch)):
         yield
 
 

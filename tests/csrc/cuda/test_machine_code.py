@@ -37,6 +37,27 @@ CALLS = {
 BOXES = torch.tensor([[0.1, 0.2, 0.9, 0.7], [1.0, 0.0, 0.3, 0.4]])
 
 
+def computed(op, dtype, channels, channels_last):
+    """Result and gradient of an operation on its maps."""
+    call, count = CALLS[op]
+    return results(ops, call, maps(dtype, channels, count, channels_last))
+
+
+def assert_right(values, op, dtype, channels, channels_last):
+    """Hold result and gradient to the reference."""
+    call, count = CALLS[op]
+    inputs = maps(dtype, channels, count, channels_last)
+    wanted = results(reference, call, [each.double() for each in inputs])
+    # Exponentials of the special function unit are off by two units in the last place; what is
+    # squared for the gradient is off twice as much.
+    terms = 4 * channels * 72
+    for found, right in zip(values, wanted, strict=True):
+        # region_pool may round probabilities and gradients to the maps' type before its products.
+        rounded = dtype if op == "region_pool" else found.dtype
+        rms = right.square().mean().sqrt()
+        assert_within(found, right, tolerance(terms, rms, rounded))
+
+
 @pytest.mark.parametrize(
     ("op", "architecture", "dtype", "channels", "channels_last"),
     [
@@ -57,16 +78,6 @@ BOXES = torch.tensor([[0.1, 0.2, 0.9, 0.7], [1.0, 0.0, 0.3, 0.4]])
 def test_results_are_those_of_the_reference(op, architecture, dtype, channels, channels_last):
     if not built_for(architecture):
         pytest.skip(f"no CUDA library was built for {architecture}")
-    call, count = CALLS[op]
-    inputs = maps(dtype, channels, count, channels_last)
     with on_machine_code(architecture):
-        value, grad = results(ops, call, inputs)
-    wanted = results(reference, call, [each.double() for each in inputs])
-    # Exponentials of the special function unit are off by two units in the last place; what is
-    # squared for the gradient is off twice as much.
-    terms = 4 * channels * 72
-    for found, right in zip((value, grad), wanted, strict=True):
-        # region_pool may round probabilities and gradients to the maps' type before its products.
-        rounded = dtype if op == "region_pool" else found.dtype
-        rms = right.square().mean().sqrt()
-        assert_within(found, right, tolerance(terms, rms, rounded))
+        values = computed(op, dtype, channels, channels_last)
+    assert_right(values, op, dtype, channels, channels_last)
