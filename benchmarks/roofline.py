@@ -13,9 +13,9 @@ counts: instructions and sectors a mandatory byte, widest load, worst conflict, 
 Not modelled: caches (what a block reads twice is in the first, what blocks share in the second, so
 that a launch reads no byte of its inputs from memory twice; what the call before left there is
 taken to be gone), rows of the memory, instruction fetch, register banks, power, writes of parts of
-a sector, several kernels at once. A block starts a fixed time after another has ended. Triton's kernels
-(``--backend triton``) are compiled here, and executed where `tools.sass` knows their instructions:
-all on sm_80, all but products on sm_90.
+a sector, several kernels at once. A block starts a fixed time after another has ended. Triton's
+kernels (``--backend triton``) are compiled here, and executed where `tools.sass` knows their
+instructions: all on sm_80, all but products on sm_90.
 """
 
 from __future__ import annotations

@@ -272,6 +272,7 @@ class _Run:
         shared = np.zeros(max(self.shared_size, 16) * len(blocks), np.uint8)
         shared[:] = 0xFF
         self.shared = {1: shared, 2: shared.view(np.uint16), 4: shared.view(U32)}
+        self.stack = np.zeros((256, self.threads), U32)
         self.alive = thread < launch.threads
         self.pending: dict[int, Array] = {0: self.alive.copy()}
         self.at_barrier = np.zeros(self.threads, bool)
@@ -1192,6 +1193,26 @@ class _Run:
         self.count_shared(i, at, active, width)
         own = at + self.block_of * max(self.shared_size, 16)
         self.read(self.shared.__getitem__, own, width, i, target, active)
+
+    def op_stl(self, i: Instruction, where: Array | None) -> None:
+        """Spilled registers, of each thread apart; the accesses are not counted."""
+        for word, place in enumerate(self.places_in_stack(i)):
+            active = self.mask if where is None else where
+            self.stack[place[active], np.flatnonzero(active)] = self.R[i.operands[-1].index + word][
+                active
+            ]
+
+    def op_ldl(self, i: Instruction, where: Array | None) -> None:
+        lanes = np.arange(self.threads)
+        for word, place in enumerate(self.places_in_stack(i)):
+            self.set_u(i.operands[0], self.stack[place, lanes], where, word)
+
+    def places_in_stack(self, i: Instruction) -> list[Array]:
+        """Of each word that is accessed: the stack ends at 0, and grows down from there."""
+        at = self.shared_address(next(each for each in i.operands if each.kind == "mem"))
+        if self.width(i) < 4:
+            raise UnknownInstructionError(i.text)
+        return [(at // 4 + word) % len(self.stack) for word in range(self.width(i) // 4)]
 
     def op_ldsm(self, i: Instruction, where: Array | None) -> None:
         """Matrices of 8 rows of 16 bytes: to each lane two elements of a row, or of a column."""
