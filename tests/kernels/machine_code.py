@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import roofline
 from benchmarks.processor import PROCESSORS
-from tests.csrc.cuda.test_machine_code import CALLS, assert_right, computed
+from tests.csrc.cuda.calls import CALLS, assert_right, computed
 from tests.emulator.machine_code import on_triton_machine_code
 
 
