@@ -100,14 +100,14 @@ def overlap_similarity_backward(
     kind: str,
     weight: Tensor | None,
     reduction: str,
-    statistics: Tensor,
+    kept: Tensor,
 ) -> Tensor:
     """Gradient to p, in p's layout."""
     op = "overlap_similarity_backward"
     _check(op, p, z, boxes_p, boxes_z, size, kind, weight, reduction)
     check_grad(op, grad, reduction, (p.shape[0], *size), p)
-    kept = (p.shape[0], 2, size[0] * size[1])
-    check_tensor(op, "statistics", statistics, _layout.accumulate_dtype(p), kept, p)
+    statistics = (p.shape[0], 2, size[0] * size[1])
+    check_tensor(op, "kept", kept, _layout.accumulate_dtype(p), statistics, p)
     batch, channels = p.shape[:2]
     if p.numel() == 0:
         return _layout.empty_like(p)
@@ -122,7 +122,7 @@ def overlap_similarity_backward(
         programs,
         *views.arguments,
         grad.contiguous(),
-        statistics.contiguous(),
+        kept.contiguous(),
         samples,
         batch,
         GRADIENT=KINDS[kind].gradient,

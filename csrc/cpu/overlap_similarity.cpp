@@ -298,12 +298,11 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
     const Weights<A> weight_of{weights, tiles.batch};
-    if (!keeps) {
+    dispatch_kind(op, kind, [&](auto loss_type) {  // an unknown word is refused either way
+      if (keeps) return;
       const Outcome<A> to{nullptr, nullptr, mutable_data<A>(source), mutable_data<A>(gradients)};
-      dispatch_kind(op, kind, [&](auto loss_type) {
-        compare<typename decltype(loss_type)::type, T>(p_side, z_side, tiles, weight_of, to);
-      });
-    }
+      compare<typename decltype(loss_type)::type, T>(p_side, z_side, tiles, weight_of, to);
+    });
     const std::vector<A> scales = scales_of_samples(data<A>(upstream), mean, tiles, weight_of);
     gather_maps(ScaledGradients<A>{data<A>(gradients), scales.data()}, p_side.boxes, tiles.batch,
                 tiles.channels, map.height, map.width, tiles.rows, tiles.columns, map.layout,

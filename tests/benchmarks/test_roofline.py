@@ -190,7 +190,7 @@ def test_a_table_of_launches_stands_beside_the_predictions(monkeypatch, tmp_path
         "what is kept of a visit": kept,
     }
     path.write_text(json.dumps(whole[kind]))
-    monkeypatch.setattr(roofline, "read_baseline", lambda: {ARCHITECTURE: {CASE: ROW}})
+    monkeypatch.setattr(roofline, "read_baseline", lambda backend: {ARCHITECTURE: {CASE: ROW}})
     assert roofline.main(["--kept", "--arch", ARCHITECTURE, "--measured", str(path)]) == 0
     printed = capsys.readouterr().out
     assert f"{CASE:74} microseconds 10.0 / 10.0 (+0%)" in printed
