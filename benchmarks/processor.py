@@ -187,7 +187,8 @@ def need(instruction: Instruction, architecture: int) -> Need:
             add(writes, operand, 2 if wide else words)
         else:
             deep = 2 if wide and place == len(operands) - 1 else words if stores or double else 1
-            add(reads, operand, 4 if opcode == "HMMA" else deep)
+            # The second factor of a matrix product has half as many registers as the others.
+            add(reads, operand, (2 if place == 2 else 4) if opcode == "HMMA" else deep)
         if operand.base is not None and operand.base != 255:
             reads.update({operand.base, operand.base + int(operand.wide)})
         if operand.uniform is not None and operand.uniform != 63:

@@ -65,7 +65,7 @@ class Kernel:
 
 OPCODES = {
     "local": re.compile(r"\b(LDL|STL)\b"),
-    "wide_loads": re.compile(r"\bLDG\.E(\.\w+)*\.128\b"),
+    "wide_loads": re.compile(r"\bLDG(STS)?\.E(\.\w+)*\.128\b"),
     "wide_stores": re.compile(r"\bSTG\.E(\.\w+)*\.128\b"),
     "tensor": re.compile(r"\b([DHIQU]?G?MMA\.\d|UTC[A-Z]*MMA\b)"),
     "float_atomics": re.compile(r"\b(ATOM|ATOMG|ATOMS|RED|REDG)\.\S*(F16|F32|F64|BF16)"),

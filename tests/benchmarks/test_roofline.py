@@ -271,6 +271,27 @@ def test_integers_are_multiplied_beside_floats_or_in_their_unit():
         assert found == pytest.approx(of_a_warp * 16 / 4 * 100, abs=8)
 
 
+def registers(line):
+    """Those that it reads and those that it writes."""
+    code = program(line)
+    return need(code.instructions[0], code.architecture)[1:3]
+
+
+def test_fragments_of_matrices_are_several_registers():
+    assert registers("LDSM.16.M88.4 R4, [R2]") == ((2,), (4, 5, 6, 7))
+    assert registers("LDSM.16.MT88.2 R4, [R2]") == ((2,), (4, 5))
+    product = "HMMA.16816.F32 R16, R8, R4, R20"
+    assert registers(product) == ((4, 5, 8, 9, 10, 11, 20, 21, 22, 23), (16, 17, 18, 19))
+
+
+def test_a_copy_is_waited_for_and_nothing_else():
+    copy = "LDGSTS.E.BYPASS.128 [R7], desc[UR6][R2.64]"
+    alone = cycles(program(copy), warps=1, cost=16, fresh=16)
+    assert cycles(program(copy, "FADD R4, R2, R7"), warps=1, cost=16, fresh=16) < alone + 20
+    waited = cycles(program(copy, "DEPBAR.LE SB0, 0x0"), warps=1, cost=16, fresh=16)
+    assert waited > alone + H100.dram
+
+
 def test_conflicts_take_turns():
     code = program("LDS R0, [R1]")
     assert cycles(code, warps=8, times=10, cost=32) == pytest.approx(8 * 10 * 32, abs=96)

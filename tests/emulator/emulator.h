@@ -189,6 +189,12 @@ enum class State { ready, at_barrier, at_collective, finished };
 // Called once with the operands of all lanes in the mask (others null); fills in their results.
 using Combine = void (*)(void** operands, unsigned mask);
 
+// 16 bytes on their way from global to shared memory.
+struct Copy {
+  char* to;
+  const char* from;
+};
+
 struct Thread {
   uint3 index;
   State state = State::ready;
@@ -196,6 +202,7 @@ struct Thread {
   unsigned mask = 0;
   void* operand = nullptr;
   Combine combine = nullptr;  // null for __syncwarp, which alone orders the lanes' memory
+  std::vector<Copy> copies;   // under way
   Context context;
   std::unique_ptr<Stack> stack;
   void* fake_stack = nullptr;  // AddressSanitizer's
@@ -328,6 +335,31 @@ class Machine {
     const races::Pause pause;
     if (!dynamic_) dynamic_ = allocate_shared(dynamic_bytes_, {"dynamic shared memory", 0});
     return dynamic_->memory();
+  }
+
+  // cp.async, which may write at any time from now until the thread waits: here it does then, and
+  // whoever accesses the place before the next barrier races with it.
+  void start_copy(void* to, const void* from, Site site) {
+    {
+      const races::Pause pause;
+      if (!is_shared(to) || reinterpret_cast<std::uintptr_t>(to) % 16 != 0) {
+        throw Error(text("an asynchronous copy must go to 16 aligned bytes of shared memory, got ",
+                         to, " from thread ", name(threadIdx), " of block ", name(blockIdx),
+                         ", at ", name(site)));
+      }
+    }
+    on_load(from, 16);
+    races::access(to, 16, Access::write, __builtin_return_address(0));
+    const races::Pause pause;
+    threads_[current_].copies.push_back({static_cast<char*>(to), static_cast<const char*>(from)});
+  }
+  // cp.async.wait_all.
+  void wait_for_copies() {
+    for (const Copy& copy : threads_[current_].copies) {
+      for (int n = 0; n < 16; ++n) copy.to[n] = copy.from[n];
+    }
+    const races::Pause pause;
+    threads_[current_].copies.clear();
   }
 
   bool is_shared(const void* pointer) const {
@@ -510,6 +542,10 @@ class Machine {
     arrive_in_fiber(nullptr);
     try {
       body_(argument_);
+      if (!threads_[current_].copies.empty()) {
+        throw Error(text("thread ", name(threadIdx), " of block ", name(blockIdx),
+                         " ends without waiting for its asynchronous copies"));
+      }
     } catch (...) {
       error_ = std::current_exception();
     }
@@ -725,6 +761,77 @@ inline void multiply_16x8x8(float (&c)[4], const float (&a)[4], const float (&b)
               sum += as_tf32(of(row % 8 * 4 + k % 4).a[row / 8 + k / 4 * 2]) *
                      as_tf32(of(column * 4 + k % 4).b[k / 4]);
             }
+          }
+        }
+      },
+      site);
+}
+
+// The same of numbers of 16 bits, two in a word, as mma.m16n8k16 has it: a is 16 x 16, b 16 x 8.
+// `number` makes a float of the bits.
+template <class Number>
+void multiply_16x8x16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                      const Number& number, Site site) {
+  struct Operand {
+    float* c;
+    float a[4][2], b[2][2];
+  } mine{c, {}, {}};
+  const auto halves = [&](std::uint32_t word, float (&two)[2]) {
+    two[0] = number(std::uint16_t(word));
+    two[1] = number(std::uint16_t(word >> 16));
+  };
+  for (int part = 0; part < 4; ++part) halves(a[part], mine.a[part]);
+  for (int part = 0; part < 2; ++part) halves(b[part], mine.b[part]);
+  machine().collective(
+      ~0u, &mine,
+      [](void** operands, unsigned) {
+        const auto of = [&](int lane) -> Operand& {
+          return *static_cast<Operand*>(operands[lane]);
+        };
+        for (int row = 0; row < 16; ++row) {
+          for (int column = 0; column < 8; ++column) {
+            float& sum = of(row % 8 * 4 + column / 2).c[row / 8 * 2 + column % 2];
+            for (int k = 0; k < 16; ++k) {
+              const int t = k % 8 / 2;
+              sum += of(row % 8 * 4 + t).a[row / 8 + k / 8 * 2][k % 2] *
+                     of(column * 4 + t).b[k / 8][k % 2];
+            }
+          }
+        }
+      },
+      site);
+}
+
+// Four 8 x 8 matrices of 16-bit numbers in shared memory, as ldmatrix.x4 has it: `row` of lane
+// 8 m + r is row r of matrix m, and lane 4 g + t gets two numbers of each, of row g the columns
+// 2 t and 2 t + 1, or, transposed, of column g the rows 2 t and 2 t + 1.
+inline void load_matrices(std::uint32_t (&words)[4], const void* row, bool transposed, Site site) {
+  if (!machine().is_shared(row) || reinterpret_cast<std::uintptr_t>(row) % 16 != 0) {
+    throw Error(text("a row of a matrix must be 16 aligned bytes of shared memory, got ", row,
+                     " from thread ", name(threadIdx), " of block ", name(blockIdx), ", at ",
+                     name(site)));
+  }
+  struct Operand {
+    std::uint16_t row[8];
+    std::uint32_t* words;
+    bool transposed;
+  } mine{{}, words, transposed};
+  // Each lane reads its row itself, as far as races are concerned.
+  for (int n = 0; n < 8; ++n) mine.row[n] = static_cast<const std::uint16_t*>(row)[n];
+  machine().collective(
+      ~0u, &mine,
+      [](void** operands, unsigned) {
+        const auto of = [&](int lane) -> Operand& {
+          return *static_cast<Operand*>(operands[lane]);
+        };
+        for (int lane = 0; lane < int(kLanes); ++lane) {
+          const int g = lane / 4, t = lane % 4;
+          Operand& to = of(lane);
+          for (int m = 0; m < 4; ++m) {
+            const auto number = [&](int n) -> std::uint32_t {
+              return to.transposed ? of(8 * m + n).row[g] : of(8 * m + g).row[n];
+            };
+            to.words[m] = number(2 * t) | number(2 * t + 1) << 16;
           }
         }
       },

@@ -3,13 +3,14 @@
 
 #include "kernels.h"
 // After kernels.h, which turns the helpers' hooks on.
-#include "../../csrc/cuda/device/launch.h"
+#include "../../csrc/cuda/device/products.cuh"
 
 namespace {
 
 using densesiam::load;
 
 constexpr unsigned kAll = ~0u;
+alignas(16) const float zeros[4] = {};
 
 // Some threads of the block never reach the barrier.
 __global__ void barrier_in_branch(float* out, bool bug) {
@@ -123,6 +124,127 @@ __global__ void syncwarp_for_block(float* out, bool bug) {
   if (blockIdx.x == 0) out[threadIdx.x] = value;
 }
 
+// A thread reads what it copies before it has waited for it.
+__global__ void copy_not_waited_for(float* out, bool bug) {
+  DENSESIAM_SHARED(densesiam::Words, words, 64);
+  densesiam::start_copy(words + threadIdx.x, reinterpret_cast<const densesiam::Words*>(zeros));
+  if (!bug) densesiam::wait_for_copies();
+  out[threadIdx.x] = reinterpret_cast<const float*>(words + threadIdx.x)[3];
+  densesiam::wait_for_copies();
+}
+
+__global__ void copy_of_a_thread_that_ends(float* out, bool bug) {
+  DENSESIAM_SHARED(densesiam::Words, words, 64);
+  densesiam::start_copy(words + threadIdx.x, reinterpret_cast<const densesiam::Words*>(zeros));
+  if (!bug) densesiam::wait_for_copies();
+  out[threadIdx.x] = 1;
+}
+
+__global__ void misaligned_copy(float* out, bool bug) {
+  DENSESIAM_SHARED(densesiam::Words, words, 65);
+  auto* const to = reinterpret_cast<char*>(words + threadIdx.x) + (bug ? 4 : 0);
+  densesiam::start_copy(reinterpret_cast<densesiam::Words*>(to),
+                        reinterpret_cast<const densesiam::Words*>(zeros));
+  densesiam::wait_for_copies();
+  out[threadIdx.x] = 1;
+}
+
+// A tile is copied to while other threads may still read it.
+__global__ void copy_over_what_is_read(float* out, bool bug) {
+  DENSESIAM_SHARED(densesiam::Words, words, 64);
+  words[threadIdx.x] = {};
+  __syncthreads();
+  const auto value = words[63 - threadIdx.x].values[0];
+  if (!bug) __syncthreads();
+  densesiam::start_copy(words + threadIdx.x, reinterpret_cast<const densesiam::Words*>(zeros));
+  densesiam::wait_for_copies();
+  if (blockIdx.x == 0) out[threadIdx.x] = float(value);
+}
+
+// A thread reads what another has copied and waited for, with no barrier between.
+__global__ void copy_without_barrier(float* out, bool bug) {
+  DENSESIAM_SHARED(densesiam::Words, words, 64);
+  densesiam::start_copy(words + threadIdx.x, reinterpret_cast<const densesiam::Words*>(zeros));
+  densesiam::wait_for_copies();
+  if (!bug) __syncthreads();
+  const auto value = words[63 - threadIdx.x].values[0];
+  if (blockIdx.x == 0) out[threadIdx.x] = float(value);
+}
+
+__global__ void misaligned_matrix(float* out, bool bug) {
+  DENSESIAM_SHARED(densesiam::half, rows, 32 * 8 + 1);
+  for (int n = 0; n < 8; ++n) rows[threadIdx.x % 32 * 8 + n] = {};
+  __syncthreads();
+  unsigned words[4];
+  densesiam::load_matrices<false>(words, rows + threadIdx.x % 32 * 8 + (bug ? 1 : 0));
+  out[threadIdx.x] = float(words[0]);
+}
+
+// Lanes read rows of matrices that another warp writes.
+__global__ void matrix_without_barrier(float* out, bool bug) {
+  DENSESIAM_SHARED(densesiam::half, rows, 64 * 8);
+  for (int n = 0; n < 8; ++n) rows[threadIdx.x * 8 + n] = {};
+  if (bug) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
+  unsigned words[4];
+  densesiam::load_matrices<false>(words, rows + (63 - threadIdx.x) * 8);
+  if (blockIdx.x == 0) out[threadIdx.x] = float(words[0]);
+}
+
+// No bug: the first warp loads four matrices, the second their transposes, and each lane tells one
+// number of matrix M: number n of 256 has the value n.
+template <int M, int High>
+__global__ void matrices(float* out, bool) {
+  DENSESIAM_SHARED(densesiam::half, rows, 32 * 8);
+  if (threadIdx.x < 32) {
+    for (unsigned n = 0; n < 8; ++n) {
+      rows[threadIdx.x * 8 + n] = {std::uint16_t(threadIdx.x * 8 + n)};
+    }
+  }
+  __syncthreads();
+  unsigned words[4];
+  const auto* const row = rows + threadIdx.x % 32 * 8;
+  if (threadIdx.x < 32) {
+    densesiam::load_matrices<false>(words, row);
+  } else {
+    densesiam::load_matrices<true>(words, row);
+  }
+  if (blockIdx.x == 0) out[threadIdx.x] = float(words[M] >> 16 * High & 0xffff);
+}
+
+// No bug: the first warp tells the products of float16, the second those of bfloat16, of the rows
+// Row and Row + 8, two columns a lane: a[i][k] = i + k / 4, b[k][j] = k - 2 j.
+template <class T, int Part>
+__device__ float product_part() {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4 * 2;
+  const auto pair = [](float x, float y) { return densesiam::packed<T>(x, y); };
+  unsigned a[4], b[2];
+  for (int n = 0; n < 4; ++n) {
+    const int i = g + n % 2 * 8, k = t + n / 2 * 8;
+    a[n] = pair(i + k / 4.0f, i + (k + 1) / 4.0f);
+  }
+  for (int n = 0; n < 2; ++n) {
+    const int k = t + n * 8;
+    b[n] = pair(k - 2 * g, k + 1 - 2 * g);
+  }
+  float c[4] = {1, 1, 1, 1};
+  densesiam::multiply_halves<T>(c, a, b);
+  return c[Part];
+}
+template <int Part>
+__global__ void product(float* out, bool) {
+  float value = 0;
+  if (threadIdx.x < 32) {
+    value = product_part<densesiam::half, Part>();
+  } else {
+    value = product_part<densesiam::bfloat16, Part>();
+  }
+  if (blockIdx.x == 0) out[threadIdx.x] = value;
+}
+
 // Two blocks write one cell.
 __global__ void blocks_write_one_cell(float* out, bool bug) {
   const unsigned cell = bug ? threadIdx.x / 2 : blockIdx.x * 32 + threadIdx.x / 2;
@@ -194,6 +316,21 @@ const std::map<std::string, void (*)(float*, bool)> kKernels = {
     {"shuffle_for_syncwarp", shuffle_for_syncwarp},
     {"syncwarp_without_a_lane", syncwarp_without_a_lane},
     {"syncwarp_for_block", syncwarp_for_block},
+    {"copy_not_waited_for", copy_not_waited_for},
+    {"copy_of_a_thread_that_ends", copy_of_a_thread_that_ends},
+    {"misaligned_copy", misaligned_copy},
+    {"copy_over_what_is_read", copy_over_what_is_read},
+    {"copy_without_barrier", copy_without_barrier},
+    {"misaligned_matrix", misaligned_matrix},
+    {"matrix_without_barrier", matrix_without_barrier},
+    {"matrices_0", matrices<0, 0>},
+    {"matrices_1", matrices<1, 1>},
+    {"matrices_2", matrices<2, 0>},
+    {"matrices_3", matrices<3, 1>},
+    {"product_0", product<0>},
+    {"product_1", product<1>},
+    {"product_2", product<2>},
+    {"product_3", product<3>},
     {"blocks_write_one_cell", blocks_write_one_cell},
     {"atomics_before_barrier", atomics_before_barrier},
     {"neighbouring_bytes", neighbouring_bytes},

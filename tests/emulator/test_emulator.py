@@ -28,6 +28,9 @@ ERRORS = {
     "too_much_shared": "a block uses 49156 bytes of shared memory and has 49152",
     "misaligned": "misaligned load of 16 bytes",
     "empty_grid": "no GPU takes a grid",
+    "copy_of_a_thread_that_ends": r"thread \(0, .* ends without waiting for its asynchronous",
+    "misaligned_copy": "asynchronous copy must go to 16 aligned bytes of shared memory",
+    "misaligned_matrix": "a row of a matrix must be 16 aligned bytes of shared memory",
 }
 
 
@@ -38,6 +41,9 @@ RACES = {
     "shuffle_for_syncwarp": r"shared.* writes at .*\n.* reads at",
     "syncwarp_without_a_lane": r"shared.*thread \(16, .* writes at .*\n.*thread \(0, .* reads at",
     "syncwarp_for_block": r"shared.* writes at .*\n.* reads at",
+    "copy_over_what_is_read": r"shared.* writes at halves.cuh.*\n.* reads at",
+    "copy_without_barrier": r"shared.* writes at .*\n.* reads at",
+    "matrix_without_barrier": r"shared.* writes at .*\n.* reads at",
     "blocks_write_one_cell": r"global.*block \(0, .* writes at .*\n.*block \(1, .* writes at",
     "atomics_before_barrier": r"shared.* writes at .*\n.* adds atomically at faults.cpp",
     "neighbouring_bytes": r"shared.* writes at .*\n.* writes at",
@@ -67,9 +73,29 @@ def test_error_is_found_and_located(kernel):
     assert isinstance(run(kernel, False), list)
 
 
-def test_uninitialised_shared_memory_is_nan():
-    assert all(math.isnan(value) for value in run("uninitialised_shared", True))
-    assert run("uninitialised_shared", False) == [0] * 64
+@pytest.mark.parametrize("kernel", ["uninitialised_shared", "copy_not_waited_for"])
+def test_uninitialised_shared_memory_is_nan(kernel):
+    assert all(math.isnan(value) for value in run(kernel, True))
+    assert run(kernel, False) == [0] * 64
+
+
+@pytest.mark.parametrize("matrix", range(4))
+def test_lanes_get_two_numbers_of_each_matrix(matrix):
+    """Number n of the four matrices has the value n; matrices 1 and 3 tell the second number."""
+    found = run(f"matrices_{matrix}", False)
+    for lane in range(32):
+        row, column = lane // 4, lane % 4 * 2 + matrix % 2
+        assert found[lane] == 64 * matrix + 8 * row + column
+        assert found[32 + lane] == 64 * matrix + 8 * column + row  # of the transposed
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_product_of_16_bit_numbers(part):
+    found = run(f"product_{part}", False)
+    for lane in range(32):
+        i, j = lane // 4 + part // 2 * 8, lane % 4 * 2 + part % 2
+        wanted = 1 + sum((i + k / 4) * (k - 2 * j) for k in range(16))
+        assert found[lane] == found[32 + lane] == wanted
 
 
 @pytest.mark.parametrize("kernel", ["missing_barrier", "order_of_blocks"])

@@ -222,6 +222,16 @@ class _Memory:
         return self.views[width]
 
 
+@dataclass
+class Copy:
+    """Words on their way to shared memory: there when their thread has waited for them."""
+
+    to: Array  # by thread, in words
+    values: Array  # by word and thread
+    threads: Array  # those whose words are not there yet
+    groups: Array  # by thread, how many ended since, its own included
+
+
 class _Run:
     """Some blocks of a launch, from their first instruction to their end."""
 
@@ -282,6 +292,7 @@ class _Run:
         self.arrived = np.zeros((16, self.threads), bool)
         self.loaded: list[Array] = []
         self.stored: list[Array] = []
+        self.copies: list[Copy] = []  # to shared memory, under way
         self.seen: set[int] = set()  # sectors by block, if steps are kept
         self.seen_lines: set[int] = set()  # of 64 bytes
         self.mask: Array = self.alive  # threads that run
@@ -501,7 +512,7 @@ class _Run:
     def op_nop(self, i: Instruction, where: Array | None) -> None:
         pass
 
-    op_warpsync = op_endcollective = op_yield = op_depbar = op_ldgdepbar = op_membar = op_nop
+    op_warpsync = op_endcollective = op_yield = op_membar = op_nop
     op_errbar = op_cctl = op_acqbulk = op_nop
 
     def op_mov(self, i: Instruction, where: Array | None) -> None:
@@ -1255,7 +1266,7 @@ class _Run:
         return result
 
     def op_ldgsts(self, i: Instruction, where: Array | None) -> None:
-        """From global to shared memory at once, or zeros where its predicate is false."""
+        """From global to shared memory, or zeros where its predicate is false: starts a copy."""
         to, source, *last = i.operands
         active = self.mask if where is None else where
         read = active & self.p(last[0]) if last else active
@@ -1281,8 +1292,24 @@ class _Run:
                 copied[word][read] = memory[(at[read] - 4096) // 4 + word]
             if self.turns is not None:
                 self.turns = self.turns + written
-        for word in range(words):
-            self.shared[4][own[active] // 4 + word] = copied[word][active]
+        self.copies.append(Copy(own // 4, copied, active.copy(), np.zeros(self.threads, np.int64)))
+
+    def op_ldgdepbar(self, i: Instruction, where: Array | None) -> None:
+        """What a thread copies up to here is a group."""
+        active = self.mask if where is None else where
+        for copy in self.copies:
+            copy.groups[active] += 1
+
+    def op_depbar(self, i: Instruction, where: Array | None) -> None:
+        """Waits until as many groups of a thread's copies are under way as it says, or fewer."""
+        active = self.mask if where is None else where
+        most = int(str(i.operands[-1].value), 0)
+        for copy in self.copies:
+            done = active & copy.threads & (copy.groups > most)
+            for word, values in enumerate(copy.values):
+                self.shared[4][copy.to[done] + word] = values[done]
+            copy.threads &= ~done
+        self.copies = [copy for copy in self.copies if copy.threads.any()]
 
     def read(
         self,

@@ -7,7 +7,7 @@
 // number.
 #pragma once
 
-#include "block.cuh"
+#include "halves.cuh"
 
 namespace densesiam {
 inline namespace DENSESIAM_TARGET {
@@ -202,6 +202,43 @@ struct TensorProduct {
       }
     }
   }
+  // The same of 16-bit numbers, Depth of a row; also(i, words) gets the rows i * 16 + ... of `a`, a
+  // fragment at a time. Turned: lines of the tile have the numbers of one k, a row's (a column's
+  // of b) being neighbours; Line: from one line to the next.
+  template <int Depth, bool TurnedA, int LineA, bool TurnedB, int LineB, class T, class Also>
+  __device__ __forceinline__ void add_halves(const T* a, const T* b, const Also& also) {
+    static_assert(kN % 2 == 0 && Depth % 16 == 0);
+    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+    // Four matrices are the quarters of 16 x 16 numbers; of `a` the second is below, of b beside.
+    const int r = lane % 8, second = lane / 8 % 2 * 8, third = lane / 16 * 8;
+    const T* a_line = a + (TurnedA ? (third + r) * LineA + warp % kRowWarps * 32 + second
+                                   : (warp % kRowWarps * 32 + second + r) * LineA + third);
+    const T* b_line = b + (TurnedB ? (second + r) * LineB + warp / kRowWarps * kN * 8 + third
+                                   : (warp / kRowWarps * kN * 8 + third + r) * LineB + second);
+    constexpr int a_step = TurnedA ? 1 : LineA, a_next = TurnedA ? LineA : 1;
+    constexpr int b_step = TurnedB ? 1 : LineB, b_next = TurnedB ? LineB : 1;
+    [[maybe_unused]] constexpr int ahead = kM * kN < 16 ? 2 : 1;  // registers
+#pragma unroll ahead
+    for (int k = 0; k < Depth; k += 16) {
+      HalfWord x[kM][4];
+#pragma unroll
+      for (int i = 0; i < kM; ++i) {
+        load_matrices<TurnedA>(x[i], a_line + i * 16 * a_step + k * a_next);
+        also(i, x[i]);
+      }
+#pragma unroll
+      for (int j = 0; j < kN; j += 2) {
+        HalfWord y[4];
+        load_matrices<TurnedB>(y, b_line + j * 8 * b_step + k * b_next);
+        const HalfWord first[2] = {y[0], y[1]}, next[2] = {y[2], y[3]};
+#pragma unroll
+        for (int i = 0; i < kM; ++i) {
+          multiply_halves<T>(sums[i][j], x[i], first);
+          multiply_halves<T>(sums[i][j + 1], x[i], next);
+        }
+      }
+    }
+  }
   // The same of any numbers, on CUDA cores.
   template <int StrideA = kStride<float>, int StrideB = kStride<float>>
   __device__ __forceinline__ void add_exceptional(const float* a, const float* b) {
@@ -221,6 +258,10 @@ struct TensorProduct {
       high[n] = parts.high;
       low[n] = parts.low;
     }
+  }
+  // The row of this lane's first sum of the i-th 16 rows of its warp.
+  static __device__ __forceinline__ int first_row(int i) {
+    return threadIdx.x / kLanes % kRowWarps * 32 + i * 16 + threadIdx.x % kLanes / 4;
   }
   static constexpr int kParts = kRowWarps * 8;
   template <int Line, class Body>

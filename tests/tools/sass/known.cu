@@ -106,3 +106,105 @@ extern "C" __global__ void matrices(const unsigned* in, unsigned* out) {
   for (int k = 0; k < 4; ++k) out[32 * (8 + k) + lane] = rows[32 * k + lane];
 #endif
 }
+
+// Four 8 x 8 matrices of 16-bit numbers, as ldmatrix hands them out; rows are kStride numbers
+// apart.
+template <int kStride, bool kTransposed>
+__device__ __forceinline__ void fragments(const unsigned short* in, uint4* out) {
+  __shared__ __align__(16) unsigned short rows[32 * kStride];
+  for (int n = 0; n < 8; ++n) rows[threadIdx.x * kStride + n] = in[threadIdx.x * 8 + n];
+  __syncwarp();
+  const auto at = unsigned(__cvta_generic_to_shared(rows + threadIdx.x * kStride));
+  uint4 got;
+  if (kTransposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(got.x), "=r"(got.y), "=r"(got.z), "=r"(got.w)
+                 : "r"(at)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(got.x), "=r"(got.y), "=r"(got.z), "=r"(got.w)
+                 : "r"(at)
+                 : "memory");
+  }
+  out[threadIdx.x] = got;
+}
+extern "C" __global__ void rows_72(const unsigned short* in, uint4* out) {
+  fragments<72, false>(in, out);
+}
+extern "C" __global__ void columns_72(const unsigned short* in, uint4* out) {
+  fragments<72, true>(in, out);
+}
+extern "C" __global__ void rows_64(const unsigned short* in, uint4* out) {
+  fragments<64, false>(in, out);
+}
+// The first two of them.
+extern "C" __global__ void two_matrices(const unsigned short* in, uint4* out) {
+  __shared__ __align__(16) unsigned short rows[16 * 8];
+  for (int n = 0; n < 4; ++n) rows[threadIdx.x * 4 + n] = in[threadIdx.x * 4 + n];
+  __syncwarp();
+  const auto at = unsigned(__cvta_generic_to_shared(rows + threadIdx.x % 16 * 8));
+  uint4 got = {};
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(got.x), "=r"(got.y)
+               : "r"(at)
+               : "memory");
+  out[threadIdx.x] = got;
+}
+
+// c = a b, a 16 x 16, b 16 x 8 and c 16 x 8, in lines.
+#define PRODUCT(name, type)                                                                     \
+  extern "C" __global__ void name(const unsigned short* a, const unsigned short* b, float* c) { \
+    const int g = threadIdx.x / 4, t = threadIdx.x % 4 * 2;                                     \
+    unsigned x[4], y[2];                                                                        \
+    float s[4] = {};                                                                            \
+    for (int n = 0; n < 4; ++n) {                                                               \
+      const int first = (g + n % 2 * 8) * 16 + t + n / 2 * 8;                                   \
+      x[n] = a[first] | unsigned(a[first + 1]) << 16;                                           \
+    }                                                                                           \
+    for (int n = 0; n < 2; ++n) {                                                               \
+      const int first = (t + n * 8) * 8 + g;                                                    \
+      y[n] = b[first] | unsigned(b[first + 8]) << 16;                                           \
+    }                                                                                           \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                  \
+        ".f32 "                                                                                 \
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                       \
+        : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])                                        \
+        : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));                    \
+    for (int n = 0; n < 4; ++n) c[(g + n / 2 * 8) * 8 + t + n % 2] = s[n];                      \
+  }
+PRODUCT(float16_product, "f16")
+PRODUCT(bfloat16_product, "bf16")
+
+// Each lane copies 16 bytes and reads what its neighbour copied; `early`, before it is there.
+template <bool kEarly>
+__device__ __forceinline__ void copied(const uint4* in, uint4* out) {
+  __shared__ uint4 rows[32];
+  const auto at = unsigned(__cvta_generic_to_shared(rows + threadIdx.x));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+               :
+               : "r"(at), "l"(in + threadIdx.x)
+               : "memory");
+  if (!kEarly) asm volatile("cp.async.wait_all;" : : : "memory");
+  __syncthreads();
+  const uint4 got = rows[threadIdx.x ^ 1];
+  if (kEarly) asm volatile("cp.async.wait_all;" : : : "memory");
+  out[threadIdx.x] = got;
+}
+extern "C" __global__ void copied_in_time(const uint4* in, uint4* out) { copied<false>(in, out); }
+extern "C" __global__ void read_too_early(const uint4* in, uint4* out) { copied<true>(in, out); }
+
+// Of two groups of copies the first is waited for.
+extern "C" __global__ void copied_in_groups(const uint4* in, uint4* out) {
+  __shared__ uint4 rows[64];
+  for (unsigned n = threadIdx.x; n < 64; n += 32) {
+    const auto at = unsigned(__cvta_generic_to_shared(rows + n));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(at), "l"(in + n) : "memory");
+    asm volatile("cp.async.commit_group;" : : : "memory");
+  }
+  asm volatile("cp.async.wait_group 1;" : : : "memory");
+  const uint4 first = rows[threadIdx.x], second = rows[threadIdx.x + 32];
+  asm volatile("cp.async.wait_all;" : : : "memory");
+  out[threadIdx.x] = first;
+  out[threadIdx.x + 32] = second;
+}

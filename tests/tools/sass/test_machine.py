@@ -192,6 +192,70 @@ def test_matrices_of_shared_memory(architecture):
         assert of(program, counts.wavefronts, "STSM") == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "transposed", "ways"),
+    [("rows_72", False, 1), ("columns_72", True, 1), ("rows_64", False, 8)],
+)
+def test_matrices_of_16_bit_numbers(name, transposed, ways):
+    numbers = np.arange(1000, 1256, dtype=np.uint16)
+    out = np.zeros((32, 4, 2), np.uint16)
+    program, counts = run(name, numbers, out)
+    for lane in range(32):
+        for matrix, held in enumerate(numbers.reshape(4, 8, 8)):
+            wanted = held.T if transposed else held
+            columns = lane % 4 * 2
+            assert out[lane, matrix].tolist() == wanted[lane // 4, columns : columns + 2].tolist()
+    # 8 rows of 16 bytes at once; 128 bytes apart they are all in the same banks.
+    assert of(program, counts.wavefronts, "LDSM") == 4 * ways
+
+
+def test_two_matrices_are_in_the_rows_of_16_lanes():
+    numbers = np.arange(128, dtype=np.uint16)
+    out = np.zeros((32, 4, 2), np.uint16)
+    program, counts = run("two_matrices", numbers, out)
+    assert out[:, 0].reshape(8, 8).tolist() == numbers[:64].reshape(8, 8).tolist()
+    assert out[:, 1].reshape(8, 8).tolist() == numbers[64:].reshape(8, 8).tolist()
+    assert not out[:, 2:].any()
+    assert of(program, counts.wavefronts, "LDSM") == 2
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_product_of_16_bit_numbers(kind):
+    a = np.arange(256, dtype=np.float32).reshape(16, 16) % 13 - 5
+    b = np.arange(128, dtype=np.float32).reshape(16, 8) % 7 - 3
+
+    def bits(numbers):  # whole numbers, which both types hold
+        if kind == "float16":
+            return numbers.astype(np.float16).view(np.uint16)
+        return (numbers.view(np.uint32) >> 16).astype(np.uint16)
+
+    out = np.zeros((16, 8), np.float32)
+    run(f"{kind}_product", bits(a), bits(b), out)
+    assert out.tolist() == [
+        [sum(a[i, k] * b[k, j] for k in range(16)) for j in range(8)] for i in range(16)
+    ]
+
+
+def test_a_copy_is_there_when_it_was_waited_for():
+    values, out = np.arange(128, dtype=np.uint32), np.zeros((32, 4), np.uint32)
+    swapped = values.reshape(16, 2, 4)[:, ::-1].reshape(32, 4)
+    program, counts = run("copied_in_time", values, out)
+    assert out.tolist() == swapped.tolist()
+    # 512 bytes: 16 sectors, or 17 where they begin amid one, and four wavefronts.
+    begins = values.ctypes.data % 32 != 0
+    assert of(program, counts.sectors, "LDGSTS") == 16 + begins
+    assert of(program, counts.wavefronts, "LDGSTS") == 4
+    run("read_too_early", values, out)
+    assert (out == 0xFFFFFFFF).all()  # what shared memory holds before
+
+
+def test_of_groups_of_copies_the_last_are_under_way():
+    values, out = np.arange(256, dtype=np.uint32), np.zeros((2, 128), np.uint32)
+    run("copied_in_groups", values, out)
+    assert (out[0] == values[:128]).all()
+    assert (out[1] == 0xFFFFFFFF).all()
+
+
 def test_what_is_no_memory_is_an_error():
     with pytest.raises(RuntimeError, match="which is no memory here"):
         run("strided", 16, 0, 16, 0)
