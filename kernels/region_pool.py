@@ -306,9 +306,9 @@ def _forward(
             log_total = tl.load(log_sum + pixel, in_map, other=0)
             mask = tl.where(is_region, tl.exp(x - log_total[None, :]), 0)
         mask = tl.where(in_map[None, :], mask, 0)
-        masses += tl.sum(mask, 1)
         f = load_tile(features, channel, pixel, channels, pixels, CHANNELS_LAST)
         mask = to_storage(mask, f.dtype)
+        masses += tl.sum(mask.to(ACCUMULATE), 1)  # as rounded: of the weights that are used
         if INTERPRETED and not ACCUMULATE.is_fp64():  # its products know no bfloat16
             mask = mask.to(tl.float32)
             f = f.to(tl.float32)

@@ -54,6 +54,22 @@ void dispatch_tile(bool few, bool feature_packs, bool logit_packs, const Body& b
   }
 }
 
+// Regions of a tile in backward's kernels of two products: in float64 those of 128 are more than a
+// block's shared memory; half types have these kernels for more than 128 regions alone.
+template <class T, int Regions>
+constexpr int kTileRegions = sizeof(T) == 8   ? 32
+                             : sizeof(T) == 2 ? int(kMostRegions)
+                                              : Regions;
+
+template <int Regions, bool ChannelsLast, bool FeaturePacks, bool LogitPacks, class T>
+constexpr auto forward_kernel() {
+  if constexpr (sizeof(T) == 2) {
+    return &region_pool_forward_half<Regions, ChannelsLast, FeaturePacks, LogitPacks, T>;
+  } else {
+    return &region_pool_forward<Regions, ChannelsLast, FeaturePacks, LogitPacks, T>;
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor> region_pool(const Tensor& features, const Tensor& logits) {
   const char* op = "region_pool";
   const RegionShape shape = region_shape(op, features, logits);
@@ -89,8 +105,8 @@ std::tuple<Tensor, Tensor, Tensor> region_pool(const Tensor& features, const Ten
         const Tensor mass_parts = whole ? mass : torch::stable::new_empty(mass, {S, B, N});
         const unsigned blocks =
             split.channel_tiles * split.region_tiles * split.splits * shape.batch;
-        launch(region_pool_forward<decltype(tile)::value, kLast, decltype(f_packs)::value,
-                                   decltype(l_packs)::value, T>,
+        launch(forward_kernel<decltype(tile)::value, kLast, decltype(f_packs)::value,
+                              decltype(l_packs)::value, T>(),
                dim3(blocks), dim3(kThreads), 0, stream, f_map, l_map, shape, split, fused,
                mutable_data<A>(log_sum), mutable_data<A>(parts), mutable_data<A>(mass_parts));
         if (whole) return;
@@ -133,17 +149,47 @@ std::tuple<Tensor, Tensor> region_pool_backward(const Tensor& grad, std::optiona
   dispatch_float(op, features.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    // In float64 the tiles of 128 regions are more than a block's shared memory.
     const bool few = shape.regions <= 32 || sizeof(A) == 8;
     const auto grad_map = map_of<false, A>(upstream);
     dispatch_layout(layout, [&](auto last) {
       constexpr bool kLast = decltype(last)::value;
       const auto f_map = map_of<kLast, T>(f), l_map = map_of<kLast, T>(l);
       const bool g_packs = reads_packs(grad_map), l_packs = reads_packs(l_map);
+      if constexpr (sizeof(T) == 2) {
+        if (shape.regions <= kMostRegions) {
+          if (grad_features.numel() + grad_logits.numel() == 0) return;
+          const std::int64_t C = divide_up(shape.channels ? shape.channels : 1, kSlice) * kSlice;
+          const auto out = [](const Tensor& tensor, bool wanted) {
+            return wanted ? mutable_map_of<kLast, T>(tensor) : Map<kLast, T>{nullptr, 0, 0};
+          };
+          const auto wide = [](const Map<kLast, T>& map) {
+            return reads_packs(Map<kLast, const T>{map.base, map.rows, map.pixels});
+          };
+          const auto f_out = out(grad_features, need_features);
+          const auto l_out = out(grad_logits, need_logits);
+          dispatch_tile<kLast>(few, reads_packs(f_map), l_packs, [&](auto t, auto fp, auto lp) {
+            constexpr int kRegions = decltype(t)::value;
+            const Tensor operands = torch::stable::new_empty(f, {shape.batch, kRegions, C});
+            const Tensor scales = torch::stable::new_empty(upstream, {shape.batch});
+            launch(g_packs ? region_pool_operands<true, T> : region_pool_operands<false, T>,
+                   dim3(shape.batch * operand_blocks(kRegions, unsigned(C))), dim3(kThreads), 0,
+                   stream, data<A>(upstream), shape, kRegions, unsigned(C),
+                   mutable_data<T>(operands), mutable_data<A>(scales));
+            const unsigned blocks =
+                unsigned(divide_up(shape.pixels, kBlockPixels<kRegions>) * shape.batch);
+            launch(region_pool_backward_half<kRegions, kLast, decltype(fp)::value,
+                                             decltype(lp)::value, T>,
+                   dim3(blocks), dim3(kThreads), 0, stream, data<T>(operands), data<A>(scales),
+                   upstream_mass ? data<A>(*upstream_mass) : nullptr, f_map, l_map, data<A>(kept),
+                   shape, unsigned(C), wide(f_out), f_out, wide(l_out), l_out);
+          });
+          return;
+        }
+      }
       if (grad_features.numel() > 0) {
         const unsigned blocks = unsigned(divide_up(shape.pixels, kTile) * shape.batch);
         dispatch_tile<kLast>(few, g_packs, l_packs, [&](auto tile, auto g_packs, auto l_packs) {
-          constexpr int kRegions = sizeof(A) == 8 ? 32 : decltype(tile)::value;
+          constexpr int kRegions = kTileRegions<T, decltype(tile)::value>;
           launch(region_pool_features<kRegions, kLast, decltype(g_packs)::value,
                                       decltype(l_packs)::value, T>,
                  dim3(blocks), dim3(kThreads), 0, stream, grad_map, l_map, data<A>(kept), shape,
@@ -154,7 +200,7 @@ std::tuple<Tensor, Tensor> region_pool_backward(const Tensor& grad, std::optiona
       if (grad_logits.numel() > 0) {
         const bool f_packs = reads_packs(f_map) && g_packs;
         dispatch_tile<kLast>(few, f_packs, l_packs, [&](auto tile, auto f_packs, auto l_packs) {
-          constexpr int kRegions = sizeof(A) == 8 ? 32 : decltype(tile)::value;
+          constexpr int kRegions = kTileRegions<T, decltype(tile)::value>;
           const unsigned blocks =
               unsigned(divide_up(shape.pixels, kPixels<kRegions, T>) * shape.batch);
           launch(region_pool_logits<kRegions, kLast, decltype(f_packs)::value,

@@ -42,7 +42,7 @@ RACES = {
     "syncwarp_without_a_lane": r"shared.*thread \(16, .* writes at .*\n.*thread \(0, .* reads at",
     "syncwarp_for_block": r"shared.* writes at .*\n.* reads at",
     "copy_over_what_is_read": r"shared.* writes at halves.cuh.*\n.* reads at",
-    "copy_without_barrier": r"shared.* writes at .*\n.* reads at",
+    "copy_without_barrier": r"shared.* reads at .*\n.* writes at",
     "matrix_without_barrier": r"shared.* writes at .*\n.* reads at",
     "blocks_write_one_cell": r"global.*block \(0, .* writes at .*\n.*block \(1, .* writes at",
     "atomics_before_barrier": r"shared.* writes at .*\n.* adds atomically at faults.cpp",

@@ -2,6 +2,7 @@ import torch
 
 from densesiam import ops, reference
 from tests.ops.suite import Case, Error, Maker, OpSuite
+from tests.rounding import accumulate_dtype
 from tests.tolerance import assert_close, assert_within, tolerance
 
 
@@ -69,6 +70,18 @@ class TestRegionPool(OpSuite):
         averages = ops.region_pool(features, logits.float(), normalize=True)
         present = (counts > 0)[:, :, None].expand(2, 4, 3)
         assert_close(averages, present.float(), terms=2 * 30)
+
+    def test_equal_weights_give_a_mean_however_they_are_rounded(
+        self, backend, layout, device, dtype
+    ):
+        # No half type holds a 27th: the mass has to be of the weights that are used.
+        features = Maker(dtype, layout, device).features(2, 5, 9, 8)
+        logits = Maker(dtype, layout, device).features(2, 27, 9, 8).zero_()
+        averages = ops.region_pool(features, logits, normalize=True)
+        exact = features.to(accumulate_dtype(dtype))
+        expected = exact.mean((2, 3))[:, None].expand(2, 27, 5)
+        size = float(exact.abs().amax())
+        assert_close(averages, expected, terms=3 * 72, rms=size)
 
     def test_exceptional_numbers_are_multiplied_as_they_are(self, backend, layout, device):
         # Tensor cores take float32 as the sum of two numbers, which these are not.

@@ -14,7 +14,10 @@ __device__ __forceinline__ void start_copy(Words* to, const Words* from) {
   ::emulator::machine().start_copy(to, from, EMULATOR_SITE);
 #else
   const auto shared = unsigned(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(shared), "l"(from) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
+               :
+               : "r"(shared), "l"(from)
+               : "memory");
 #endif
 }
 __device__ __forceinline__ void wait_for_copies() {
