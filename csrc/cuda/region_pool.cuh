@@ -59,9 +59,11 @@ struct PackPlace {
   }
 };
 
-// Numbers as they lie in memory: 16 bytes of them, or one.
+// Numbers as they lie in memory: 16 bytes of them, or one; of a half type it has a register of its
+// own, since a compiler that puts two into one waits for both.
 template <bool Packs, class T>
-using Raw = std::conditional_t<Packs, Words, Pack<T, 1>>;
+using Raw =
+    std::conditional_t<Packs, Words, std::conditional_t<sizeof(T) == 2, std::uint32_t, Pack<T, 1>>>;
 
 template <class T>
 __device__ __forceinline__ Pack<T, kPack<T>> unpacked(Words words) {
@@ -79,6 +81,13 @@ __device__ __forceinline__ Pack<T, kPack<T>> unpacked(Words words) {
 }
 template <class T>
 __device__ __forceinline__ Pack<T, 1> unpacked(Pack<T, 1> pack) {
+  return pack;
+}
+template <class T>
+__device__ __forceinline__ Pack<T, 1> unpacked(std::uint32_t half_) {
+  const auto bits = std::uint16_t(half_);
+  Pack<T, 1> pack;
+  std::memcpy(&pack, &bits, sizeof(bits));
   return pack;
 }
 
@@ -102,6 +111,8 @@ struct Part {
   static constexpr int N = Packs ? kPack<T> : 1;
   static constexpr unsigned kItems = Rows * Pixels / N;
   static constexpr bool kHeld = Packs || kItems <= 8 * kThreads;
+  // What is not held is read so many at a time; registers allow it where T is small.
+  static constexpr unsigned kBatch = sizeof(T) == 2 && kItems % (8 * kThreads) == 0 ? 8 : 1;
   static constexpr int kEach = kHeld ? int((kItems + kThreads - 1) / kThreads) : 1;
   static constexpr bool kStraight = ChannelsLast == RowsInside;  // a pack stays one in the tile
   static constexpr unsigned kNextRow = ChannelsLast, kNextPixel = !ChannelsLast;  // within a pack
@@ -131,8 +142,14 @@ struct Part {
   __device__ __forceinline__ Raw<Packs, T> read(unsigned b, unsigned row, unsigned pixel) const {
     if (!map.has(row, pixel)) return beyond();
     const T* at = map.at(b, row, pixel);
-    if constexpr (Packs) return load_words(reinterpret_cast<const Words*>(at));
-    if constexpr (!Packs) return load<1>(at);
+    if constexpr (Packs) {
+      return load_words(reinterpret_cast<const Words*>(at));
+    } else {
+      const Pack<T, 1> one = load<1>(at);
+      std::conditional_t<sizeof(T) == 2, std::uint16_t, Pack<T, 1>> bits;
+      std::memcpy(&bits, &one, sizeof(bits));
+      return bits;
+    }
   }
 
   __device__ __forceinline__ void fetch(unsigned b, unsigned row0, unsigned pixel0) {
@@ -160,9 +177,15 @@ struct Part {
       }
     } else {
 #pragma unroll 1
-      for (unsigned item = threadIdx.x; item < kItems; item += kThreads) {
-        const Place at = place(item);
-        write(at, read(b, row0 + at.row, pixel0 + at.pixel));
+      for (unsigned first = threadIdx.x; first < kItems; first += kBatch * kThreads) {
+        Raw<Packs, T> some[kBatch];
+#pragma unroll
+        for (unsigned i = 0; i < kBatch; ++i) {
+          const Place at = place(first + i * kThreads);
+          some[i] = read(b, row0 + at.row, pixel0 + at.pixel);
+        }
+#pragma unroll
+        for (unsigned i = 0; i < kBatch; ++i) write(place(first + i * kThreads), some[i]);
       }
     }
   }
@@ -171,7 +194,8 @@ struct Part {
   __device__ __forceinline__ void copy(unsigned b, unsigned row0, unsigned pixel0, T* tile) const {
     static_assert(kStraight);
     each(b, row0, pixel0, [&](const Place& at, const Raw<Packs, T>& raw) {
-      *reinterpret_cast<Raw<Packs, T>*>(tile + in_tile(at)) = raw;
+      if constexpr (Packs) *reinterpret_cast<Words*>(tile + in_tile(at)) = raw;
+      if constexpr (!Packs) tile[in_tile(at)] = unpacked<T>(raw).values[0];
     });
   }
 
