@@ -202,8 +202,12 @@ def reads_packs(name: str) -> bool:
     """Whether a kernel is the variant for aligned inputs."""
     source = r"(Planar|Pixels)Source<\w+, [248]>|SampledSource<\w+, [248],"
     direct = r"^((overlap_sample|roi_align)\w*_pixels|label_map_pixels)<(\w+Taps, )?[248],"
+    whole_planes = r"^overlap_sample\w*_narrow<"
     pooled = r"^region_pool_\w+<\d+, \w+, true"  # regions, channels last, packs of features
-    return bool(re.search(f"{source}|{direct}|{pooled}", name)) or "count_pairs<true, " in name
+    return (
+        bool(re.search(f"{source}|{direct}|{whole_planes}|{pooled}", name))
+        or "count_pairs<true, " in name
+    )
 
 
 def regressions(now: dict[str, dict[str, Kernel]], before: dict) -> list[str]:

@@ -9,10 +9,13 @@
 // Mandatory bytes: forward reads the part of the map under the box and writes B C Kh Kw elements;
 // backward reads B C Kh Kw and writes B C H W. About 8 operations an output element: memory bound.
 //
-// Two thread mappings, one a layout. Planar (NCHW): neighbouring threads on neighbouring outputs of
-// one plane, then on those of the next planes, so that small maps fill a block too; each goes
-// through a few planes with the same coordinates. Pixels (channels_last): one thread on N
-// neighbouring channels, 16 bytes where alignment allows.
+// Three thread mappings. Planar (NCHW): neighbouring threads on neighbouring outputs of one plane,
+// then on those of the next planes; each goes through a few planes with the same coordinates.
+// Narrow, of planar maps whose planes are a few rows of a few pixels: threads that walk there would
+// touch as many lines of memory as they have planes. A block takes whole planes, one run of memory,
+// to shared memory and its results from there, in packs of 16 bytes; neighbouring threads have the
+// same column of neighbouring planes. Pixels (channels_last): one thread on N neighbouring
+// channels, 16 bytes where alignment allows.
 //
 // The grid is separable, and a thread walks down a column. Forward, of cells: it interpolates each
 // row of pixels along x once, for all cells that read it. Backward, of pixels, and the rows of
@@ -25,7 +28,7 @@
 #pragma once
 
 #include "../geometry.h"
-#include "device/block.cuh"
+#include "device/run.cuh"
 
 namespace densesiam {
 inline namespace DENSESIAM_TARGET {
@@ -40,6 +43,7 @@ struct OverlapSampleShape {
 };
 
 constexpr int kPlanes = 4;  // of a thread, which share one coordinate computation
+constexpr std::size_t kSharedBytes = 48 << 10;  // that every block may have
 
 template <class C>
 DENSESIAM_HD Box4<C> load_box(const C* boxes, unsigned b) {
@@ -145,7 +149,7 @@ struct SharedTaps {
   static constexpr int kBlocks = 4;
   KeptCells<A> rows, columns;
 
-  static std::size_t bytes(const OverlapSampleShape& shape) {
+  static DENSESIAM_HD std::size_t bytes(const OverlapSampleShape& shape) {
     return (std::size_t(shape.rows) + std::size_t(shape.columns)) * sizeof(Place<A>);
   }
   __device__ __forceinline__ SharedTaps(const Box4<C>& box, const OverlapSampleShape& shape) {
@@ -230,6 +234,82 @@ struct Planes {
   __device__ __forceinline__ void write(T* target, unsigned size, const A (&values)[N]) const {
 #pragma unroll
     for (int n = 0; n < N; ++n) store(target + plane(n) * size, from_float<T>(values[n]));
+  }
+};
+
+// The same in shared memory, of every kLanes-th plane: the planes between are other lanes'.
+template <int N_, class T>
+struct StagedPlanes {
+  static constexpr int N = N_;
+  static constexpr unsigned between = 1;
+  unsigned count;
+
+  __device__ __forceinline__ unsigned plane(int n) const {
+    return (unsigned(n) < count ? unsigned(n) : count - 1) * kLanes;
+  }
+  __device__ __forceinline__ Pack<T, N> read(const T* source, unsigned size) const {
+    Pack<T, N> values;
+#pragma unroll
+    for (int n = 0; n < N; ++n) values.values[n] = source[plane(n) * size];
+    return values;
+  }
+  template <class A>
+  __device__ __forceinline__ void write(T* target, unsigned size, const A (&values)[N]) const {
+#pragma unroll
+    for (int n = 0; n < N; ++n) target[plane(n) * size] = from_float<T>(values[n]);
+  }
+};
+
+// A block of a kernel of narrow planes: whole planes of one image, a run of memory on either side.
+// A warp has one column, of which each lane has every kLanes-th plane: it goes one way.
+template <class T, class C>
+struct NarrowBlock {
+  static constexpr int N = 8 / int(sizeof(T));  // planes of a thread
+  static constexpr unsigned kGroup = N * kLanes;
+  using Taps = SharedTaps<Accumulate<T>, C>;
+
+  unsigned b, channel, count;  // the image, its first plane here, and how many
+  std::int64_t plane;          // index of the first plane in the tensor
+  Run<T> source, target;
+
+  // Sizes of the planes that are read, and that are written.
+  __device__ __forceinline__ NarrowBlock(const OverlapSampleShape& shape, unsigned from,
+                                         unsigned to)
+      : b(blockIdx.x / groups(shape)),
+        channel(blockIdx.x % groups(shape) * kGroup),
+        count(shape.channels - channel < kGroup ? shape.channels - channel : kGroup),
+        plane(std::int64_t(b) * shape.channels + channel),
+        source(plane * from, count * from, memory(shape)),
+        target(plane * to, count * to, memory(shape) + Run<T>::room(kGroup * from)) {}
+
+  // Planes of this lane, one or more of them if it is `inside`.
+  static __device__ __forceinline__ unsigned lane() { return threadIdx.x % kLanes; }
+  __device__ __forceinline__ bool inside() const { return lane() < count; }
+  __device__ __forceinline__ StagedPlanes<N, T> planes() const {
+    return {(count - lane() + kLanes - 1) / kLanes};
+  }
+
+  static DENSESIAM_HD unsigned groups(const OverlapSampleShape& shape) {
+    return (shape.channels + kGroup - 1) / kGroup;
+  }
+  // Shared memory: the taps, then both runs.
+  static DENSESIAM_HD std::size_t taps(const OverlapSampleShape& shape) {
+    return (Taps::bytes(shape) + 15) / 16 * 16;
+  }
+  static __device__ __forceinline__ T* memory(const OverlapSampleShape& shape) {
+    DENSESIAM_DYNAMIC_SHARED(unsigned char, all);
+    return reinterpret_cast<T*>(all + taps(shape));
+  }
+  static std::size_t bytes(const OverlapSampleShape& shape) {
+    return taps(shape) + (Run<T>::room(std::size_t(kGroup) * shape.cells()) +
+                          Run<T>::room(std::size_t(kGroup) * shape.map())) *
+                             sizeof(T);
+  }
+  // Whether there is a warp's worth of planes that fit, and lanes whose planes are so far apart
+  // that at most two share a bank of shared memory: of other strides four and more would.
+  static bool suits(const OverlapSampleShape& shape, const void* a, const void* b) {
+    return shape.channels >= kLanes && shape.map() % 4 != 0 && shape.cells() % 4 != 0 &&
+           bytes(shape) <= kSharedBytes && packs_align<T>(0, a, b);
   }
 };
 
@@ -325,6 +405,29 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : Taps<Accumulate
   sample_column(taps, is_finite(box), x, Planes<kPlanes, T>{item.channels},
                 features + item.plane * shape.map(), out + item.plane * shape.cells(), cells,
                 shape);
+}
+
+template <class T, class C>
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
+    overlap_sample_narrow(const T* __restrict__ features,  // [B, C, H, W]
+                          const C* __restrict__ boxes,     // [B, 4]
+                          T* __restrict__ out,             // [B, C, Kh, Kw]
+                          OverlapSampleShape shape) {
+  using A = Accumulate<T>;
+  const NarrowBlock<T, C> block(shape, shape.map(), shape.cells());
+  const Box4<C> box = load_box(boxes, block.b);
+  block.source.stage(features);
+  const SharedTaps<A, C> taps(box, shape);  // waits for what is staged, too
+  const unsigned columns = Column::count(shape.rows, shape.columns);
+  for (unsigned n = threadIdx.x / kLanes; n < columns && block.inside(); n += kWarps) {
+    const Column cells(n, shape.rows, shape.columns);
+    const Tap<A> x = cell_tap<A>(box.x1, box.x2, cells.x, shape.columns, shape.width);
+    sample_column(taps, is_finite(box), x, block.planes(),
+                  block.source.shared + block.lane() * shape.map(),
+                  block.target.shared + block.lane() * shape.cells(), cells, shape);
+  }
+  __syncthreads();
+  block.target.unstage(out);
 }
 
 template <template <class, class> class Taps, int N, class T, class C>
@@ -452,6 +555,27 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : Taps<Accumulate
                 Column(item.position, shape.height, shape.width), shape);
 }
 
+template <class T, class C>
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
+    overlap_sample_backward_narrow(const T* __restrict__ grad,   // [B, C, Kh, Kw]
+                                   const C* __restrict__ boxes,  // [B, 4]
+                                   T* __restrict__ out,          // [B, C, H, W]
+                                   OverlapSampleShape shape) {
+  const NarrowBlock<T, C> block(shape, shape.cells(), shape.map());
+  const Box4<C> box = load_box(boxes, block.b);
+  block.source.stage(grad);
+  const SharedTaps<Accumulate<T>, C> taps(box, shape);  // waits for what is staged, too
+  const unsigned columns = Column::count(shape.height, shape.width);
+  for (unsigned n = threadIdx.x / kLanes; n < columns && block.inside(); n += kWarps) {
+    gather_column(taps, is_finite(box), block.planes(),
+                  block.source.shared + block.lane() * shape.cells(),
+                  block.target.shared + block.lane() * shape.map(),
+                  Column(n, shape.height, shape.width), shape);
+  }
+  __syncthreads();
+  block.target.unstage(out);
+}
+
 template <template <class, class> class Taps, int N, class T, class C>
 __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1
                                             : N > 4        ? 3
@@ -474,7 +598,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1
 // Whether the places of a grid fit a block's shared memory.
 template <class T, class C>
 bool taps_fit(const OverlapSampleShape& shape) {
-  return SharedTaps<Accumulate<T>, C>::bytes(shape) <= (48 << 10);  // that every block may have
+  return SharedTaps<Accumulate<T>, C>::bytes(shape) <= kSharedBytes;
 }
 
 template <template <class, class> class Taps, class T, class C, class Stream>
@@ -499,7 +623,10 @@ void launch_overlap_sample_with(const T* features, const C* boxes, T* out,
 template <class T, class C, class Stream>
 void launch_overlap_sample(const T* features, const C* boxes, T* out,
                            const OverlapSampleShape& shape, bool channels_last, Stream stream) {
-  if (taps_fit<T, C>(shape)) {
+  if (!channels_last && NarrowBlock<T, C>::suits(shape, features, out)) {
+    launch(overlap_sample_narrow<T, C>, dim3(NarrowBlock<T, C>::groups(shape) * shape.batch),
+           dim3(kThreads), NarrowBlock<T, C>::bytes(shape), stream, features, boxes, out, shape);
+  } else if (taps_fit<T, C>(shape)) {
     launch_overlap_sample_with<SharedTaps>(features, boxes, out, shape, channels_last, stream);
   } else {
     launch_overlap_sample_with<FoundTaps>(features, boxes, out, shape, channels_last, stream);
@@ -529,7 +656,11 @@ template <class T, class C, class Stream>
 void launch_overlap_sample_backward(const T* grad, const C* boxes, T* out,
                                     const OverlapSampleShape& shape, bool channels_last,
                                     Stream stream) {
-  if (taps_fit<T, C>(shape)) {
+  if (!channels_last && NarrowBlock<T, C>::suits(shape, grad, out)) {
+    launch(overlap_sample_backward_narrow<T, C>,
+           dim3(NarrowBlock<T, C>::groups(shape) * shape.batch), dim3(kThreads),
+           NarrowBlock<T, C>::bytes(shape), stream, grad, boxes, out, shape);
+  } else if (taps_fit<T, C>(shape)) {
     launch_overlap_sample_backward_with<SharedTaps>(grad, boxes, out, shape, channels_last, stream);
   } else {
     launch_overlap_sample_backward_with<FoundTaps>(grad, boxes, out, shape, channels_last, stream);

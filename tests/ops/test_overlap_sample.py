@@ -36,6 +36,15 @@ class TestOverlapSample(OpSuite):
             lambda m: [m.features(2, 4, 5, 6), m.boxes(2)[:, [0, 1, 0, 1]].contiguous(), (3, 2)]
         ),
         "more cells than pixels": Case(lambda m: [m.features(1, 2, 3, 4), m.boxes(1), (21, 18)]),
+        # CUDA takes a group of narrow planes together; the last one is not full, and begins
+        # anywhere in a pack.
+        "narrow planes": Case(lambda m: [m.features(2, 37, 7, 7), m.boxes(2), 7]),
+        "narrow planes, several groups": Case(
+            lambda m: [m.features(2, 131, 3, 5), m.boxes(2), (11, 1)]
+        ),
+        "narrow planes, zero size": Case(
+            lambda m: [m.features(2, 33, 5, 3), m.boxes(2)[:, [0, 1, 0, 1]].contiguous(), (1, 9)]
+        ),
     }
     ERRORS = {
         "three dimensions": Error(
@@ -94,14 +103,17 @@ class TestOverlapSample(OpSuite):
         boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device)
         assert torch.equal(ops.overlap_sample(ramp, boxes, (1, 512)), ramp)
 
+    @pytest.mark.parametrize("shape", [(2, 4, 5, 6), (2, 40, 5, 7)])
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-    def test_an_unchecked_box_gives_nan_and_no_gradient(self, backend, device, bad, monkeypatch):
+    def test_an_unchecked_box_gives_nan_and_no_gradient(
+        self, backend, device, bad, shape, monkeypatch
+    ):
         if backend == "cpu":
             pytest.skip("its kernel looks at every box")
         monkeypatch.setattr("densesiam.ops._checks._CHECKED", set())
         for layout in ("contiguous", "channels_last"):
             m = Maker(torch.float32, layout, device)
-            features = m.features(2, 4, 5, 6).requires_grad_()
+            features = m.features(*shape).requires_grad_()
             boxes = m.boxes(2, 0, 1)
             boxes[1, 2] = bad
             result = ops.overlap_sample(features, boxes, 3)
@@ -111,22 +123,38 @@ class TestOverlapSample(OpSuite):
             assert grad[0].any()
             assert not grad[1].any()
 
-    def test_infinities_stay_where_they_are(self, backend, device, dtype):
+    @pytest.mark.parametrize("shape", [(2, 17, 9, 20), (2, 33, 7, 9)])
+    def test_infinities_stay_where_they_are(self, backend, device, dtype, shape):
         for layout in ("contiguous", "channels_last"):
             m = Maker(dtype, layout, device)
-            features = m.features(2, 17, 9, 20)
+            features = m.features(*shape)
             features[0, 3], features[1, :, 2, 5] = -torch.inf, torch.inf
             whole = torch.tensor([[0.0, 0, 1, 1]], device=device).expand(2, 4)
-            assert torch.equal(ops.overlap_sample(features, whole, (9, 20)), features)
+            assert torch.equal(ops.overlap_sample(features, whole, shape[2:]), features)
             # Between pixels they spread, and do not turn into NaN.
             resized = ops.overlap_sample(features, whole, (11, 7))
             assert not resized.isnan().any()
             assert (resized[0, 3] == -torch.inf).all()
-            leaf = m.features(2, 17, 9, 20).requires_grad_()
+            leaf = m.features(*shape).requires_grad_()
             grad = torch.zeros_like(leaf)
             grad[0, 4, 6, 7] = torch.inf
-            ops.overlap_sample(leaf, whole, (9, 20)).backward(grad)
+            ops.overlap_sample(leaf, whole, shape[2:]).backward(grad)
             assert torch.equal(leaf.grad, grad)
+
+    def test_narrow_planes_that_begin_in_the_middle_of_a_pack(self, backend, device, dtype):
+        m = Maker(dtype, "contiguous", device)
+        values, boxes = m.features(1, 40, 7, 5), m.boxes(1)
+        samples, grads = [], []
+        for offset in (0, 1):
+            memory = torch.empty(values.numel() + offset, dtype=dtype, device=device)
+            leaf = memory[offset:].view(values.shape).copy_(values).requires_grad_()
+            result = ops.overlap_sample(leaf, boxes, (5, 7))
+            cotangent = memory.new_empty(result.numel() + offset)[offset:].view(result.shape)
+            cotangent.copy_(values.view(result.shape))
+            samples.append(result)
+            grads.extend(torch.autograd.grad(result, leaf, cotangent))
+        assert_close(samples[1], samples[0], terms=4)
+        assert_close(grads[1], grads[0], terms=4 * 35)
 
     def test_great_numbers_do_not_overflow(self, backend, device):
         greatest = torch.finfo(torch.float32).max

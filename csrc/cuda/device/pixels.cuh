@@ -8,7 +8,7 @@
 // alone decides.
 #pragma once
 
-#include "block.cuh"
+#include "run.cuh"
 
 namespace densesiam {
 inline namespace DENSESIAM_TARGET {
@@ -108,70 +108,23 @@ struct StagedSource {
   }
   // Elements of a map's pixels in a block, whole packs.
   static DENSESIAM_HD std::size_t room(unsigned channels, unsigned bits) {
-    return (std::size_t(kThreads >> bits) * channels + 2 * kPack<T> - 2) / kPack<T> * kPack<T>;
+    return Run<T>::room(std::size_t(kThreads >> bits) * channels);
   }
 
-  // The run of a block's pixels in memory, and in shared memory.
-  struct Run {
-    std::int64_t first;  // element of the map
-    unsigned count;
-    T* shared;
-
-    // Calls packs(head, whole): the run is `head` elements that share their pack with others',
-    // `whole` packs, and a tail of such elements; one(i) for those of the head and the tail.
-    template <class One, class Packs>
-    __device__ __forceinline__ void split(const One& one, const Packs& packs) const {
-      const unsigned lead = -unsigned(first) % kPack<T>, head = lead < count ? lead : count;
-      const unsigned whole = (count - head) / kPack<T>, tail = head + whole * kPack<T>;
-      if (whole * kPack<T> != count) {
-        if (threadIdx.x < head) one(threadIdx.x);
-        if (tail + threadIdx.x < count) one(tail + threadIdx.x);
-      }
-      packs(head, whole);
-    }
-  };
-  __device__ __forceinline__ Run run(const PixelShape& shape, const PixelsPart& part) const {
+  __device__ __forceinline__ Run<T> run(const PixelShape& shape, const PixelsPart& part) const {
     DENSESIAM_DYNAMIC_SHARED(T, memory);
     const unsigned left = shape.pixels - part.first, tile = kThreads >> part.bits;
     const std::int64_t first = (std::int64_t(part.b) * shape.pixels + part.first) * shape.channels;
     return {first, (left < tile ? left : tile) * shape.channels,
-            memory + slot * unsigned(room(shape.channels, part.bits)) + unsigned(first) % kPack<T>};
+            memory + slot * unsigned(room(shape.channels, part.bits))};
   }
   __device__ __forceinline__ void stage(const PixelShape& shape, const PixelsPart& part) const {
-    const Run all = run(shape, part);
-    const T* source = base + all.first;
-    all.split([&](unsigned i) { all.shared[i] = load(source + i); },
-              [&](unsigned head, unsigned whole) {
-                constexpr int together = 4;  // loads of a thread
-                const auto* from = reinterpret_cast<const Words*>(source + head) + threadIdx.x;
-                auto* to = reinterpret_cast<Words*>(all.shared + head) + threadIdx.x;
-                for (int left = int(whole - threadIdx.x); left > 0; left -= together * kThreads) {
-                  Words values[together];
-#pragma unroll
-                  for (int k = 0; k < together; ++k) {
-                    if (k * kThreads < left) values[k] = load_words(from + k * kThreads);
-                  }
-#pragma unroll
-                  for (int k = 0; k < together; ++k) {
-                    if (k * kThreads < left) to[k * kThreads] = values[k];
-                  }
-                  from += together * kThreads, to += together * kThreads;
-                }
-              });
+    run(shape, part).stage(base);
   }
   // The other way: what this slot holds, to the same place of another map.
   __device__ __forceinline__ void unstage(const PixelShape& shape, const PixelsPart& part,
                                           T* out) const {
-    const Run all = run(shape, part);
-    T* target = out + all.first;
-    all.split([&](unsigned i) { store(target + i, all.shared[i]); },
-              [&](unsigned head, unsigned whole) {
-                const auto* from = reinterpret_cast<const Words*>(all.shared + head);
-                auto* to = reinterpret_cast<Words*>(target + head);
-                for (unsigned i = threadIdx.x; i < whole; i += kThreads) {
-                  store_words(to + i, from[i]);
-                }
-              });
+    run(shape, part).unstage(out);
   }
 
   struct Reader {
