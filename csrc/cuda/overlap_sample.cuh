@@ -184,6 +184,8 @@ struct Column {
     first = int(begin);
     last = (end < unsigned(height) ? int(end) : height) - 1;
   }
+  // A whole one.
+  __device__ __forceinline__ Column(int x_, int height) : x(x_), first(0), last(height - 1) {}
 };
 
 // One block of a channels_last kernel: each thread has N channels at one position of one image,
@@ -218,6 +220,7 @@ struct TileBlock {
 template <int N_, class T>
 struct Planes {
   static constexpr int N = N_;
+  static constexpr int kBatch = 4;        // cells of a row that are loaded at once
   static constexpr unsigned between = 1;  // elements from one position to the next
   unsigned count;
 
@@ -241,27 +244,25 @@ struct Planes {
 template <int N_, class T>
 struct StagedPlanes {
   static constexpr int N = N_;
+  static constexpr int kBatch = 2;  // the warp has as many cells as its column: it skips the others
   static constexpr unsigned between = 1;
-  unsigned count;
 
-  __device__ __forceinline__ unsigned plane(int n) const {
-    return (unsigned(n) < count ? unsigned(n) : count - 1) * kLanes;
-  }
   __device__ __forceinline__ Pack<T, N> read(const T* source, unsigned size) const {
     Pack<T, N> values;
 #pragma unroll
-    for (int n = 0; n < N; ++n) values.values[n] = source[plane(n) * size];
+    for (int n = 0; n < N; ++n) values.values[n] = source[n * kLanes * size];
     return values;
   }
   template <class A>
   __device__ __forceinline__ void write(T* target, unsigned size, const A (&values)[N]) const {
 #pragma unroll
-    for (int n = 0; n < N; ++n) target[plane(n) * size] = from_float<T>(values[n]);
+    for (int n = 0; n < N; ++n) target[n * kLanes * size] = from_float<T>(values[n]);
   }
 };
 
 // A block of a kernel of narrow planes: whole planes of one image, a run of memory on either side.
-// A warp has one column, of which each lane has every kLanes-th plane: it goes one way.
+// A warp has one column, of which each lane has every kLanes-th plane: it goes one way. Lanes whose
+// planes the image has not walk through what lies there, and no one takes what they find.
 template <class T, class C>
 struct NarrowBlock {
   static constexpr int N = 8 / int(sizeof(T));  // planes of a thread
@@ -282,11 +283,15 @@ struct NarrowBlock {
         source(plane * from, count * from, memory(shape)),
         target(plane * to, count * to, memory(shape) + Run<T>::room(kGroup * from)) {}
 
-  // Planes of this lane, one or more of them if it is `inside`.
-  static __device__ __forceinline__ unsigned lane() { return threadIdx.x % kLanes; }
-  __device__ __forceinline__ bool inside() const { return lane() < count; }
-  __device__ __forceinline__ StagedPlanes<N, T> planes() const {
-    return {(count - lane() + kLanes - 1) / kLanes};
+  // Calls body(x, planes, first of this lane's planes to read, and to write) for this warp's
+  // columns.
+  template <class Body>
+  __device__ __forceinline__ void for_each_column(int columns, unsigned from, unsigned to,
+                                                  const Body& body) const {
+    const unsigned lane = threadIdx.x % kLanes;
+    for (int x = int(threadIdx.x / kLanes); x < columns; x += kWarps) {
+      body(x, StagedPlanes<N, T>{}, source.shared + lane * from, target.shared + lane * to);
+    }
   }
 
   static DENSESIAM_HD unsigned groups(const OverlapSampleShape& shape) {
@@ -317,6 +322,7 @@ struct NarrowBlock {
 template <int N_, class T>
 struct Neighbours {
   static constexpr int N = N_;
+  static constexpr int kBatch = 4;
   unsigned between;
 
   __device__ __forceinline__ Pack<T, N> read(const T* source, unsigned) const {
@@ -418,14 +424,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
   const Box4<C> box = load_box(boxes, block.b);
   block.source.stage(features);
   const SharedTaps<A, C> taps(box, shape);  // waits for what is staged, too
-  const unsigned columns = Column::count(shape.rows, shape.columns);
-  for (unsigned n = threadIdx.x / kLanes; n < columns && block.inside(); n += kWarps) {
-    const Column cells(n, shape.rows, shape.columns);
-    const Tap<A> x = cell_tap<A>(box.x1, box.x2, cells.x, shape.columns, shape.width);
-    sample_column(taps, is_finite(box), x, block.planes(),
-                  block.source.shared + block.lane() * shape.map(),
-                  block.target.shared + block.lane() * shape.cells(), cells, shape);
-  }
+  block.for_each_column(shape.columns, shape.map(), shape.cells(),
+                        [&](int column, const auto& planes, const T* source, T* target) {
+                          const Tap<A> x =
+                              cell_tap<A>(box.x1, box.x2, column, shape.columns, shape.width);
+                          sample_column(taps, is_finite(box), x, planes, source, target,
+                                        Column(column, shape.rows), shape);
+                        });
   __syncthreads();
   block.target.unstage(out);
 }
@@ -460,7 +465,7 @@ __device__ __forceinline__ void gather_column(const Taps& taps, bool finite,
                                               const OverlapSampleShape& shape) {
   using A = Accumulate<T>;
   constexpr int N = Channels::N;
-  constexpr int together = 4;  // cells of a row that are loaded at once
+  constexpr int together = 4;  // cells of a row whose shares are kept
   const int x = pixels.x;
   const unsigned row_of_pixels = unsigned(shape.width) * channels.between;
   target += unsigned(pixels.first) * row_of_pixels + unsigned(x) * channels.between;
@@ -482,16 +487,23 @@ __device__ __forceinline__ void gather_column(const Taps& taps, bool finite,
     }
   };
   const auto add_cells = [&](const T* row, int left, const A(&shares)[together], A(&sums)[N]) {
-    Pack<T, N> values[together];
+    constexpr int batch = Channels::kBatch;
 #pragma unroll
-    for (int k = 0; k < together; ++k) {
-      if (k < left) values[k] = channels.read(row + unsigned(k) * channels.between, shape.cells());
-    }
+    for (int first = 0; first < together; first += batch) {
+      if (first > 0 && first >= left) break;
+      Pack<T, N> values[batch];
 #pragma unroll
-    for (int k = 0; k < together; ++k) {
+      for (int k = 0; k < batch; ++k) {
+        if (first + k < left) {
+          values[k] = channels.read(row + unsigned(first + k) * channels.between, shape.cells());
+        }
+      }
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-        if (k < left) sums[n] += shares[k] * to_float(values[k].values[n]);
+      for (int k = 0; k < batch; ++k) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          if (first + k < left) sums[n] += shares[first + k] * to_float(values[k].values[n]);
+        }
       }
     }
   };
@@ -509,24 +521,25 @@ __device__ __forceinline__ void gather_column(const Taps& taps, bool finite,
       for (int n = 0; n < N; ++n) here[n] = next[n], next[n] = A(0);
     }
   };
-  int number = finite ? first_reaching(taps.rows, y) : shape.rows;
-  const unsigned row_of_cells = unsigned(shape.columns) * channels.between;
-  const unsigned down = taps.rows.mirrored() ? 0 - row_of_cells : row_of_cells;
-  unsigned row = unsigned(taps.rows.mirrored() ? shape.rows - 1 - number : number) * row_of_cells;
+  // Every cell reaches row 0.
+  int number = !finite ? shape.rows : y == 0 ? 0 : first_reaching(taps.rows, y);
+  const int row_of_cells = shape.columns * int(channels.between);
+  const int down = taps.rows.mirrored() ? -row_of_cells : row_of_cells;
+  source += (taps.rows.mirrored() ? shape.rows - 1 - number : number) * row_of_cells;
 #pragma unroll 1
-  for (; number < shape.rows; ++number, row += down) {
+  for (; number < shape.rows; ++number, source += down) {
     const Place<A> place = taps.rows[number];
     if (place.low > pixels.last) break;
     write_until(place.low);
     A sums[N] = {};
     if (cells <= together) {
-      add_cells(source + row, cells, shares, sums);
+      add_cells(source, cells, shares, sums);
     } else {
 #pragma unroll 1
       for (int cell = 0; cell < cells; ++cell) {
         A one[together];
         find_shares(cell, one);
-        add_cells(source + row + unsigned(cell) * channels.between, 1, one, sums);
+        add_cells(source + unsigned(cell) * channels.between, 1, one, sums);
       }
     }
     const A share = place.share(y);
@@ -565,13 +578,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
   const Box4<C> box = load_box(boxes, block.b);
   block.source.stage(grad);
   const SharedTaps<Accumulate<T>, C> taps(box, shape);  // waits for what is staged, too
-  const unsigned columns = Column::count(shape.height, shape.width);
-  for (unsigned n = threadIdx.x / kLanes; n < columns && block.inside(); n += kWarps) {
-    gather_column(taps, is_finite(box), block.planes(),
-                  block.source.shared + block.lane() * shape.cells(),
-                  block.target.shared + block.lane() * shape.map(),
-                  Column(n, shape.height, shape.width), shape);
-  }
+  block.for_each_column(shape.width, shape.cells(), shape.map(),
+                        [&](int x, const auto& planes, const T* source, T* target) {
+                          gather_column(taps, is_finite(box), planes, source, target,
+                                        Column(x, shape.height), shape);
+                        });
   __syncthreads();
   block.target.unstage(out);
 }
