@@ -224,6 +224,8 @@ struct Planes {
   static constexpr unsigned between = 1;  // elements from one position to the next
   unsigned count;
 
+  // Elements from `source` or `target` to the first of its planes, of such a size.
+  static DENSESIAM_HD unsigned first(unsigned) { return 0; }
   __device__ __forceinline__ unsigned plane(int n) const {
     return unsigned(n) < count ? unsigned(n) : count - 1;
   }
@@ -246,7 +248,9 @@ struct StagedPlanes {
   static constexpr int N = N_;
   static constexpr int kBatch = 2;  // the warp has as many cells as its column: it skips the others
   static constexpr unsigned between = 1;
+  unsigned lane;
 
+  __device__ __forceinline__ unsigned first(unsigned size) const { return lane * size; }
   __device__ __forceinline__ Pack<T, N> read(const T* source, unsigned size) const {
     Pack<T, N> values;
 #pragma unroll
@@ -283,15 +287,11 @@ struct NarrowBlock {
         source(plane * from, count * from, memory(shape)),
         target(plane * to, count * to, memory(shape) + Run<T>::room(kGroup * from)) {}
 
-  // Calls body(x, planes, first of this lane's planes to read, and to write) for this warp's
-  // columns.
+  // Calls body(x, this lane's planes) for this warp's columns.
   template <class Body>
-  __device__ __forceinline__ void for_each_column(int columns, unsigned from, unsigned to,
-                                                  const Body& body) const {
-    const unsigned lane = threadIdx.x % kLanes;
-    for (int x = int(threadIdx.x / kLanes); x < columns; x += kWarps) {
-      body(x, StagedPlanes<N, T>{}, source.shared + lane * from, target.shared + lane * to);
-    }
+  static __device__ __forceinline__ void for_each_column(int columns, const Body& body) {
+    const StagedPlanes<N, T> planes{threadIdx.x % kLanes};
+    for (int x = int(threadIdx.x / kLanes); x < columns; x += kWarps) body(x, planes);
   }
 
   static DENSESIAM_HD unsigned groups(const OverlapSampleShape& shape) {
@@ -325,6 +325,7 @@ struct Neighbours {
   static constexpr int kBatch = 4;
   unsigned between;
 
+  static DENSESIAM_HD unsigned first(unsigned) { return 0; }
   __device__ __forceinline__ Pack<T, N> read(const T* source, unsigned) const {
     return load<N>(source);
   }
@@ -347,6 +348,7 @@ __device__ __forceinline__ void sample_column(const Taps& taps, bool finite, con
   constexpr int N = Channels::N;
   const unsigned row_of_pixels = unsigned(shape.width) * channels.between;
   const unsigned row_of_cells = unsigned(shape.columns) * channels.between;
+  source += channels.first(shape.map());
   const T* right = source + unsigned(x.high) * channels.between;
   source += unsigned(x.low) * channels.between;
   const auto read_row = [&](int y, A(&values)[N]) {
@@ -360,7 +362,7 @@ __device__ __forceinline__ void sample_column(const Taps& taps, bool finite, con
   const bool mirrored = taps.rows.mirrored();
   const unsigned down = mirrored ? 0 - row_of_cells : row_of_cells;
   unsigned row = unsigned(mirrored ? shape.rows - 1 - cells.first : cells.first) * row_of_cells;
-  target += unsigned(cells.x) * channels.between;
+  target += channels.first(shape.cells()) + unsigned(cells.x) * channels.between;
   A low[N] = {}, high[N] = {};
   int low_y = -1, high_y = -1;  // the rows that these are
 #pragma unroll 1
@@ -424,13 +426,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
   const Box4<C> box = load_box(boxes, block.b);
   block.source.stage(features);
   const SharedTaps<A, C> taps(box, shape);  // waits for what is staged, too
-  block.for_each_column(shape.columns, shape.map(), shape.cells(),
-                        [&](int column, const auto& planes, const T* source, T* target) {
-                          const Tap<A> x =
-                              cell_tap<A>(box.x1, box.x2, column, shape.columns, shape.width);
-                          sample_column(taps, is_finite(box), x, planes, source, target,
-                                        Column(column, shape.rows), shape);
-                        });
+  block.for_each_column(shape.columns, [&](int column, const auto& planes) {
+    const Tap<A> x = cell_tap<A>(box.x1, box.x2, column, shape.columns, shape.width);
+    sample_column(taps, is_finite(box), x, planes, block.source.shared, block.target.shared,
+                  Column(column, shape.rows), shape);
+  });
   __syncthreads();
   block.target.unstage(out);
 }
@@ -468,7 +468,8 @@ __device__ __forceinline__ void gather_column(const Taps& taps, bool finite,
   constexpr int together = 4;  // cells of a row whose shares are kept
   const int x = pixels.x;
   const unsigned row_of_pixels = unsigned(shape.width) * channels.between;
-  target += unsigned(pixels.first) * row_of_pixels + unsigned(x) * channels.between;
+  target += channels.first(shape.map()) + unsigned(pixels.first) * row_of_pixels +
+            unsigned(x) * channels.between;
 
   const int begin = first_reaching(taps.columns, x);
   int end = begin;
@@ -476,7 +477,8 @@ __device__ __forceinline__ void gather_column(const Taps& taps, bool finite,
   // The same in the order of memory, of which the shares are here.
   const int cells = end - begin;
   const bool mirrored = taps.columns.mirrored();
-  source += unsigned(mirrored ? shape.columns - end : begin) * channels.between;
+  unsigned row = channels.first(shape.cells()) +
+                 unsigned(mirrored ? shape.columns - end : begin) * channels.between;
   const int from = mirrored ? end - 1 : begin, step = mirrored ? -1 : 1;
   const auto find_shares = [&](int first, A(&shares)[together]) {
 #pragma unroll
@@ -523,23 +525,23 @@ __device__ __forceinline__ void gather_column(const Taps& taps, bool finite,
   };
   // Every cell reaches row 0.
   int number = !finite ? shape.rows : y == 0 ? 0 : first_reaching(taps.rows, y);
-  const int row_of_cells = shape.columns * int(channels.between);
-  const int down = taps.rows.mirrored() ? -row_of_cells : row_of_cells;
-  source += (taps.rows.mirrored() ? shape.rows - 1 - number : number) * row_of_cells;
+  const unsigned row_of_cells = unsigned(shape.columns) * channels.between;
+  const unsigned down = taps.rows.mirrored() ? 0 - row_of_cells : row_of_cells;
+  row += unsigned(taps.rows.mirrored() ? shape.rows - 1 - number : number) * row_of_cells;
 #pragma unroll 1
-  for (; number < shape.rows; ++number, source += down) {
+  for (; number < shape.rows; ++number, row += down) {
     const Place<A> place = taps.rows[number];
     if (place.low > pixels.last) break;
     write_until(place.low);
     A sums[N] = {};
     if (cells <= together) {
-      add_cells(source, cells, shares, sums);
+      add_cells(source + row, cells, shares, sums);
     } else {
 #pragma unroll 1
       for (int cell = 0; cell < cells; ++cell) {
         A one[together];
         find_shares(cell, one);
-        add_cells(source + unsigned(cell) * channels.between, 1, one, sums);
+        add_cells(source + row + unsigned(cell) * channels.between, 1, one, sums);
       }
     }
     const A share = place.share(y);
@@ -578,11 +580,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : 4)
   const Box4<C> box = load_box(boxes, block.b);
   block.source.stage(grad);
   const SharedTaps<Accumulate<T>, C> taps(box, shape);  // waits for what is staged, too
-  block.for_each_column(shape.width, shape.cells(), shape.map(),
-                        [&](int x, const auto& planes, const T* source, T* target) {
-                          gather_column(taps, is_finite(box), planes, source, target,
-                                        Column(x, shape.height), shape);
-                        });
+  block.for_each_column(shape.width, [&](int x, const auto& planes) {
+    gather_column(taps, is_finite(box), planes, block.source.shared, block.target.shared,
+                  Column(x, shape.height), shape);
+  });
   __syncthreads();
   block.target.unstage(out);
 }
