@@ -51,26 +51,27 @@ DENSESIAM_HD Box4<C> load_box(const C* boxes, unsigned b) {
   return {load(box), load(box + 1), load(box + 2), load(box + 3)};
 }
 
-// One thread of a planar kernel: one position of at most kPlanes planes of one image.
+// One thread of a planar kernel: one position of at most P planes of one image.
+template <unsigned P>
 struct PlanarItem {
   unsigned position, channels;  // the position; planes, 0 for a thread beyond the image
   std::int64_t plane;           // index of the first plane in the tensor
   unsigned b;
 
   __device__ __forceinline__ PlanarItem(const OverlapSampleShape& shape, unsigned positions) {
-    const unsigned groups = (shape.channels + kPlanes - 1) / kPlanes;
+    const unsigned groups = (shape.channels + P - 1) / P;
     const unsigned blocks = (positions * groups + kThreads - 1) / kThreads;
     const unsigned item = blockIdx.x % blocks * kThreads + threadIdx.x;
-    const unsigned first = item / positions * kPlanes;
+    const unsigned first = item / positions * P;
     position = item % positions;
     b = blockIdx.x / blocks;
     const unsigned left = first < shape.channels ? shape.channels - first : 0;
-    channels = left < kPlanes ? left : kPlanes;
+    channels = left < P ? left : P;
     plane = std::int64_t(b) * shape.channels + first;
   }
 
   static std::uint64_t count(const OverlapSampleShape& shape, std::uint64_t positions) {
-    return divide_up(positions * divide_up(shape.channels, kPlanes), kThreads) * shape.batch;
+    return divide_up(positions * divide_up(shape.channels, P), kThreads) * shape.batch;
   }
 };
 
@@ -87,6 +88,10 @@ struct alignas(2 * sizeof(A)) Place {
   DENSESIAM_HD bool reaches(int pixel) const { return low + int(weight != A(0)) >= pixel; }
   // Of a pixel that it touches.
   DENSESIAM_HD A share(int pixel) const { return low == pixel ? A(1) - weight : weight; }
+  // Of any pixel.
+  DENSESIAM_HD A share_or_0(int pixel) const {
+    return low == pixel || low + 1 == pixel ? share(pixel) : A(0);
+  }
 };
 
 // The cells along one side of a grid, found where they are asked for. They are numbered as their
@@ -216,12 +221,12 @@ struct TileBlock {
 };
 
 // N channels of a thread in as many planes. Where only `count` are left it has the last of them
-// again and again.
-template <int N_, class T>
+// again and again. It writes M neighbouring columns together.
+template <int N_, class T, int M_ = 1>
 struct Planes {
-  static constexpr int N = N_;
-  static constexpr int kBatch = 4;        // cells of a row that are loaded at once
-  static constexpr unsigned between = 1;  // elements from one position to the next
+  static constexpr int N = N_, M = M_;
+  static constexpr int kBatch = M == 1 ? 4 : 3;  // cells of a row that are loaded at once
+  static constexpr unsigned between = 1;         // elements from one position to the next
   unsigned count;
 
   // Elements from `source` or `target` to the first of its planes, of such a size.
@@ -236,17 +241,22 @@ struct Planes {
     return values;
   }
   template <class A>
-  __device__ __forceinline__ void write(T* target, unsigned size, const A (&values)[N]) const {
+  __device__ __forceinline__ void write(T* target, unsigned size, const A (&values)[M][N]) const {
 #pragma unroll
-    for (int n = 0; n < N; ++n) store(target + plane(n) * size, from_float<T>(values[n]));
+    for (int n = 0; n < N; ++n) {
+      Pack<T, M> pack;
+#pragma unroll
+      for (int m = 0; m < M; ++m) pack.values[m] = from_float<T>(values[m][n]);
+      store<M>(target + plane(n) * size, pack);
+    }
   }
 };
 
 // The same in shared memory, of every kLanes-th plane: the planes between are other lanes'.
 template <int N_, class T>
 struct StagedPlanes {
-  static constexpr int N = N_;
-  static constexpr int kBatch = 2;  // the warp has as many cells as its column: it skips the others
+  static constexpr int N = N_, M = 1;
+  static constexpr int kBatch = 4 / N;  // the warp has as many cells as its column: it skips others
   static constexpr unsigned between = 1;
   unsigned lane;
 
@@ -258,9 +268,9 @@ struct StagedPlanes {
     return values;
   }
   template <class A>
-  __device__ __forceinline__ void write(T* target, unsigned size, const A (&values)[N]) const {
+  __device__ __forceinline__ void write(T* target, unsigned size, const A (&values)[M][N]) const {
 #pragma unroll
-    for (int n = 0; n < N; ++n) target[n * kLanes * size] = from_float<T>(values[n]);
+    for (int n = 0; n < N; ++n) target[n * kLanes * size] = from_float<T>(values[0][n]);
   }
 };
 
@@ -321,7 +331,7 @@ struct NarrowBlock {
 // N neighbouring channels of a thread.
 template <int N_, class T>
 struct Neighbours {
-  static constexpr int N = N_;
+  static constexpr int N = N_, M = 1;
   static constexpr int kBatch = 4;
   unsigned between;
 
@@ -330,10 +340,10 @@ struct Neighbours {
     return load<N>(source);
   }
   template <class A>
-  __device__ __forceinline__ void write(T* target, unsigned, const A (&values)[N]) const {
+  __device__ __forceinline__ void write(T* target, unsigned, const A (&values)[M][N]) const {
     Pack<T, N> pack;
 #pragma unroll
-    for (int n = 0; n < N; ++n) pack.values[n] = from_float<T>(values[n]);
+    for (int n = 0; n < N; ++n) pack.values[n] = from_float<T>(values[0][n]);
     store<N>(target, pack);
   }
 };
@@ -378,11 +388,11 @@ __device__ __forceinline__ void sample_column(const Taps& taps, bool finite, con
       low_y = y.low;
     }
     if (y.weight != A(0) && y.low + 1 != high_y) read_row(high_y = y.low + 1, high);
-    A values[N];
+    A values[1][N];
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       const A value = y.weight != A(0) ? mix<A>(low[n], high[n], y.weight) : low[n];
-      values[n] = finite ? value : A(NAN);
+      values[0][n] = finite ? value : A(NAN);
     }
     channels.write(target + row, shape.cells(), values);
   }
@@ -404,7 +414,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : Taps<Accumulate
                           OverlapSampleShape shape) {
   using A = Accumulate<T>;
   const unsigned most = rows_together(shape, false);
-  const PlanarItem item(shape, Column::count(shape.rows, shape.columns, most));
+  const PlanarItem<kPlanes> item(shape, Column::count(shape.rows, shape.columns, most));
   const Box4<C> box = load_box(boxes, item.b);
   const Taps<A, C> taps(box, shape);
   if (item.channels == 0) return;
@@ -455,17 +465,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : Taps<Accumulate
                 out + image * shape.cells() + block.channel, cells, shape);
 }
 
-// Walks down a column of pixels. Each row of cells is summed along x once, and counts for the two
-// rows of pixels that it touches: the one at hand and the next. `source` and `target` are the first
-// cell and the first pixel.
+// Walks down a column of pixels, or M of them side by side. Each row of cells is summed along x
+// once, and counts for the two rows of pixels that it touches: the one at hand and the next.
+// `source` and `target` are the first cell and the first pixel.
 template <class Taps, class Channels, class T>
 __device__ __forceinline__ void gather_column(const Taps& taps, bool finite,
                                               const Channels& channels, const T* source, T* target,
                                               const Column& pixels,
                                               const OverlapSampleShape& shape) {
   using A = Accumulate<T>;
-  constexpr int N = Channels::N;
-  constexpr int together = 4;  // cells of a row whose shares are kept
+  constexpr int N = Channels::N, M = Channels::M;
+  constexpr int together = 2 + 2 * M;  // cells of a row whose shares are kept
   const int x = pixels.x;
   const unsigned row_of_pixels = unsigned(shape.width) * channels.between;
   target += channels.first(shape.map()) + unsigned(pixels.first) * row_of_pixels +
@@ -473,23 +483,29 @@ __device__ __forceinline__ void gather_column(const Taps& taps, bool finite,
 
   const int begin = first_reaching(taps.columns, x);
   int end = begin;
-  while (end < shape.columns && taps.columns[end].low <= x) ++end;
+  while (end < shape.columns && taps.columns[end].low < x + M) ++end;
   // The same in the order of memory, of which the shares are here.
   const int cells = end - begin;
   const bool mirrored = taps.columns.mirrored();
   unsigned row = channels.first(shape.cells()) +
                  unsigned(mirrored ? shape.columns - end : begin) * channels.between;
   const int from = mirrored ? end - 1 : begin, step = mirrored ? -1 : 1;
-  const auto find_shares = [&](int first, A(&shares)[together]) {
+  const auto find_shares = [&](int first, A(&shares)[M][together]) {
 #pragma unroll
     for (int k = 0; k < together; ++k) {
       if (first + k < cells) {
-        shares[k] = taps.columns[from + step * (first + k)].share(x);
+        const Place<A> place = taps.columns[from + step * (first + k)];
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+          shares[m][k] = M == 1 ? place.share(x) : place.share_or_0(x + m);
+        }
       }
     }
   };
-  const auto add_cells = [&](const T* row, int left, const A(&shares)[together], A(&sums)[N]) {
+  const auto add_cells = [&](const T* row, int left, const A(&shares)[M][together],
+                             A(&sums)[M][N]) {
     constexpr int batch = Channels::kBatch;
+    static_assert(together % batch == 0);
 #pragma unroll
     for (int first = 0; first < together; first += batch) {
       if (first > 0 && first >= left) break;
@@ -502,25 +518,35 @@ __device__ __forceinline__ void gather_column(const Taps& taps, bool finite,
       }
 #pragma unroll
       for (int k = 0; k < batch; ++k) {
+        if (first + k >= left) continue;
 #pragma unroll
         for (int n = 0; n < N; ++n) {
-          if (first + k < left) sums[n] += shares[first + k] * to_float(values[k].values[n]);
+          const A value = to_float(values[k].values[n]);
+#pragma unroll
+          for (int m = 0; m < M; ++m) {
+            const A share = shares[m][first + k];
+            // A cell may have no share in one of two columns: 0 and an infinity would be a NaN.
+            if (M == 1 || share != A(0)) sums[m][n] += share * value;
+          }
         }
       }
     }
   };
-  A shares[together];
+  A shares[M][together];
   find_shares(0, shares);
 
   int y = pixels.first;
-  A here[N] = {}, next[N] = {};  // sums of rows y and y + 1
+  A here[M][N] = {}, next[M][N] = {};  // sums of rows y and y + 1
   const auto write_until = [&](int row) {
 #pragma unroll 1
     for (; y < row; ++y) {
       channels.write(target, shape.map(), here);
       target += row_of_pixels;
 #pragma unroll
-      for (int n = 0; n < N; ++n) here[n] = next[n], next[n] = A(0);
+      for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) here[m][n] = next[m][n], next[m][n] = A(0);
+      }
     }
   };
   // Every cell reaches row 0.
@@ -533,41 +559,45 @@ __device__ __forceinline__ void gather_column(const Taps& taps, bool finite,
     const Place<A> place = taps.rows[number];
     if (place.low > pixels.last) break;
     write_until(place.low);
-    A sums[N] = {};
+    A sums[M][N] = {};
     if (cells <= together) {
       add_cells(source + row, cells, shares, sums);
     } else {
 #pragma unroll 1
       for (int cell = 0; cell < cells; ++cell) {
-        A one[together];
+        A one[M][together];
         find_shares(cell, one);
         add_cells(source + row + unsigned(cell) * channels.between, 1, one, sums);
       }
     }
     const A share = place.share(y);
+    const bool both = place.low == y && place.weight != A(0);
 #pragma unroll
-    for (int n = 0; n < N; ++n) here[n] += share * sums[n];
-    if (place.low == y && place.weight != A(0)) {  // 0 and an infinity would be a NaN
+    for (int m = 0; m < M; ++m) {
 #pragma unroll
-      for (int n = 0; n < N; ++n) next[n] += place.weight * sums[n];
+      for (int n = 0; n < N; ++n) {
+        here[m][n] += share * sums[m][n];
+        if (both) next[m][n] += place.weight * sums[m][n];  // 0 and an infinity would be a NaN
+      }
     }
   }
   write_until(pixels.last + 1);
 }
 
-template <template <class, class> class Taps, class T, class C>
+template <template <class, class> class Taps, int M, class T, class C>
 __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 1 : Taps<Accumulate<T>, C>::kBlocks)
     overlap_sample_backward_planar(const T* __restrict__ grad,   // [B, C, Kh, Kw]
                                    const C* __restrict__ boxes,  // [B, 4]
                                    T* __restrict__ out,          // [B, C, H, W]
                                    OverlapSampleShape shape) {
-  const PlanarItem item(shape, Column::count(shape.height, shape.width));
+  const PlanarItem<kPlanes / M> item(shape, Column::count(shape.height, shape.width / M));
   const Box4<C> box = load_box(boxes, item.b);
   const Taps<Accumulate<T>, C> taps(box, shape);
   if (item.channels == 0) return;
-  gather_column(taps, is_finite(box), Planes<kPlanes, T>{item.channels},
-                grad + item.plane * shape.cells(), out + item.plane * shape.map(),
-                Column(item.position, shape.height, shape.width), shape);
+  Column pixels(item.position, shape.height, shape.width / M);
+  pixels.x *= M;
+  gather_column(taps, is_finite(box), Planes<kPlanes / M, T, M>{item.channels},
+                grad + item.plane * shape.cells(), out + item.plane * shape.map(), pixels, shape);
 }
 
 template <class T, class C>
@@ -624,7 +654,7 @@ void launch_overlap_sample_with(const T* features, const C* boxes, T* out,
   const unsigned columns =
       Column::count(shape.rows, shape.columns, rows_together(shape, channels_last));
   if (!channels_last) {
-    run(overlap_sample_planar<Taps, T, C>, PlanarItem::count(shape, columns));
+    run(overlap_sample_planar<Taps, T, C>, PlanarItem<kPlanes>::count(shape, columns));
   } else if (packs_align<T>(shape.channels, features, out)) {
     run(overlap_sample_pixels<Taps, kPack<T>, T, C>, TileBlock<kPack<T>>::count(shape, columns));
   } else {
@@ -655,7 +685,14 @@ void launch_overlap_sample_backward_with(const T* grad, const C* boxes, T* out,
   };
   const unsigned columns = Column::count(shape.height, shape.width);
   if (!channels_last) {
-    run(overlap_sample_backward_planar<Taps, T, C>, PlanarItem::count(shape, columns));
+    // A lane's store of 2 bytes takes as long as one of 4: two columns of half types together.
+    if constexpr (sizeof(T) == 2) {
+      if (shape.width % 2 == 0 && reinterpret_cast<std::uintptr_t>(out) % 4 == 0) {
+        return run(overlap_sample_backward_planar<Taps, 2, T, C>,
+                   PlanarItem<kPlanes / 2>::count(shape, columns / 2));
+      }
+    }
+    run(overlap_sample_backward_planar<Taps, 1, T, C>, PlanarItem<kPlanes>::count(shape, columns));
   } else if (packs_align<T>(shape.channels, grad, out)) {
     run(overlap_sample_backward_pixels<Taps, kPack<T>, T, C>,
         TileBlock<kPack<T>>::count(shape, columns));
