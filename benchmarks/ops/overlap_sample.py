@@ -95,11 +95,22 @@ def problem(shape: Shape, setting: Setting) -> Problem:
 
 def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
     """How the names of its kernels begin."""
-    kind = f"{names.direct}, float"
-    return [
-        f"overlap_sample_{names.layout}<SharedTaps, {kind}>",
-        f"overlap_sample_backward_{names.layout}<SharedTaps, {kind}>",
-    ]
+    return [kernel(shape, names), kernel(shape, names, backward=True)]
+
+
+def kernel(shape: Shape, names: KernelNames, backward: bool = False) -> str:
+    """How the name of one of them begins."""
+    op = "overlap_sample_backward" if backward else "overlap_sample"
+    pixels, cells = shape.height * shape.width, shape.size**2
+    if names.layout == "pixels":
+        return f"{op}_pixels<SharedTaps, {names.direct}, float>"
+    # Both of a block's groups of planes, 256 bytes a pixel and a cell, in 48 KB of shared memory.
+    if shape.channels >= 32 and pixels % 4 and cells % 4 and pixels + cells < 190:
+        return f"{op}_narrow<{names.element}, float>"
+    if not backward:
+        return f"{op}_planar<SharedTaps, {names.element}, float>"
+    columns = 2 if names.element == "__half" and shape.width % 2 == 0 else 1
+    return f"{op}_planar<SharedTaps, {columns}, {names.element}, float>"
 
 
 def triton_kernels(op: Any, make: Make, channels_last: bool) -> Iterator[str]:

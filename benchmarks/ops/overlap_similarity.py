@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import release
+from benchmarks.ops import overlap_sample
 from benchmarks.ops.inputs import accumulator, crop_boxes, features, grid_sample, whole_boxes
 from benchmarks.problem import MEMORY_BOUND, Goal, KernelNames, Make, Problem, Setting, Shape
 from densesiam import ops
@@ -71,7 +72,7 @@ def cuda_kernels(shape: Shape, names: KernelNames) -> list[str]:
     return [
         f"pixel_loss_{names.layout}{samples}",
         f"pixel_loss_backward_{names.layout}{samples}",
-        f"overlap_sample_backward_{names.layout}<SharedTaps, {names.direct}, float>",
+        overlap_sample.kernel(shape, names, backward=True),
     ]
 
 
