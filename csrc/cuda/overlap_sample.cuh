@@ -11,11 +11,12 @@
 //
 // Three thread mappings. Planar (NCHW): neighbouring threads on neighbouring outputs of one plane,
 // then on those of the next planes; each goes through a few planes with the same coordinates, and
-// backward in half types through two columns, so that a lane stores 4 bytes. Narrow, of planar maps
-// whose planes are a few short rows: walking there, a warp would touch a line of memory for each
-// plane. A block takes whole planes, one run of memory, to shared memory and its results from
-// there, in packs of 16 bytes; a warp has a column, its lanes neighbouring planes. Pixels
-// (channels_last): one thread on N neighbouring channels, 16 bytes where alignment allows.
+// backward of coarse grids in half types through two columns, so that a lane stores 4 bytes.
+// Narrow, of planar maps whose planes are a few short rows: walking there, a warp would touch a
+// line of memory for each plane. A block takes whole planes, one run of memory, to shared memory
+// and its results from there, in packs of 16 bytes; a warp has a column, its lanes neighbouring
+// planes. Pixels (channels_last): one thread on N neighbouring channels, 16 bytes where alignment
+// allows.
 //
 // The grid is separable, and a thread walks down a column. Forward, of cells: it interpolates each
 // row of pixels along x once, for all cells that read it. Backward, of pixels, and the rows of
@@ -685,9 +686,12 @@ void launch_overlap_sample_backward_with(const T* grad, const C* boxes, T* out,
   };
   const unsigned columns = Column::count(shape.height, shape.width);
   if (!channels_last) {
-    // A lane's store of 2 bytes takes as long as one of 4: two columns of half types together.
+    // A lane's store of 2 bytes takes as long as one of 4: two columns of half types together,
+    // where cells are few and stores are what takes time. (With a cell a pixel an H100 takes 176 us
+    // that way, and 153 with single columns.)
     if constexpr (sizeof(T) == 2 && std::is_same_v<Taps<T, C>, SharedTaps<T, C>>) {
-      if (shape.width % 2 == 0 && reinterpret_cast<std::uintptr_t>(out) % 4 == 0) {
+      const bool aligned = reinterpret_cast<std::uintptr_t>(out) % 4 == 0;
+      if (shape.width % 2 == 0 && shape.columns <= shape.width / 2 && aligned) {
         return run(overlap_sample_backward_planar<Taps, 2, T, C>,
                    PlanarItem<kPlanes / 2>::count(shape, columns / 2));
       }
