@@ -35,6 +35,10 @@ class TestOverlapSample(OpSuite):
         "zero size": Case(
             lambda m: [m.features(2, 4, 5, 6), m.boxes(2)[:, [0, 1, 0, 1]].contiguous(), (3, 2)]
         ),
+        # Of a coarse grid CUDA's half types take two columns at once, with any number of cells.
+        "zero size, coarse": Case(
+            lambda m: [m.features(1, 5, 4, 18), m.boxes(1)[:, [0, 1, 0, 1]].contiguous(), (3, 8)]
+        ),
         "more cells than pixels": Case(lambda m: [m.features(1, 2, 3, 4), m.boxes(1), (21, 18)]),
         # CUDA takes a group of narrow planes together; the last one is not full, and begins
         # anywhere in a pack.
