@@ -30,18 +30,22 @@ def rois(images):
     return torch.cat([torch.arange(300).remainder(images)[:, None], corners], dim=1)
 
 
-EXAMPLES = {name: (operation, {}) for name, operation in OPERATIONS.items()}
-EXAMPLES["pixel_similarity, cosine"] = OPERATIONS["pixel_similarity"], {2: "cosine"}
-EXAMPLES["roi_align, many boxes"] = OPERATIONS["roi_align"], {1: rois(2), 3: 1.0}
+# Operation, arguments that are not the example's, and the maps' side.
+EXAMPLES = {name: (operation, {}, 8) for name, operation in OPERATIONS.items()}
+EXAMPLES["pixel_similarity, cosine"] = OPERATIONS["pixel_similarity"], {2: "cosine"}, 8
+EXAMPLES["roi_align, many boxes"] = OPERATIONS["roi_align"], {1: rois(2), 3: 1.0}, 8
+EXAMPLES["overlap_sample, narrow planes"] = OPERATIONS["overlap_sample"], {2: 5}, 7
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("operation", "changes"), EXAMPLES.values(), ids=EXAMPLES)
-def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(operation, changes, dtype, layout):
+@pytest.mark.parametrize(("operation", "changes", "side"), EXAMPLES.values(), ids=EXAMPLES)
+def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(
+    operation, changes, side, dtype, layout
+):
     results = []
     for order in ORDERS:
-        args = operation.example(Maker(dtype, layout, "cpu"), 2, 70, 8, 8)
+        args = operation.example(Maker(dtype, layout, "cpu"), 2, 70, side, side)
         for i, value in changes.items():
             args[i] = value
         leaves = [a.requires_grad_() for a in args[: operation.differentiable]]
