@@ -1,7 +1,7 @@
 // Losses between the channels of p and z: functors that pixel_loss.h and overlap_similarity take.
 //
 // A loss L has two functions, each of any accumulation type A:
-//   L::tile(p, z, channels, count, out)        the losses of `count` pixels, and two statistics
+//   L::tile<Bytes>(p, z, channels, count, out) the losses of `count` pixels, and two statistics
 //   L::gradient(p, z, first, second, grad)     dp of one element, from its pixel's statistics and
 //                                              upstream gradient
 // and may have a third, for vectors whose channels lie next to each other:
@@ -24,6 +24,13 @@ struct TileLosses {
   DENSESIAM_HD void clear(int count) {
     for (int i = 0; i < count; ++i) loss[i] = first[i] = second[i] = A(0);
   }
+  // A pixel's loss times its image's weight.
+  DENSESIAM_HD void weigh(int i, A weight) {
+    const bool counts = weight != A(0);
+    loss[i] = counts ? loss[i] * weight : A(0);
+    first[i] = counts ? first[i] : A(0);
+    second[i] = counts ? second[i] : A(0);
+  }
 };
 
 // Sums over channels are taken over a few at a time and then added up: rounding grows with the root
@@ -33,19 +40,26 @@ constexpr std::int64_t kSummed = 64;
 // Sums in flight at a time over vectors of channels: an addition takes four cycles.
 constexpr int kChains = 2;
 
-// sums[i] = the sum of vector i's lanes, for i < count; the vectors are changed.
-template <int Lanes, class V, class A>
-DENSESIAM_HD void sum_lanes(V* vectors,  // [Lanes]
-                            A* sums,     // [count]
-                            int count) {
-  transpose_square<Lanes>(vectors);
-#pragma GCC unroll 4
-  for (int step = Lanes / 2; step > 0; step /= 2) {
-    for (int i = 0; i < step; ++i) vectors[i] += vectors[i + step];
+// Vectors of pixels whose sums stay in registers together, three of each: AVX-512 has 32 of them.
+template <int Bytes>
+constexpr int kTogether = Bytes == 64 ? 8 : 4;
+
+// Rows of a short plane that are fetched before they are read: one after the other they are a
+// stream that the processor does not run far enough ahead of by itself.
+constexpr int kAhead = 16;
+
+// Lane i of vectors[0] = the sum of vector i's lanes; the others are changed. Each step adds what a
+// transposition would move, and so halves the vectors that are left.
+template <int Lanes, int Step = 1, class V>
+DENSESIAM_HD void sum_lanes(V* vectors) {  // [Lanes]
+  if constexpr (Step < Lanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Lanes; i += 2 * Step) {
+      exchange<Step>(vectors[i], vectors[i + Step], std::make_index_sequence<Lanes>{});
+      vectors[i] += vectors[i + Step];
+    }
+    sum_lanes<Lanes, 2 * Step>(vectors);
   }
-  A lanes[Lanes];
-  std::memcpy(lanes, &vectors[0], sizeof(lanes));
-  std::copy_n(lanes, count, sums);
 }
 
 // What the vectors of each pixel are multiplied by before they are squared.
@@ -67,46 +81,109 @@ template <class A>
 DENSESIAM_HD bool scales_of(const A* pp,  // [count]
                             const A* zz,  // [count]
                             int count, TileScales<A>& scales) {
-  bool large = false;
+  A least = 1;
+#pragma omp simd reduction(min : least)
   for (int i = 0; i < count; ++i) {
     scales.p[i] = pp[i] < kLargeSquare<A> ? A(1) : kScaleOfLarge<A>;
     scales.z[i] = zz[i] < kLargeSquare<A> ? A(1) : kScaleOfLarge<A>;
-    large |= scales.p[i] != A(1) || scales.z[i] != A(1);
+    const A smaller = scales.p[i] < scales.z[i] ? scales.p[i] : scales.z[i];
+    least = smaller < least ? smaller : least;
   }
-  return large;
+  return least < A(1);
 }
 
-// |p|^2, |z|^2 and p.z of each pixel, in the places of loss, first and second statistic.
-template <bool Scaled, class A>
+// The three sums, of several vectors.
+template <class V, int Vectors>
+struct Products {
+  V pp[Vectors]{}, zz[Vectors]{}, pz[Vectors]{};
+
+  DENSESIAM_HD void add(int i, const V& u, const V& v) {
+    pp[i] += u * u;
+    zz[i] += v * v;
+    pz[i] += u * v;
+  }
+  template <int Others>
+  DENSESIAM_HD void add(int i, const Products<V, Others>& others, int other) {
+    pp[i] += others.pp[other];
+    zz[i] += others.zz[other];
+    pz[i] += others.pz[other];
+  }
+};
+
+// |p|^2, |z|^2 and p.z of each pixel, in the places of loss, first and second statistic. Sums of a
+// few vectors of pixels at a time stay in registers. The last vectors overlap those before them
+// and give the same twice.
+template <int Lanes, int Together, bool Scaled, class A>
 DENSESIAM_HD void sum_products(Tile<const A> p, Tile<const A> z, std::int64_t channels, int count,
                                const TileScales<A>& scales, TileLosses<A>& out) {
-  A *pp = out.loss, *zz = out.first, *pz = out.second;
-  out.clear(count);
+  static_assert(kTile % (Lanes * Together) == 0);
+  using V = Vector<A, Lanes>;
+  const auto place = [&](int i) DENSESIAM_INLINE { return std::min(i * Lanes, count - Lanes); };
+  const bool ahead = p.stride < kTile;
+  Products<V, kTile / Lanes> all;
   for (std::int64_t start = 0; start < channels; start += kSummed) {
-    A pp_part[kTile], zz_part[kTile], pz_part[kTile];
-    for (int i = 0; i < count; ++i) pp_part[i] = zz_part[i] = pz_part[i] = A(0);
-    for (std::int64_t c = start; c < std::min(channels, start + kSummed); ++c) {
-      const A* __restrict a = p.row(c);
-      const A* __restrict b = z.row(c);
-#pragma omp simd
-      for (int i = 0; i < count; ++i) {
-        const A u = Scaled ? a[i] * scales.p[i] : a[i], v = Scaled ? b[i] * scales.z[i] : b[i];
-        pp_part[i] += u * u;
-        zz_part[i] += v * v;
-        pz_part[i] += u * v;
+    for (int first = 0; first * Lanes < count; first += Together) {
+      Products<V, Together> part;
+      int from[Together];
+      for (int i = 0; i < Together; ++i) from[i] = place(first + i);
+      for (std::int64_t c = start; c < std::min(channels, start + kSummed); ++c) {
+        if (ahead) {
+          const std::int64_t next = std::min(c + kAhead, channels - 1);
+          constexpr int kALine = std::max(1, 64 / int(sizeof(V)));
+#pragma GCC unroll 8
+          for (int i = 0; i < Together; i += kALine) {
+            __builtin_prefetch(p.row(next) + from[i]);
+            __builtin_prefetch(z.row(next) + from[i]);
+          }
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < Together; ++i) {
+          V u, v;
+          load_vector(p.row(c) + from[i], u);
+          load_vector(z.row(c) + from[i], v);
+          if constexpr (Scaled) {
+            V scale;
+            load_vector(scales.p + from[i], scale);
+            u *= scale;
+            load_vector(scales.z + from[i], scale);
+            v *= scale;
+          }
+          part.add(i, u, v);
+        }
       }
+#pragma GCC unroll 8
+      for (int i = 0; i < Together; ++i) all.add(first + i, part, i);
     }
-#pragma omp simd
-    for (int i = 0; i < count; ++i) {
-      pp[i] += pp_part[i];
-      zz[i] += zz_part[i];
-      pz[i] += pz_part[i];
-    }
+  }
+  for (int i = 0; i * Lanes < count; ++i) {
+    store_vector(all.pp[i], out.loss + place(i));
+    store_vector(all.zz[i], out.first + place(i));
+    store_vector(all.pz[i], out.second + place(i));
   }
 }
 
-// The same of pixels whose channels lie next to each other, without a tile: a lane of a register
-// sums every kLanes-th channel, and a transposition brings the lanes of kLanes pixels together.
+// The same with no more vectors together, and no wider ones, than there are pixels for.
+template <int Lanes, int Together, bool Scaled, class A>
+DENSESIAM_HD void sum_products_of_tile(Tile<const A> p, Tile<const A> z, std::int64_t channels,
+                                       int count, const TileScales<A>& scales, TileLosses<A>& out) {
+  if constexpr (Together > 2) {
+    if (count <= Together / 2 * Lanes) {
+      return sum_products_of_tile<Lanes, Together / 2, Scaled>(p, z, channels, count, scales, out);
+    }
+  } else if constexpr (Lanes > 1) {
+    if (count < Lanes) {
+      return sum_products_of_tile<Lanes / 2, Together, Scaled>(p, z, channels, count, scales, out);
+    }
+  }
+  sum_products<Lanes, Together, Scaled>(p, z, channels, count, scales, out);
+}
+
+// Fewer channels than these are not read without a tile: they would leave lanes empty.
+constexpr std::int64_t kFewChannels = 16;
+
+// The same of pixels whose channels, kFewChannels or more, lie next to each other, without a tile:
+// a lane of a register sums every kLanes-th channel, and lanes are added up of kLanes pixels at
+// once.
 template <int Bytes, bool Scaled, class T>
 DENSESIAM_HD void sum_products_of_pixels(const T* p,  // [count, C]
                                          const T* z,  // [count, C]
@@ -115,52 +192,58 @@ DENSESIAM_HD void sum_products_of_pixels(const T* p,  // [count, C]
                                          TileLosses<Accumulate<T>>& out) {
   using A = Accumulate<T>;
   constexpr int kLanes = Bytes / int(sizeof(A));
+  static_assert(kLanes <= kFewChannels);
   using V = Vector<A, kLanes>;
+  // The last channels are read along with as many before them as fill a vector, which do not count.
+  const std::int64_t whole = channels / kLanes * kLanes, last = channels - kLanes;
+  decltype(V{} < V{}) counts;
+  for (int lane = 0; lane < kLanes; ++lane) counts[lane] = last + lane >= whole ? -1 : 0;
   for (int from = 0; from < count; from += kLanes) {
     const int pixels = std::min(kLanes, count - from);
-    V pp[kLanes] = {}, zz[kLanes] = {}, pz[kLanes] = {};
+    V pp[kLanes], zz[kLanes], pz[kLanes];
+    for (int i = pixels; i < kLanes; ++i) pp[i] = zz[i] = pz[i] = V{};
     for (int i = 0; i < pixels; ++i) {
       const T* a = p + (from + i) * channels;
       const T* b = z + (from + i) * channels;
+      Products<V, 1> all;
       for (std::int64_t start = 0; start < channels; start += kSummed * kLanes) {
-        const std::int64_t end = std::min(channels, start + kSummed * kLanes);
-        V pp_sum[kChains] = {}, zz_sum[kChains] = {}, pz_sum[kChains] = {};
-        const auto add = [&](const T* a, const T* b, int chain) DENSESIAM_INLINE {
+        const std::int64_t end = std::min(whole, start + kSummed * kLanes);
+        Products<V, kChains> part;
+        const auto add = [&](std::int64_t c, int chain, bool rest) DENSESIAM_INLINE {
           V u, v;
-          load_vector(a, u);
-          load_vector(b, v);
+          load_vector(a + c, u);
+          load_vector(b + c, v);
+          if (rest) {
+            u = counts ? u : V{};
+            v = counts ? v : V{};
+          }
           if constexpr (Scaled) {
             u *= scales.p[from + i];
             v *= scales.z[from + i];
           }
-          pp_sum[chain] += u * u;
-          zz_sum[chain] += v * v;
-          pz_sum[chain] += u * v;
+          part.add(chain, u, v);
         };
         std::int64_t c = start;
         for (; c + kChains * kLanes <= end; c += kChains * kLanes) {
 #pragma GCC unroll 4
-          for (int chain = 0; chain < kChains; ++chain) {
-            add(a + c + chain * kLanes, b + c + chain * kLanes, chain);
-          }
+          for (int chain = 0; chain < kChains; ++chain) add(c + chain * kLanes, chain, false);
         }
-        for (; c + kLanes <= end; c += kLanes) add(a + c, b + c, 0);
-        if (c < end) {
-          T a_rest[kLanes] = {}, b_rest[kLanes] = {};
-          std::copy_n(a + c, end - c, a_rest);
-          std::copy_n(b + c, end - c, b_rest);
-          add(a_rest, b_rest, 0);
-        }
-        for (int chain = 0; chain < kChains; ++chain) {
-          pp[i] += pp_sum[chain];
-          zz[i] += zz_sum[chain];
-          pz[i] += pz_sum[chain];
-        }
+        for (; c + kLanes <= end; c += kLanes) add(c, 0, false);
+        if (start + kSummed * kLanes >= channels && whole < channels) add(last, 1, true);
+        for (int chain = 0; chain < kChains; ++chain) all.add(0, part, chain);
       }
+      pp[i] = all.pp[0];
+      zz[i] = all.zz[0];
+      pz[i] = all.pz[0];
     }
-    sum_lanes<kLanes>(pp, out.loss + from, pixels);
-    sum_lanes<kLanes>(zz, out.first + from, pixels);
-    sum_lanes<kLanes>(pz, out.second + from, pixels);
+    // Whole vectors, also beyond the last pixel: a tile has room for them.
+    const auto store = [&](V* vectors, A* sums) DENSESIAM_INLINE {
+      sum_lanes<kLanes>(vectors);
+      std::memcpy(sums + from, &vectors[0], sizeof(V));
+    };
+    store(pp, out.loss);
+    store(zz, out.first);
+    store(pz, out.second);
   }
 }
 
@@ -168,13 +251,14 @@ DENSESIAM_HD void sum_products_of_pixels(const T* p,  // [count, C]
 // dp = -g (a z - b p).
 template <class Loss>
 struct LossOfProducts {
-  template <class A>
+  template <int Bytes, class A>
   static DENSESIAM_HD void tile(Tile<const A> p, Tile<const A> z, std::int64_t channels, int count,
                                 TileLosses<A>& out) {
+    constexpr int kLanes = Bytes / int(sizeof(A)), kFew = kTogether<Bytes>;
     TileScales<A> scales;
-    sum_products<false>(p, z, channels, count, scales, out);
+    sum_products_of_tile<kLanes, kFew, false>(p, z, channels, count, scales, out);
     if (scales_of(out.loss, out.first, count, scales)) {
-      sum_products<true>(p, z, channels, count, scales, out);
+      sum_products_of_tile<kLanes, kFew, true>(p, z, channels, count, scales, out);
     }
     finish_all(count, scales, out);
   }
@@ -223,7 +307,7 @@ struct Cosine : LossOfProducts<Cosine> {
 // loss = log sum exp p' - sum exp(z') p' / sum exp z'. Statistics log sum exp p and log sum exp z:
 // dp = g (softmax p - softmax z).
 struct CrossEntropy {
-  template <class A>
+  template <int Bytes, class A>
   static DENSESIAM_HD void tile(Tile<const A> p, Tile<const A> z, std::int64_t channels, int count,
                                 TileLosses<A>& out) {
     A p_max[kTile], z_max[kTile], p_sum[kTile], z_sum[kTile], product[kTile];

@@ -128,9 +128,6 @@ struct Outcome {
   A* gradients;      // [B, Kh, Kw, C]: d loss / d sample of p, whatever its weight
 };
 
-// Elements of a tile of samples whose channels lie side by side: with p's and z's in the L2 cache.
-constexpr std::int64_t kDirectElements = 32768;
-
 template <class Loss, class T>
 void compare(const Side& p,                          // [B, C, H, W]
              const Side& z,                          // [B, C, H', W']
@@ -144,7 +141,7 @@ void compare(const Side& p,                          // [B, C, H, W]
   const Layout layout = direct ? Layout::pixels : Layout::planar;
   // Where planes are read, neighbouring rows of samples share what lies in one line of the cache.
   if (direct && p.map.layout == Layout::pixels) {
-    tiles.most = int(std::clamp<std::int64_t>(kDirectElements / C, 16, kTile));
+    tiles.most = pixels_a_tile(C);
   }
   // p's samples lie where their gradients will, if the work is in that layout.
   const bool in_place = to.gradients && direct;
@@ -183,9 +180,10 @@ void compare(const Side& p,                          // [B, C, H, W]
               Loss::template pixels<width()>(a, b, C, count, out);
             }
           } else {
-            Loss::template tile<A>({a, stride}, {b, stride}, C, count, out);
+            Loss::template tile<width(), A>({a, stride}, {b, stride}, C, count, out);
           }
           for (int i = 0; forward && i < count; ++i) out.loss[i] *= weight;
+          if (to.mean) partial[tile] = sum_of(out.loss, count);
           if (!gradients) return;
           if (direct) {
             gradient_of_pixels<Loss>(a, b, C, count, out.first, out.second);
@@ -201,7 +199,6 @@ void compare(const Side& p,                          // [B, C, H, W]
         std::copy_n(out.second, count, statistics + S);
       }
       if (to.losses) std::copy_n(out.loss, count, to.losses + image * S + start);
-      if (to.mean) partial[tile] = std::accumulate(out.loss, out.loss + count, 0.0);
     }
   };
   parallel_blocks(tiles.count(), C * tiles.tile_samples() * 4, work);

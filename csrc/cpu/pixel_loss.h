@@ -65,8 +65,8 @@ struct Weights {
 
   // 1 / (sum of weights over all pixels), 0 where that is 0: what makes a sum a mean.
   A mean_factor(std::int64_t pixels) const {
-    double sum = 0;
-    for (std::int64_t b = 0; b < batch; ++b) sum += double((*this)[b]);
+    double sum = values ? 0 : double(batch);
+    for (std::int64_t b = 0; values && b < batch; ++b) sum += double(values[b]);
     sum *= double(pixels);
     return A(sum == 0 ? 0 : 1 / sum);
   }
@@ -80,29 +80,45 @@ constexpr bool kTakesPixels<Loss, T,
                             std::void_t<decltype(Loss::template pixels<16>(
                                 std::declval<const T*>(), std::declval<const T*>(), std::int64_t(),
                                 int(), std::declval<TileLosses<Accumulate<T>>&>()))>> = true;
-constexpr std::int64_t kFewChannels = 16;
+
+// The sum of a tile's losses.
+template <class A>
+DENSESIAM_HD double sum_of(const A* values, int count) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < count; ++i) sum += double(values[i]);
+  return sum;
+}
+
+// Pixels a tile where channels lie side by side: those of p and z stay in the L2 cache.
+constexpr std::int64_t kTileElements = 32768;
+inline int pixels_a_tile(std::int64_t channels) {
+  return int(std::clamp<std::int64_t>(kTileElements / channels, 16, kTile));
+}
 
 template <class Loss, class T>
 void losses_of_tiles(const T* p,                                                      // [B, C, P]
                      const T* z,                                                      // [B, C, P]
                      Weights<Accumulate<T>> weights,                                  // [B]
-                     Layout layout, const Tiling& tiling, Accumulate<T>* statistics,  // [B, 2, P]
+                     Layout layout, const Tiling& images, Accumulate<T>* statistics,  // [B, 2, P]
                      Accumulate<T>* losses,  // [B, P] or null
                      Accumulate<T>* mean     // [] or null
 ) {
   using A = Accumulate<T>;
-  const std::int64_t C = tiling.channels, P = tiling.pixels;
-  // Few channels would leave lanes empty.
+  const std::int64_t C = images.channels, P = images.pixels;
   const bool direct = kTakesPixels<Loss, T> && layout == Layout::pixels && C >= kFewChannels;
+  // Images of one pixel lie side by side, as the pixels of one image do: tiles go across them.
+  const bool vectors = P == 1;
+  const Tiling tiling = vectors ? Tiling{1, C, images.batch, pixels_a_tile(C)} : images;
   std::vector<double> partial(mean ? tiling.tiles() : 0);
-  parallel_blocks(tiling.tiles(), C * kTile, [&](std::int64_t begin, std::int64_t end) {
+  parallel_blocks(tiling.tiles(), C * tiling.length, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t elements = direct ? 0 : C * kTileStride;
     Scratch<A> p_scratch(elements), z_scratch(elements);
     TileLosses<A> out;
     for (std::int64_t tile = begin; tile < end; ++tile) {
       const std::int64_t image = tiling.image(tile), start = tiling.start(tile);
       const int count = tiling.count(tile);
-      const A weight = weights[image];
+      const A weight = vectors ? A(1) : weights[image];
       if (weight == A(0)) {
         out.clear(count);
       } else {
@@ -115,18 +131,30 @@ void losses_of_tiles(const T* p,                                                
               Loss::template pixels<width()>(p_image + first, z_image + first, C, count, out);
             }
           } else {
-            Loss::template tile<A>(
-                load_tile<width()>(p_image, C, P, layout, start, count, p_scratch.data()),
-                load_tile<width()>(z_image, C, P, layout, start, count, z_scratch.data()), C, count,
-                out);
+            Loss::template tile<width(), A>(load_tile<width()>(p_image, C, tiling.pixels, layout,
+                                                               start, count, p_scratch.data()),
+                                            load_tile<width()>(z_image, C, tiling.pixels, layout,
+                                                               start, count, z_scratch.data()),
+                                            C, count, out);
           }
-          for (int i = 0; i < count; ++i) out.loss[i] *= weight;
+          if (vectors) {
+            for (int i = 0; i < count; ++i) out.weigh(i, weights[start + i]);
+          } else {
+            for (int i = 0; i < count; ++i) out.loss[i] *= weight;
+          }
+          if (mean) partial[tile] = sum_of(out.loss, count);
         });
       }
-      std::copy_n(out.first, count, statistics + image * 2 * P + start);
-      std::copy_n(out.second, count, statistics + (image * 2 + 1) * P + start);
+      if (vectors) {
+        for (int i = 0; i < count; ++i) {
+          statistics[2 * (start + i)] = out.first[i];
+          statistics[2 * (start + i) + 1] = out.second[i];
+        }
+      } else {
+        std::copy_n(out.first, count, statistics + image * 2 * P + start);
+        std::copy_n(out.second, count, statistics + (image * 2 + 1) * P + start);
+      }
       if (losses) std::copy_n(out.loss, count, losses + image * P + start);
-      if (mean) partial[tile] = std::accumulate(out.loss, out.loss + count, 0.0);
     }
   });
   if (mean) {

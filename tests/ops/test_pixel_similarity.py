@@ -93,9 +93,10 @@ class TestPixelSimilarity(OpSuite):
 
     @pytest.mark.parametrize("kind", ["cosine", "cross_entropy"])
     @pytest.mark.parametrize("reduction", ["mean", "none"])
-    def test_an_image_of_weight_zero_counts_nowhere(self, backend, device, kind, reduction):
+    @pytest.mark.parametrize("pixels", [(5,), ()])
+    def test_an_image_of_weight_zero_counts_nowhere(self, backend, device, kind, reduction, pixels):
         m = Maker(torch.float32, "contiguous", device)
-        p, z = m.features(3, 4, 5), m.features(3, 4, 5)
+        p, z = m.features(3, 4, *pixels), m.features(3, 4, *pixels)
         weight = torch.tensor([1.0, 0.0, 1.0], device=device)
         alone = ops.pixel_similarity(p[::2], z[::2], kind, reduction=reduction)
         p[1], z[1] = torch.nan, torch.inf

@@ -46,6 +46,11 @@ def rois(batch):
     return torch.cat([torch.arange(40).remainder(batch - 1)[:, None], corners], dim=1)
 
 
+def vectors(features):
+    """The pixels of maps as images of their own, (B H W, C)."""
+    return features.movedim(1, -1).flatten(0, 2)
+
+
 # Several tiles, bands and groups of channels an image, the last of each cut short.
 B, C, H, W = 3, 37, 35, 41
 CALLS = {
@@ -54,6 +59,10 @@ CALLS = {
     "roi_align, few boxes": lambda m: ops.roi_align(m(0), rois(B)[:2], 3, 9.0, 2),
     "cosine": lambda m: ops.pixel_similarity(m(0), m(1)),
     "cross_entropy": lambda m: ops.pixel_similarity(m(0), m(1), "cross_entropy"),
+    "cosine of vectors": lambda m: ops.pixel_similarity(*map(vectors, (m(0), m(1)))),
+    "cross_entropy of vectors": lambda m: ops.pixel_similarity(
+        *map(vectors, (m(0), m(1))), "cross_entropy"
+    ),
     "overlap_similarity": lambda m: ops.overlap_similarity(m(0), m(1), boxes(B), None, (21, 30)),
     "wide overlap": lambda m: ops.overlap_similarity(m(0), m(1), None, boxes(B), (2, 300)),
     "region_pool": lambda m: ops.region_pool(m(0), m(1)),
@@ -145,6 +154,44 @@ def test_sums_over_thousands_of_channels_stay_accurate():
     # round 8 times as much. This is the usual error, not the largest.
     usual = tolerance(32, 0.7 / 3**0.5, torch.float32) / FACTOR
     assert (actual - expected).square().mean().sqrt() <= usual
+
+
+# By number of pixels and channels: vectors of pixels together, narrower ones, and the last that
+# overlaps; channels beyond whole vectors, and beyond the first sum; images of one pixel.
+SHAPES = [
+    *((2, 70, *plane) for plane in [(11, 13), (17, 17), (7, 7), (5, 5), (3, 3), (1, 2)]),
+    *((2, channels, 3, 2) for channels in (15, 16, 17, 31, 64, 300, 1030, 2061)),
+    *((images, channels, 1, 1) for images, channels in [(300, 23), (300, 9), (37, 1030), (1, 16)]),
+]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_cosine_of_every_division_into_vectors(shape, layout, reduction):
+    p, z = maps(*shape, layout=layout), maps(*shape, layout=layout, seed=1)
+    p = (p + z).requires_grad_()  # a similarity near 0.7, not near 0
+    exact = p.detach().double().requires_grad_()
+    weight = torch.arange(shape[0]).sub(1).abs().add(0.5).float()
+    weight[1:2] = 0
+    if shape[0] > 1:
+        with torch.no_grad():
+            p[1] = torch.nan  # counts nowhere
+    expected = reference.pixel_similarity(exact, z.double(), "cosine", weight, reduction)
+    result = ops.pixel_similarity(p, z, "cosine", weight, reduction)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), exact)
+    (grad,) = torch.autograd.grad(result.sum(), p)
+    # Three sums of products, each of which is up to 1 of the whole, and as much as the mean's.
+    scale = weight if reduction == "none" else torch.tensor(1.0)
+    pixels = shape[0] * shape[2] * shape[3]
+    terms = 3 * shape[1] + (pixels if reduction == "mean" else 0)
+    allowed = tolerance(terms, scale, result.dtype)
+    assert_within(result, expected, allowed.view(-1, 1, 1) if reduction == "none" else allowed)
+    # The gradient is a z - b p, both up to 1 / |p|.
+    share = weight if reduction == "none" else weight / (weight.sum() * pixels / shape[0])
+    lengths = torch.linalg.vector_norm(exact.detach(), dim=1, keepdim=True)
+    allowed = tolerance(3 * shape[1] + 4, share.view(-1, 1, 1, 1) / lengths, grad.dtype)
+    assert_within(grad, expected_grad, allowed.expand_as(grad), "gradient")
 
 
 @pytest.mark.parametrize("kind", ["cosine", "cross_entropy"])
