@@ -195,7 +195,7 @@ def multiplies(name: str) -> bool:
     """Whether a kernel promises its products to tensor cores."""
     if name.startswith(f"{TRITON}region_pool."):  # consumer GPUs have none for float64
         return not re.search(r"_log_sum|_add_parts|float64", name)
-    return name.startswith("region_pool_") and "double" not in name
+    return name.startswith("region_pool_") and not re.search("double|_operands", name)
 
 
 def reads_packs(name: str) -> bool:

@@ -107,4 +107,6 @@ class TestRegionPool(OpSuite):
             # Of each pixel or channel: 24 pixels, 7 regions and 5 channels, and the softmax twice.
             size = expected.detach().nan_to_num(0, 0, 0).abs().amax(1, keepdim=True)
             allowed = tolerance(2 * (24 + 7 + 5), size, torch.float32).expand_as(expected)
+            if backend == "triton" and actual.is_cuda:  # the lesser of two numbers may vanish
+                allowed = allowed + 24 * torch.finfo(torch.float32).tiny
             assert_within(actual, expected, allowed)
