@@ -111,8 +111,6 @@ struct Part {
   static constexpr int N = Packs ? kPack<T> : 1;
   static constexpr unsigned kItems = Rows * Pixels / N;
   static constexpr bool kHeld = Packs || kItems <= 8 * kThreads;
-  // What is not held is read so many at a time; registers allow it where T is small.
-  static constexpr unsigned kBatch = sizeof(T) == 2 && kItems % (8 * kThreads) == 0 ? 8 : 1;
   static constexpr int kEach = kHeld ? int((kItems + kThreads - 1) / kThreads) : 1;
   static constexpr bool kStraight = ChannelsLast == RowsInside;  // a pack stays one in the tile
   static constexpr unsigned kNextRow = ChannelsLast, kNextPixel = !ChannelsLast;  // within a pack
@@ -164,10 +162,12 @@ struct Part {
     }
   }
 
-  // Calls write(place, raw) for each item, of the part that was fetched.
-  template <class Write>
+  // Calls write(place, raw) for each item, of the part that was fetched; of one that is not held,
+  // which is read so many items at a time.
+  template <unsigned kBatch, class Write>
   __device__ __forceinline__ void each(unsigned b, unsigned row0, unsigned pixel0,
                                        const Write& write) const {
+    static_assert(kHeld || kItems % (kBatch * kThreads) == 0);
     if constexpr (kHeld) {
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
@@ -193,17 +193,18 @@ struct Part {
   // The tile holds what is in memory.
   __device__ __forceinline__ void copy(unsigned b, unsigned row0, unsigned pixel0, T* tile) const {
     static_assert(kStraight);
-    each(b, row0, pixel0, [&](const Place& at, const Raw<Packs, T>& raw) {
-      if constexpr (Packs) *reinterpret_cast<Words*>(tile + in_tile(at)) = raw;
-      if constexpr (!Packs) tile[in_tile(at)] = unpacked<T>(raw).values[0];
-    });
+    each<kItems % (8 * kThreads) == 0 ? 8 : 1>(
+        b, row0, pixel0, [&](const Place& at, const Raw<Packs, T>& raw) {
+          if constexpr (Packs) *reinterpret_cast<Words*>(tile + in_tile(at)) = raw;
+          if constexpr (!Packs) tile[in_tile(at)] = unpacked<T>(raw).values[0];
+        });
   }
 
   // tile = change(row, pixel, value) of each; rows and pixels count from the part's first.
   template <class Change>
   __device__ __forceinline__ void put(unsigned b, unsigned row0, unsigned pixel0, A* tile,
                                       const Change& change) const {
-    each(b, row0, pixel0, [&](const Place& at, const Raw<Packs, T>& raw) {
+    each<1>(b, row0, pixel0, [&](const Place& at, const Raw<Packs, T>& raw) {
       const Pack<T, N> pack = unpacked<T>(raw);
       A* first = tile + in_tile(at);
       constexpr int width = N < kPack<A> ? N : kPack<A>;
