@@ -108,11 +108,11 @@ PROCESSORS = {
 # -- What an instruction needs.
 
 _UNITS = {
-    "fma": "FFMA FADD FMUL HADD2 HFMA2 FFMA2 FADD2 FMUL2 HMUL2",
+    "fma": "FFMA FADD FMUL FHADD HADD2 HFMA2 FFMA2 FADD2 FMUL2 HMUL2",
     "mad": "IMAD",
     "alu": "IADD3 IADD VIADD LOP3 SHF SGXT LEA ISETP FSETP HSETP2 SEL FSEL PRMT FMNMX FMNMX3 "
     "VIMNMX VIMNMX3 VIADDMNMX IMNMX MOV IABS PLOP3 P2R R2P F2FP I2FP VOTE CS2R LOP FCHK",
-    "xu": "MUFU I2F F2I F2F FRND POPC FLO BREV MATCH REDUX",
+    "xu": "MUFU I2F F2I F2F FRND POPC FLO BREV MATCH REDUX CREDUX",
     "fp64": "DADD DMUL DFMA DSETP",
     "branch": "BRA BRX BRXU EXIT BSSY BSYNC BREAK CALL RET NOP WARPSYNC JMP",
     "tensor": "HMMA",
@@ -124,6 +124,7 @@ _UNITS = {
     "special": "S2R S2UR R2UR",
 }
 UNITS = {name: unit for unit, names in _UNITS.items() for name in names.split()}
+PACKED = ("FFMA2", "FADD2", "FMUL2")  # two floats of each lane, at the table's results a cycle
 
 
 def unit_of(instruction: Instruction, architecture: int) -> str:
@@ -146,12 +147,14 @@ class Need(NamedTuple):
         reads: registers, as numbers.
         writes: registers.
         load: it loads from global memory.
+        times: that it takes its unit's cycles.
     """
 
     unit: str
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     load: bool
+    times: int
 
 
 Event = tuple[Need, int, int, bool, int]
@@ -164,7 +167,8 @@ Traces = list[list[list[Event]]]
 def need(instruction: Instruction, architecture: int) -> Need:
     """What one instruction needs on an architecture, such as 90."""
     opcode, kinds = instruction.opcode, set(instruction.modifiers)
-    double = opcode in ("DADD", "DMUL", "DFMA", "DSETP")
+    packed = opcode in PACKED
+    double = packed or opcode in ("DADD", "DMUL", "DFMA", "DSETP")
     words = 4 if "128" in kinds or opcode == "HMMA" else 2 if "64" in kinds or double else 1
     if opcode in ("LDSM", "STSM"):
         words = next((int(kind) for kind in kinds & {"2", "4"}), 1)
@@ -187,6 +191,7 @@ def need(instruction: Instruction, architecture: int) -> Need:
             add(writes, operand, 2 if wide else words)
         else:
             deep = 2 if wide and place == len(operands) - 1 else words if stores or double else 1
+            deep = 1 if packed and not operand.part else deep  # the same number twice
             # The second factor of a matrix product has half as many registers as the others.
             add(reads, operand, (2 if place == 2 else 4) if opcode == "HMMA" else deep)
         if operand.base is not None and operand.base != 255:
@@ -201,7 +206,7 @@ def need(instruction: Instruction, architecture: int) -> Need:
         reads.add(_COPIES)
     unit = unit_of(instruction, architecture)
     loads = opcode in ("LDG", "LDGSTS")
-    return Need(unit, tuple(sorted(reads)), tuple(sorted(writes)), loads)
+    return Need(unit, tuple(sorted(reads)), tuple(sorted(writes)), loads, 2 if packed else 1)
 
 
 _WITHOUT_RESULT = ("BRA", "EXIT", "BAR", "BSSY", "BSYNC", "BREAK", "RET", "CALL", "BRX", "BRXU")
@@ -388,7 +393,7 @@ class _Simulation:
                         order += 1
                 finish(block, max(popped, at))
                 continue
-            (unit, reads, writes, load), cost, fresh, far, turns = trace[place]
+            (unit, reads, writes, load, times), cost, fresh, far, turns = trace[place]
             for register in reads:
                 if register in ready and ready[register] > at:
                     at = ready[register]
@@ -409,7 +414,7 @@ class _Simulation:
             warp[1], warp[2] = place + 1, at + 1
             done = at + processor.latency.get(unit, 8)
             if unit in processor.cycles:
-                cycles = processor.cycles[unit]
+                cycles = times * processor.cycles[unit]
                 unit_free[unit, scheduler] = at + cycles
                 self.busy[unit] += cycles / SCHEDULERS
             elif unit == "tensor":

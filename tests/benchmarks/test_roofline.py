@@ -263,6 +263,12 @@ def test_independent_instructions_of_many_warps_fill_their_unit():
     assert cycles(half, warps=16, times=100) == pytest.approx(2 * 16 / 4 * 100, abs=8)
 
 
+def test_two_floats_of_a_lane_take_their_unit_twice_as_long():
+    code = program("FADD2 R0, R2.F32x2.HI_LO, R4.F32x2.HI_LO", architecture=100)
+    found = cycles(code, warps=16, times=100, processor=PROCESSORS["sm_100"])
+    assert found == pytest.approx(2 * 16 / 4 * 100, abs=8)
+
+
 def test_integers_are_multiplied_beside_floats_or_in_their_unit():
     lines = "FFMA R0, R1, R2, R3", "IMAD R4, R5, R6, R7"
     for architecture, of_a_warp in ((90, 2), (80, 2 + 2)):  # 16 lanes of a scheduler each
@@ -282,6 +288,14 @@ def test_fragments_of_matrices_are_several_registers():
     assert registers("LDSM.16.MT88.2 R4, [R2]") == ((2,), (4, 5))
     product = "HMMA.16816.F32 R16, R8, R4, R20"
     assert registers(product) == ((4, 5, 8, 9, 10, 11, 20, 21, 22, 23), (16, 17, 18, 19))
+
+
+def test_two_floats_are_two_registers():
+    assert registers("FADD2 R0, R2.reuse.F32x2.HI_LO, -R5.F32") == ((2, 3, 5), (0, 1))
+    assert registers("FMUL2 R0, |R2|.F32x2.HI_LO, 0.5") == ((2, 3), (0, 1))
+    fused = "FFMA2 R8, R2.F32x2.HI_LO, UR4.F32x2.HI_LO, R6.F32x2.HI_LO"
+    assert registers(fused) == ((2, 3, 6, 7, 256 + 4, 256 + 5), (8, 9))
+    assert registers("CREDUX.MAX.F32 UR5, R3") == ((3,), (256 + 5,))
 
 
 def test_a_copy_is_waited_for_and_nothing_else():

@@ -734,7 +734,7 @@ class _Run:
         if kinds != ["AND"] or set(i.modifiers[1:]) - {"AND"} or "imm" in (a.kind, b.kind):
             raise UnknownInstructionError(i.text)
         for target, part in ((first, "H0_H0"), (second, "H1_H1")):
-            x, y = (self.half(replace(each, half=each.half or part)) for each in (a, b))
+            x, y = (self.half(replace(each, part=each.part or part)) for each in (a, b))
             self.set_p(target, _compare_floats(i.modifiers[0], x, y) & self.p(last), where)
 
     def op_dsetp(self, i: Instruction, where: Array | None) -> None:
@@ -779,18 +779,41 @@ class _Run:
         self.set_f(target, np.where(self.p(predicate), self.f(a), self.f(b)), where)
 
     def op_fadd(self, i: Instruction, where: Array | None) -> None:
-        target, a, b = i.operands
-        self.set_f(target, _rounded(self.f(a), i.modifiers, other=self.f(b)), where)
+        """A sum, a product or both; with a 2 in its name of two floats each."""
+        execute = _ARITHMETIC[i.opcode.removeprefix("U").removesuffix("2")]
+        target, *sources = i.operands
+        if not i.opcode.endswith("2"):
+            self.set_f(target, execute(i.modifiers, *map(self.f, sources)), where)
+            return
+        known = ("", "HI_LO", "LO_HI", "HI_LO.NP", "LO_HI.NP")
+        if any(each.kind == "c" or each.part not in known for each in sources):
+            raise UnknownInstructionError(i.text)
+        # Both before one is written: a target may be a source of the other.
+        low, high = (
+            execute(i.modifiers, *each) for each in zip(*map(self.floats, sources), strict=True)
+        )
+        self.set_u(target, np.asarray(low, F32).view(U32), where)
+        self.set_u(target, np.asarray(high, F32).view(U32), where, 1)
 
-    def op_fmul(self, i: Instruction, where: Array | None) -> None:
-        target, a, b = i.operands
-        x = np.asarray(self.f(a)).astype(F64) * np.asarray(self.f(b)).astype(F64)
-        self.set_f(target, _to_float(x, i.modifiers), where)
+    op_fmul = op_ffma = op_fadd2 = op_fmul2 = op_ffma2 = op_fadd
 
-    def op_ffma(self, i: Instruction, where: Array | None) -> None:
-        target, a, b, c = i.operands
-        x = np.asarray(self.f(a)).astype(F64) * np.asarray(self.f(b)).astype(F64)
-        self.set_f(target, _to_float(x + np.asarray(self.f(c)).astype(F64), i.modifiers), where)
+    def floats(self, operand: Operand) -> tuple[Any, Any]:
+        """A register and the next one as its part says, or the same number twice."""
+        low = self.f(operand)
+        if not operand.part:
+            return low, low
+        zero = operand.index == (63 if operand.kind == "UR" else 255)
+        high = low if zero else self.f(replace(operand, index=operand.index + 1))
+        if operand.part.startswith("LO_HI"):
+            low, high = high, low
+        return low, -high if operand.part.endswith("NP") else high
+
+    def op_fhadd(self, i: Instruction, where: Array | None) -> None:
+        """A half added to a float."""
+        target, a, b = i.operands
+        if i.modifiers not in ((), ("BF16",)):
+            raise UnknownInstructionError(i.text)
+        self.set_f(target, _sum((), self.half(a, "BF16" in i.modifiers), self.f(b)), where)
 
     def op_fmnmx(self, i: Instruction, where: Array | None) -> None:
         target, *sources, predicate = i.operands
@@ -892,13 +915,18 @@ class _Run:
         value = pack(self.f(low)) | pack(self.f(high)) << U32(16)
         self.set_u(target, value, where)
 
-    def half(self, operand: Operand) -> Any:
-        """One half of a register as a float."""
+    def half(self, operand: Operand, brain: bool = False) -> Any:
+        """One half of a register as a float; of bfloat16 or of float16."""
         if operand.kind == "imm":
             return _float_immediate(operand.value)
         bits = np.asarray(self.u(Operand(operand.kind, operand.index, offset=operand.offset)))
-        shift = U32(16 if operand.half == "H1_H1" else 0)
-        value = (bits >> shift).astype(np.uint16).view(np.float16).astype(F32)
+        shift = U32(16 if operand.part.startswith("H1") else 0)
+        value = (bits >> shift).astype(np.uint16)
+        value = (
+            (value.astype(U32) << U32(16)).view(F32)
+            if brain
+            else value.view(np.float16).astype(F32)
+        )
         value = np.abs(value) if operand.absolute else value
         return -value if operand.negative else value
 
@@ -1032,18 +1060,30 @@ class _Run:
     # -- Between the lanes of a warp.
 
     def op_redux(self, i: Instruction, where: Array | None) -> None:
+        """Of all lanes that execute it."""
         target, source = i.operands
-        name = i.modifiers[0]
-        if name not in _REDUCE:
+        name, *kinds = i.modifiers
+        if name not in _REDUCE or set(kinds) - {"S32", "F32", "NAN"}:
             raise UnknownInstructionError(i.text)
-        reduced, neutral = _REDUCE[name]
-        values = np.asarray(self.u(source)) * np.ones(self.threads, U32)
-        if "S32" in i.modifiers:
-            values = values.view(np.int32)
-        active = self.mask if where is None else where
-        lanes = np.where(active, values, values.dtype.type(neutral)).reshape(-1, LANES)
-        each = reduced.reduce(lanes, axis=1, dtype=values.dtype)
+        floats = "F32" in kinds
+        bits = np.asarray(self.f(source) if floats else self.u(source)).view(U32)
+        lanes = np.broadcast_to(bits, (self.threads,)).reshape(-1, LANES)
+        lanes = lanes.view(np.int32) if kinds else lanes
+        active = (self.mask if where is None else where).reshape(-1, LANES)
+        no_number = np.isnan(lanes.view(F32)) if floats else np.zeros_like(active)
+        lanes = _in_order(lanes) if floats else lanes
+        limits = np.iinfo(lanes.dtype)
+        start = {"MIN": {"initial": limits.max}, "MAX": {"initial": limits.min}}.get(name, {})
+        each = _REDUCE[name].reduce(
+            lanes, axis=1, dtype=lanes.dtype, where=active & ~no_number, **start
+        )
+        if floats:
+            each = _in_order(each)
+            spoiled = (active & no_number).any(1) & ("NAN" in kinds)
+            each = np.where(np.isnan(each.view(F32)) | spoiled, np.int32(0x7FFFFFFF), each)
         self.set_u(target, np.repeat(each, LANES).view(U32), where)
+
+    op_credux = op_redux
 
     def op_shfl(self, i: Instruction, where: Array | None) -> None:
         inside, target, value, by, clamp = i.operands
@@ -1586,13 +1626,18 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "LT": operator.lt, "LE": operator.le, "GT": operator.gt, "GE": operator.ge,
     "EQ": operator.eq, "NE": operator.ne,
 }  # fmt: skip
-_REDUCE: dict[str, tuple[Any, int]] = {
-    "SUM": (np.add, 0), "MIN": (np.minimum, 2**31 - 1), "MAX": (np.maximum, -(2**31)),
-    "OR": (np.bitwise_or, 0), "AND": (np.bitwise_and, -1), "XOR": (np.bitwise_xor, 0),
+_REDUCE: dict[str, np.ufunc] = {
+    "SUM": np.add, "MIN": np.minimum, "MAX": np.maximum,
+    "OR": np.bitwise_or, "AND": np.bitwise_and, "XOR": np.bitwise_xor,
 }  # fmt: skip
 _COMBINE: dict[str, Callable[[Any, Any], Any]] = {
     "AND": operator.and_, "OR": operator.or_, "XOR": operator.xor,
 }  # fmt: skip
+
+
+def _in_order(bits: Array) -> Array:
+    """Signed numbers that are ordered as the floats of these bits are; and back."""
+    return bits ^ (bits >> np.int32(31) & np.int32(0x7FFFFFFF))
 
 
 def _compare_floats(kind: str, x: Any, y: Any) -> Any:
@@ -1624,10 +1669,22 @@ def _to_float(exact: Any, kinds: Sequence[str]) -> Any:
     return value
 
 
-def _rounded(x: Any, kinds: Sequence[str], other: Any) -> Any:
+def _sum(kinds: Sequence[str], x: Any, y: Any) -> Any:
     if not {"RM", "RP", "RZ", "SAT"} & set(kinds):
-        return np.asarray(x + other)
-    return _to_float(np.asarray(x).astype(F64) + np.asarray(other).astype(F64), kinds)
+        return np.asarray(x + y)
+    return _to_float(np.asarray(x).astype(F64) + np.asarray(y).astype(F64), kinds)
+
+
+def _product(kinds: Sequence[str], x: Any, y: Any) -> Any:
+    return _to_float(np.asarray(x).astype(F64) * np.asarray(y).astype(F64), kinds)
+
+
+def _fused(kinds: Sequence[str], x: Any, y: Any, z: Any) -> Any:
+    product = np.asarray(x).astype(F64) * np.asarray(y).astype(F64)
+    return _to_float(product + np.asarray(z).astype(F64), kinds)
+
+
+_ARITHMETIC: dict[str, Callable[..., Any]] = {"FADD": _sum, "FMUL": _product, "FFMA": _fused}
 
 
 def _to_half(value: Any) -> Any:

@@ -37,7 +37,9 @@ class Operand:
         negative: a minus before it.
         absolute: bars around it.
         inverted: "~" or "!" before it.
-        half: "H0_H0", "H1_H1" or "".
+        part: what is read of a register: a half, "H0_H0", "H1_H1" or "H1"; or it and the next,
+            "HI_LO", or the other way round, "LO_HI", and the second of them with the other sign,
+            "HI_LO.NP" or "LO_HI.NP"; or "".
     """
 
     kind: str
@@ -51,7 +53,7 @@ class Operand:
     negative: bool = False
     absolute: bool = False
     inverted: bool = False
-    half: str = ""
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,14 @@ def parse_operand(text: str) -> Operand:
         kind, number = found["kind"], found["number"]
         last = {"R": 255, "UR": 63, "P": 7, "UP": 7}.get(kind, 15)
         index = last if number in ("Z", "T") else int(number)
-        half = re.search(r"H[01]_H[01]", found["rest"] + found["more"])
+        part = re.search(r"H[01]_H[01]|H1|(?<=F32x2\.)[\w.]+", found["rest"] + found["more"])
         return Operand(
             "B" if kind in ("B", "SB") else kind,
             index,
             negative="-" in found["sign"],
             inverted="~" in found["sign"] or "!" in found["sign"],
             absolute=bool(found["bar"]),
-            half=half[0] if half else "",
+            part=part[0] if part else "",
         )
     if found := CONSTANT.match(text):
         base, uniform, offset, _, _ = _address(found[4])

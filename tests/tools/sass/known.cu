@@ -208,3 +208,69 @@ extern "C" __global__ void copied_in_groups(const uint4* in, uint4* out) {
   out[threadIdx.x] = first;
   out[threadIdx.x + 32] = second;
 }
+
+// Sums, products and both of pairs of floats: of two pairs, a pair and a number, a pair turned
+// round, a pair of two signs.
+extern "C" __global__ void pairs(const float2* x, float2* out, float all) {
+#if __CUDA_ARCH__ >= 1000
+  const float2 a = x[threadIdx.x], b = x[threadIdx.x + 32], c = x[threadIdx.x + 64];
+  float2* to = out + threadIdx.x;
+  to[0] = __fadd2_rn(a, make_float2(-b.x, -b.y));
+  to[32] = __fadd2_rn(a, make_float2(0.5f, 0.5f));
+  to[64] = __fadd2_rn(make_float2(fabsf(a.x), fabsf(a.y)), make_float2(b.y, b.y));
+  to[96] = __fmul2_rn(a, b);
+  to[128] = __fmul2_rn(a, make_float2(all, all));
+  to[160] = __fmul2_rn(a, make_float2(3.f, 4.f));
+  to[192] = __ffma2_rn(a, b, c);
+  to[224] = __ffma2_rn(a, make_float2(b.x, b.x), make_float2(-2.f, -2.f));
+  to[256] = __fadd2_rn(a, make_float2(b.y, b.x));
+  to[288] = __fadd2_rn(a, make_float2(b.x, -b.y));
+  to[320] = __fadd2_rn(a, make_float2(-b.y, b.x));
+#endif
+}
+
+// Both halves of a register, each added to a float; the second once more as a bfloat16.
+extern "C" __global__ void half_and_float(const unsigned* halves, const float* x, float* out) {
+#if __CUDA_ARCH__ >= 1000
+  const unsigned both = halves[threadIdx.x];
+  asm("add.f32.f16 %0, %1, %2;"
+      : "=f"(out[threadIdx.x])
+      : "h"((unsigned short)both), "f"(-x[threadIdx.x]));
+  asm("add.f32.f16 %0, %1, %2;"
+      : "=f"(out[threadIdx.x + 32])
+      : "h"((unsigned short)(both >> 16)), "f"(x[threadIdx.x]));
+  asm("add.f32.bf16 %0, %1, %2;"
+      : "=f"(out[threadIdx.x + 64])
+      : "h"((unsigned short)(both >> 16)), "f"(x[threadIdx.x]));
+#endif
+}
+
+// The least and the greatest of a warp, or of its odd lanes: as whole numbers of either kind, and
+// as floats, where what is no number is left out or stays.
+extern "C" __global__ void extremes_of_warps(const unsigned* x, unsigned* out) {
+  const unsigned lane = threadIdx.x % 32, value = x[threadIdx.x];
+  unsigned* to = out + 8 * threadIdx.x;
+  if (lane % 2) to[0] = __reduce_max_sync(0xAAAAAAAAu, value);
+  to[1] = __reduce_min_sync(~0u, value);
+  to[2] = __reduce_max_sync(~0u, int(value));
+  to[3] = __reduce_min_sync(~0u, int(value));
+#ifdef __CUDA_ARCH_FEAT_SM100_ALL
+  asm volatile("redux.sync.max.f32 %0, %1, 0xffffffff;" : "=r"(to[4]) : "r"(value));
+  asm volatile("redux.sync.min.f32 %0, %1, 0xffffffff;" : "=r"(to[5]) : "r"(value));
+  asm volatile("redux.sync.max.NaN.f32 %0, %1, 0xffffffff;" : "=r"(to[6]) : "r"(value));
+  if (lane % 2)
+    asm volatile("redux.sync.min.NaN.f32 %0, %1, 0xaaaaaaaa;" : "=r"(to[7]) : "r"(value));
+#endif
+}
+
+// An array that is indexed at run time has no registers: written one by one and read in another
+// order.
+extern "C" __global__ void indexed(const int* x, int* out) {
+  const int lane = threadIdx.x;
+  int words[32];
+#pragma unroll
+  for (int i = 0; i < 32; ++i) words[i] = x[32 * lane + i];
+  words[lane & 31] = -1;
+#pragma unroll 1
+  for (int i = 0; i < 32; ++i) out[32 * lane + i] = words[(i * 7 + lane) & 31];
+}

@@ -146,7 +146,9 @@ def test_extremes(architecture, floats, integers):
     assert of(program, counts.issued, floats) > 0
 
 
-@pytest.mark.parametrize(("architecture", "extreme"), [("sm_80", "IMNMX"), ("sm_90", "VIMNMX3")])
+@pytest.mark.parametrize(
+    ("architecture", "extreme"), [("sm_80", "IMNMX"), ("sm_90", "VIMNMX3"), ("sm_100", "VIMNMX3")]
+)
 def test_integers(architecture, extreme):
     x = (np.arange(128, dtype=np.uint32) * np.uint32(0x9E3779B9)).view(np.int32)
     bits = np.arange(1, 33)
@@ -164,6 +166,88 @@ def test_integers(architecture, extreme):
     assert {extreme, "SGXT", "REDUX"} <= {each.opcode for each in program.instructions}
 
 
+def test_pairs_of_floats():
+    x = (np.arange(192, dtype=np.float32) / 8 - 10).reshape(3, 32, 2)
+    x[:, 0] = np.array([1 + 2**-12, 1 + 2**-12, -1 - 2**-11])[:, None]  # 2^-24, if fused
+    out = np.zeros((11, 32, 2), np.float32)
+    program, _ = run("pairs", x, out, np.float32(1.5).view(np.int32), architecture="sm_100")
+    a, b, c = x.astype(np.float64)  # in which all of these are exact
+    wanted = np.stack(
+        [
+            a - b,
+            a + 0.5,
+            np.abs(a) + b[:, 1:],
+            a * b,
+            a * 1.5,
+            a * np.array([3, 4]),
+            a * b + c,
+            a * b[:, :1] - 2,
+            a + b[:, ::-1],
+            a + b * [1, -1],
+            a + b[:, ::-1] * [-1, 1],
+        ]
+    )
+    assert (out == wanted.astype(np.float32)).all()
+    assert (out[6, 0] == 2**-24).all()
+    assert {"FADD2", "FMUL2", "FFMA2"} <= {each.opcode for each in program.instructions}
+    parts = {operand.part for each in program.instructions for operand in each.operands}
+    assert parts == {"", "HI_LO", "LO_HI", "HI_LO.NP", "LO_HI.NP"}
+
+
+def test_a_half_is_added_to_a_float():
+    halves = np.arange(64, dtype=np.float16) / np.float16(8)
+    x, out = np.arange(32, dtype=np.float32) * np.float32(0.1), np.zeros(96, np.float32)
+    program, _ = run("half_and_float", halves, x, out, architecture="sm_100")
+    low, high = halves.reshape(32, 2).T.astype(np.float32)
+    brain = (halves.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    assert (out.reshape(3, 32) == [low - x, high + x, brain + x]).all()
+    texts = {each.text.split()[0] for each in program.instructions}
+    assert {"FHADD", "FHADD.BF16"} <= texts
+
+
+def test_extremes_of_warps():
+    nothing, zero = 0x7FFFFFFF, 0x80000000  # no number, as hardware writes it; minus zero
+    x = np.zeros((3, 32), np.uint32)
+    x[0] = (np.arange(32, dtype=np.float32) - 20).view(np.uint32)
+    x[0, 2] = 0x7FC00001  # no number, in a lane that is even
+    x[1] = zero
+    x[1, 7] = 0
+    x[2] = 0xFFC00000  # no number at all
+    out = np.zeros((3, 32, 8), np.uint32)
+    program, _ = run("extremes_of_warps", x, out, threads=96, architecture="sm_100a")
+
+    def bits(number):
+        return int(np.float32(number).view(np.uint32))
+
+    # Greatest and least without sign (of odd lanes, of all), with one, as floats: the bits of
+    # negative floats rise as these fall, and are negative whole numbers or great ones.
+    wanted = [
+        [bits(-19), 0, 0x7FC00001, bits(-1), bits(11), bits(-20), nothing, bits(-19)],
+        [zero, 0, 0, zero, 0, zero, 0, zero],
+        [0xFFC00000] * 4 + [nothing] * 4,
+    ]
+    for warp in range(3):
+        assert out[warp, 1::2].tolist() == [wanted[warp]] * 16
+        assert out[warp, ::2, 1:7].tolist() == [wanted[warp][1:7]] * 16
+        assert not out[warp, ::2, [0, 7]].any()
+    texts = {each.text.split()[0] for each in program.instructions}
+    assert {"CREDUX.MAX", "CREDUX.MIN.S32", "CREDUX.MAX.F32", "CREDUX.MIN.F32.NAN"} <= texts
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_arrays_that_are_indexed_at_run_time(architecture):
+    x = np.arange(100, 100 + 64 * 32, dtype=np.int32).reshape(64, 32)
+    out = np.zeros_like(x)
+    program, counts = run("indexed", x, out, threads=64, architecture=architecture)
+    words = x.copy()
+    for lane in range(64):
+        words[lane, lane & 31] = -1
+        assert out[lane].tolist() == [words[lane, i * 7 + lane & 31] for i in range(32)]
+    assert {"STL", "LDL"} <= {each.opcode for each in program.instructions}
+    assert any(each.text.startswith("STL.128") for each in program.instructions)
+    assert counts.lanes == {at: 32 * times for at, times in counts.issued.items()}
+
+
 def test_halves_that_are_no_numbers():
     x = np.array([1, np.nan, np.inf, np.nan] * 16, np.float16)
     x[::4] = np.nan  # low and high: both, one, both, ...
@@ -173,7 +257,7 @@ def test_halves_that_are_no_numbers():
     assert "HSETP2" in {each.opcode for each in program.instructions}
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_matrices_of_shared_memory(architecture):
     halves = np.arange(256, dtype=np.uint16)
     out = np.zeros(32 * 12, np.uint32)
@@ -187,7 +271,7 @@ def test_matrices_of_shared_memory(architecture):
     # A row is 16 bytes, so that a matrix is one wavefront.
     assert of(program, counts.wavefronts, "LDSM") == 2 * 4
     assert of(program, counts.sectors, "LDGSTS") == 31 // 2 + 1
-    if architecture == "sm_90":
+    if architecture != "sm_80":
         assert (found[8:] == matrices).all()
         assert of(program, counts.wavefronts, "STSM") == 4
 
