@@ -15,7 +15,7 @@ that a launch reads no byte of its inputs from memory twice; what the call befor
 taken to be gone), rows of the memory, instruction fetch, register banks, power, writes of parts of
 a sector, several kernels at once. A block starts a fixed time after another has ended. Triton's
 kernels (``--backend triton``) are compiled here, and executed where `tools.sass` knows their
-instructions: all on sm_80, all but products on sm_90.
+instructions: all on sm_80, all but region_pool's from sm_90 on.
 """
 
 from __future__ import annotations
