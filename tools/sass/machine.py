@@ -903,9 +903,9 @@ class _Run:
             self.set_f(target, np.asarray(self.d(source)).astype(F32), where)
         elif (to, of) == ("F64", "F32"):
             self.set_pair(target, np.asarray(self.f(source)).astype(F64), where)
-        elif (to, of) == ("F16", "F32"):
-            half = np.asarray(self.f(source)).astype(np.float16)
-            self.set_u(target, half.view(np.uint16).astype(U32), where)
+        elif (to, of) in (("F16", "F32"), ("BF16", "F32")):
+            pack = _to_half if to == "F16" else _to_bfloat16
+            self.set_u(target, pack(self.f(source)), where)
         else:
             raise UnknownInstructionError(i.text)
 
@@ -1073,9 +1073,9 @@ class _Run:
         no_number = np.isnan(lanes.view(F32)) if floats else np.zeros_like(active)
         lanes = _in_order(lanes) if floats else lanes
         limits = np.iinfo(lanes.dtype)
-        start = {"MIN": {"initial": limits.max}, "MAX": {"initial": limits.min}}.get(name, {})
+        neutral = {"MIN": limits.max, "MAX": limits.min, "AND": ~lanes.dtype.type(0)}.get(name, 0)
         each = _REDUCE[name].reduce(
-            lanes, axis=1, dtype=lanes.dtype, where=active & ~no_number, **start
+            lanes, axis=1, dtype=lanes.dtype, where=active & ~no_number, initial=neutral
         )
         if floats:
             each = _in_order(each)

@@ -274,3 +274,12 @@ extern "C" __global__ void indexed(const int* x, int* out) {
 #pragma unroll 1
   for (int i = 0; i < 32; ++i) out[32 * lane + i] = words[(i * 7 + lane) & 31];
 }
+
+// A float rounded to a bfloat16.
+extern "C" __global__ void rounded(const float* x, unsigned* out) {
+#if __CUDA_ARCH__ >= 800
+  unsigned short value;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(value) : "f"(x[threadIdx.x]));
+  out[threadIdx.x] = value;
+#endif
+}

@@ -205,6 +205,15 @@ def test_a_half_is_added_to_a_float():
     assert {"FHADD", "FHADD.BF16"} <= texts
 
 
+def test_a_float_is_rounded_to_a_bfloat16():
+    # One and its next: below the middle of two, in it (the even one), above it, below zero.
+    x = np.array([1, 1 + 2**-9, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1.5], np.float32)
+    out = np.zeros(32, np.uint32)
+    program, _ = run("rounded", np.resize(x, 32), out, architecture="sm_80")
+    assert out[:6].tolist() == [0x3F80, 0x3F80, 0x3F80, 0x3F82, 0x3F81, 0xBFC0]
+    assert any(each.text.startswith("F2F.BF16.F32") for each in program.instructions)
+
+
 def test_extremes_of_warps():
     nothing, zero = 0x7FFFFFFF, 0x80000000  # no number, as hardware writes it; minus zero
     x = np.zeros((3, 32), np.uint32)
