@@ -210,20 +210,27 @@ void backward(const Accumulate<T>* grad,           // [B, N, C]
           }
           if (grad_features) {
             T* const target = grad_features + image * C * P;
-            if (maps.features_layout == Layout::planar) {
-              multiply<A>(C, count, N, {G, 1, C}, mask.data(), kTileStride, feature_memory.data(),
-                          kTileStride, false);
-              vectorised([&](auto width) DENSESIAM_INLINE {
-                store_tile<width()>(feature_memory.data(), C, P, Layout::planar, start, count,
-                                    target);
-              });
+            const bool planar = maps.features_layout == Layout::planar;
+            // The product is written where it belongs, if it needs no conversion.
+            A* out = feature_memory.data();
+            std::int64_t out_row = planar ? kTileStride : C;
+            if constexpr (std::is_same_v<T, A>) {
+              out = target + (planar ? start : start * C);
+              out_row = planar ? P : C;
+            }
+            if (planar) {
+              multiply<A>(C, count, N, {G, 1, C}, mask.data(), kTileStride, out, out_row, false);
             } else {
-              multiply<A>(count, C, N, {mask.data(), 1, kTileStride}, G, C, feature_memory.data(),
-                          C, false);
-              vectorised([&](auto) DENSESIAM_INLINE {
-                const A* __restrict from = feature_memory.data();
-                T* __restrict to = target + start * C;
-                for (std::int64_t i = 0; i < count * C; ++i) to[i] = from_float<T>(from[i]);
+              multiply<A>(count, C, N, {mask.data(), 1, kTileStride}, G, C, out, out_row, false);
+            }
+            if constexpr (!std::is_same_v<T, A>) {
+              vectorised([&](auto width) DENSESIAM_INLINE {
+                if (planar) {
+                  store_tile<width()>(out, C, P, Layout::planar, start, count, target);
+                } else {
+                  T* __restrict to = target + start * C;
+                  for (std::int64_t i = 0; i < count * C; ++i) to[i] = from_float<T>(out[i]);
+                }
               });
             }
           }
