@@ -63,9 +63,9 @@ def time_side_by_side(
 ) -> dict[str, tuple[Timing, Timing]]:
     """Time of each candidate; every round runs each of them once.
 
-    Host time on a CPU, events on the current stream on a GPU. Each call takes the set of inputs that
-    has not been used for the longest time: of one set for a whole round, all calls but the first
-    would find a part in the caches.
+    Host time on a CPU, events on the current stream on a GPU. Each call takes the set of inputs
+    that has not been used for the longest time: of one set for a whole round, all calls but the
+    first would find a part in the caches.
 
     Args:
         calls: the candidates by name.
