@@ -51,7 +51,8 @@ constexpr int kAhead = 16;
 // Lane i of vectors[0] = the sum of vector i's lanes; the others are changed. Each step adds what a
 // transposition would move, and so halves the vectors that are left.
 template <int Lanes, int Step = 1, class V>
-DENSESIAM_HD void sum_lanes(V* vectors) {  // [Lanes]
+DENSESIAM_HD void sum_lanes(V* vectors  // [Lanes]
+) {
   if constexpr (Step < Lanes) {
 #pragma GCC unroll 16
     for (int i = 0; i < Lanes; i += 2 * Step) {

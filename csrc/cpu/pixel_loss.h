@@ -83,7 +83,8 @@ constexpr bool kTakesPixels<Loss, T,
 
 // The sum of a tile's losses.
 template <class A>
-DENSESIAM_HD double sum_of(const A* values, int count) {
+DENSESIAM_HD double sum_of(const A* values,  // [count]
+                           int count) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int i = 0; i < count; ++i) sum += double(values[i]);

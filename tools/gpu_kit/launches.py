@@ -38,7 +38,7 @@ def problems(batch: int, side: int | None, every: bool = False) -> Iterator[tupl
 
     Args:
         batch: images.
-        side: of the maps, in place of their own.
+        side: of the maps, at most.
         every: also each other shape of an operation, and every type.
     """
     for dtype, channels_last in product(EVERY if every else OWN, (True, False)):
@@ -47,7 +47,8 @@ def problems(batch: int, side: int | None, every: bool = False) -> Iterator[tupl
                 setting = Setting(batch, dtype, channels_last)
                 name = str(dtype).removeprefix("torch.")
                 if side:
-                    shape = replace(shape, height=side, width=side, size=min(shape.size, side))
+                    height, width = min(shape.height, side), min(shape.width, side)
+                    shape = replace(shape, height=height, width=width, size=min(shape.size, side))
                 yield (
                     f"{op}, {shape.name}, {setting.layout}, {name}",
                     module.problem(shape, setting),
@@ -98,7 +99,7 @@ def main() -> None:
     """Launch them all."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_kit.launches")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--side", type=int, help="of the maps, in place of the method's")
+    parser.add_argument("--side", type=int, help="of the maps, at most")
     parser.add_argument("--every", action="store_true", help="also other shapes, in every type")
     parser.add_argument("--backend", choices=("cuda", "triton"), default="cuda")
     parser.add_argument("--warm", action="store_true", help="once before, unseen: no compilation")
