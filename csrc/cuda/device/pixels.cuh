@@ -124,7 +124,8 @@ struct StagedSource {
   // The other way: what this slot holds, to the same place of another map.
   __device__ __forceinline__ void unstage(const PixelShape& shape, const PixelsPart& part,
                                           T* out) const {
-    run(shape, part).unstage(out);
+    const Run<T> all = run(shape, part);
+    all.unstage(out);
   }
 
   struct Reader {
