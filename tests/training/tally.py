@@ -194,6 +194,12 @@ class Trials:
 
         return mock.patch.object(StopAndSave, "on_train_batch_start", begin)
 
+    @contextlib.contextmanager
+    def _reading_anew(self, fault):
+        """The same fault, of images that no process keeps decoded."""
+        with mock.patch("densesiam.data.modules.two_views.KEPT", 0), fault:
+            yield
+
     def _locked(self, _):
         run, codes = self._new(), self._new() / "code"
         args = [*self.args, "--output", str(run)]
@@ -228,7 +234,7 @@ class Trials:
 
         # In the first epoch, so that its turn comes in the second at the latest.
         fault = self._at(self.random.randrange(4), vanish)
-        code = self._faulty(run, fault, "--data.max_unreadable", "0")
+        code = self._faulty(run, self._reading_anew(fault), "--data.max_unreadable", "0")
         shutil.move(aside, photo)
         return self._ends_whole(run, 1, code)
 
