@@ -1154,6 +1154,9 @@ __global__ void __launch_bounds__(kThreads, kTogether<Regions, T>)
   // in place of its masks.
   const bool in_a_run = ChannelsLast && !wide_logits;
   constexpr int places = ChannelsLast ? 2 * Tiles::kM : 2 * Tiles::kN;  // pixels of a lane
+  const auto pixel_of = [&](int n) {
+    return ChannelsLast ? row0 + n / 2 * 16 + n % 2 * 8 : column0 + n / 2 * 8 + n % 2;
+  };
   float totals[places] = {};
 #pragma unroll
   for (int i = 0; i < Tiles::kM; ++i) {
@@ -1184,18 +1187,14 @@ __global__ void __launch_bounds__(kThreads, kTogether<Regions, T>)
       totals[n] += __shfl_xor_sync(kAllLanes, totals[n], bits);
     }
     const unsigned part = ChannelsLast ? warp / Tiles::kRowWarps : warp % Tiles::kRowWarps;
-    const unsigned pixel =
-        ChannelsLast ? row0 + n / 2 * 16 + n % 2 * 8 : column0 + n / 2 * 8 + n % 2;
-    if ((ChannelsLast ? t : g) == 0) dots[part * pixels + pixel] = totals[n];
+    if ((ChannelsLast ? t : g) == 0) dots[part * pixels + pixel_of(n)] = totals[n];
   }
   __syncthreads();
 #pragma unroll
   for (int n = 0; n < places; ++n) {
-    const unsigned pixel =
-        ChannelsLast ? row0 + n / 2 * 16 + n % 2 * 8 : column0 + n / 2 * 8 + n % 2;
     totals[n] = 0.0f;
 #pragma unroll
-    for (int part = 0; part < parts; ++part) totals[n] += dots[part * pixels + pixel];
+    for (int part = 0; part < parts; ++part) totals[n] += dots[part * pixels + pixel_of(n)];
   }
 #pragma unroll
   for (int i = 0; i < Tiles::kM; ++i) {
