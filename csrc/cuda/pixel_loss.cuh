@@ -56,10 +56,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
     pixel_loss_planar(P p,                                       // [B, C, P]
                       Z z,                                       // [B, C, P]
                       const typename P::A* __restrict__ weight,  // [B] or null
-                      PixelShape shape, unsigned slices, LossOutput<typename P::A> out) {
+                      PixelShape shape, PlanarSplit split, LossOutput<typename P::A> out) {
   using A = typename P::A;
   constexpr int N = P::N;
-  const PlanarPart<N> part(shape, slices);
+  const PlanarPart<N> part(shape, split);
+  const unsigned slices = split.slices;
   const A w = image_weight(weight, part.b);
   Loss sums[N];
 #pragma unroll
@@ -208,13 +209,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
                                Z z,                                       // [B, C, P]
                                const typename P::A* __restrict__ weight,  // [B] or null
                                const typename P::A* __restrict__ statistics,  // [B, 2, P]
-                               PixelShape shape, unsigned slices,
+                               PixelShape shape, PlanarSplit split,
                                typename P::T* __restrict__ out  // [B, C, P]
     ) {
   using A = typename P::A;
   constexpr int N = P::N;
   const A scale = upstream.scale(shape);
-  const PlanarPart<N> part(shape, slices);
+  const PlanarPart<N> part(shape, split);
+  const unsigned slices = split.slices;
   if (!part.inside) return;
   const A w = image_weight(weight, part.b);
   A grad[N] = {}, first[N] = {}, second[N] = {};

@@ -111,10 +111,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
     label_pixels_planar(Source logits,                             // [B, K, P]
                         Source targets,                            // [B, K, P] or null
                         ImageWeights<typename Source::A> weights,  // [B]
-                        PixelShape shape, unsigned slices, LabelOutput<typename Source::A> out) {
+                        PixelShape shape, PlanarSplit split, LabelOutput<typename Source::A> out) {
   using A = typename Source::A;
   constexpr int N = Source::N;
-  const PlanarPart<N> part(shape, slices);
+  const PlanarPart<N> part(shape, split);
+  const unsigned slices = split.slices;
   const bool others = targets.base != nullptr;
   fill_class_weights(out, shape.channels);
   LabelSums<A> sums[N];
@@ -313,12 +314,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
     label_backward_planar(Upstream<typename Source::A> upstream,  // [] if mean, else [B, P]
                           Source logits,                          // [B, K, P]
                           LabelStatistics<typename Source::A> kept, PixelShape shape,
-                          unsigned slices, typename Source::T* __restrict__ out  // [B, K, P]
+                          PlanarSplit split, typename Source::T* __restrict__ out  // [B, K, P]
     ) {
   using A = typename Source::A;
   constexpr int N = Source::N;
   const A scale = upstream.scale(shape);
-  const PlanarPart<N> part(shape, slices);
+  const PlanarPart<N> part(shape, split);
+  const unsigned slices = split.slices;
   if (!part.inside) return;
   const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel;
   typename Source::T* target =

@@ -171,13 +171,22 @@ DENSESIAM_HD void store_rounded(T* target, const A (&values)[N]) {
   store<N>(target, pack);
 }
 
-// Warps that share the channels of a pixel: enough to keep many loads under way where pixels are
-// few and channels many.
-inline unsigned channel_slices(unsigned channels) {
-  unsigned slices = 1;
-  while (slices < kWarps && channels >= slices * 64) slices *= 2;
-  return slices;
-}
+// How planar maps are split: warps of a block on the channels of a pixel (a power of two), blocks
+// on the pixels of an image, as many pixels each in whole 128-byte lines: were the last block a
+// quarter full, as a tile of threads leaves it, others would have that much more to do.
+struct PlanarSplit {
+  unsigned slices, blocks, pixels;
+
+  // For threads of N pixels. Slices are enough to keep many loads under way where pixels are few
+  // and channels many.
+  static PlanarSplit of(const PixelShape& shape, unsigned N) {
+    unsigned slices = 1;
+    while (slices < kWarps && shape.channels >= slices * 64) slices *= 2;
+    const auto blocks = unsigned(divide_up(shape.pixels, kThreads / slices * N));
+    const unsigned line = 8 * N;
+    return {slices, blocks, unsigned(divide_up(divide_up(shape.pixels, blocks), line)) * line};
+  }
+};
 
 // This thread's part of a planar map.
 template <int N>
@@ -185,17 +194,13 @@ struct PlanarPart {
   unsigned b, pixel, slice;
   bool inside;
 
-  __device__ __forceinline__ PlanarPart(const PixelShape& shape, unsigned slices) {
-    const unsigned tile = kThreads / slices * N;
-    const unsigned tiles = (shape.pixels + tile - 1) / tile;
+  __device__ __forceinline__ PlanarPart(const PixelShape& shape, const PlanarSplit& split) {
     const unsigned warp = threadIdx.x / kLanes;
-    b = blockIdx.x / tiles;
-    pixel = blockIdx.x % tiles * tile + (warp / slices * kLanes + threadIdx.x % kLanes) * N;
-    slice = warp % slices;
-    inside = pixel < shape.pixels;
-  }
-  static unsigned blocks(const PixelShape& shape, unsigned slices) {
-    return unsigned(divide_up(shape.pixels, kThreads / slices * N) * shape.batch);
+    const unsigned mine = (warp / split.slices * kLanes + threadIdx.x % kLanes) * N;
+    b = blockIdx.x / split.blocks;
+    pixel = blockIdx.x % split.blocks * split.pixels + mine;
+    slice = warp % split.slices;
+    inside = mine < split.pixels && pixel < shape.pixels;
   }
 };
 
@@ -326,17 +331,18 @@ struct GradientPlace {
   }
 };
 
-// How a launch on such a source shares the channels (slices, or bits of lanes), its number of
+// How a launch on such a source shares the channels and, if planar, the pixels; its number of
 // blocks, and their shared memory, of so many maps.
 template <class Source>
 struct Sharing {
-  unsigned share, blocks;
+  std::conditional_t<Source::kPixelsLayout, unsigned, PlanarSplit> share;  // bits of lanes, if not
+  unsigned blocks;
   std::size_t bytes = 0;
 
   explicit Sharing(const PixelShape& shape, unsigned maps) {
     if constexpr (!Source::kPixelsLayout) {
-      share = channel_slices(shape.channels);
-      blocks = PlanarPart<Source::N>::blocks(shape, share);
+      share = PlanarSplit::of(shape, Source::N);
+      blocks = share.blocks * shape.batch;
     } else {
       if constexpr (Source::kStaged) {
         share = Source::bits(shape.channels, maps);

@@ -234,6 +234,23 @@ def test_pixels_that_are_no_whole_packs(dtype, channels, side):
             )
 
 
+@pytest.mark.parametrize("channels", [5, 70])  # a warp has all of a pixel's, or half
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_each_pixel_of_planes_that_several_blocks_share_counts_once(dtype, channels):
+    # An image of 2304 pixels is two blocks and more, of which none has a pixel for each thread.
+    p, z = (features(2, channels, 48, 48, dtype=dtype, seed=seed) for seed in range(2))
+    with emulated():
+        for loss in (
+            lambda reduction: ops.pixel_similarity(p, z, "cosine", None, reduction),
+            lambda reduction: ops.pseudo_label_loss(p, z, reduction=reduction),
+        ):
+            each = loss("none")
+            # Sums of the same numbers in another order.
+            assert_close(
+                loss("mean"), each.double().mean(), terms=each.numel(), rms=each.abs().max()
+            )
+
+
 class Untouched(Maker):
     """Makes maps in memory that is not there."""
 
