@@ -72,14 +72,6 @@ __device__ __forceinline__ void read_integers(const Integers& from, std::int64_t
   }
 }
 
-// All lanes of the warp call it; those with a negative cell add nothing.
-template <class Count>
-__device__ __forceinline__ void add_one(Count* cells, std::int32_t cell) {
-  const unsigned same = __match_any_sync(kAllLanes, cell);
-  const bool elected = int(threadIdx.x % kLanes) == __ffs(same) - 1;
-  if (cell >= 0 && elected) atomicAdd(cells + cell, Count(__popc(same)));
-}
-
 template <bool Packs, bool Shared>
 __global__ void __launch_bounds__(kThreads, 2)
     count_pairs(Integers prediction,                                      // [count]

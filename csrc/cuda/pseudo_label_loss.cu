@@ -7,23 +7,27 @@
 namespace densesiam {
 namespace {
 
-// Class weights of the labels, from the counts given or from these labels'.
+// Weighs the losses by the classes of the labels: by counts that are given, by those that the label
+// kernel has found, or, of many classes, by those that are found here.
 template <class A>
-void weights_of(const Tensor& labels, const std::optional<Tensor>& counts, bool inverse,
-                const Tensor& weights, cudaStream_t stream) {
-  const unsigned classes = unsigned(weights.numel());
-  const std::int64_t* counted = nullptr;
-  Tensor memory;
-  if (!counts) {
-    memory = torch::stable::new_zeros(labels, {weights.numel()}, ScalarType::Long);
-    counted = mutable_data<std::int64_t>(memory);
-    launch_count_pairs({nullptr, IntegerType::none, 1, 1},
-                       {data<std::int32_t>(labels), IntegerType::int32, weights.numel(), -1},
-                       labels.numel(), mutable_data<std::int64_t>(memory), stream);
+void weigh(const Tensor& labels, const ClassCounts<A>& counts, std::int64_t* counted, A* weights,
+           A* losses, A* parts, cudaStream_t stream) {
+  const std::int64_t count = labels.numel();
+  const auto run = [&](auto kernel, std::size_t bytes) {
+    launch(kernel, dim3(weigh_blocks(count)), dim3(kThreads), bytes, stream,
+           data<std::int32_t>(labels), counts, weights, count, losses, parts);
+  };
+  if (counts.classes <= kMostClasses) {
+    run(weigh_losses<true, A>, counts.classes * sizeof(A));
+    return;
   }
-  const A* given = counts ? data<A>(*counts) : nullptr;
-  launch(weigh_classes<A>, dim3(1), dim3(kThreads), 0, stream, counted, given, classes, inverse,
-         mutable_data<A>(weights));
+  if (counted != nullptr) {
+    launch_count_pairs({nullptr, IntegerType::none, 1, 1},
+                       {data<std::int32_t>(labels), IntegerType::int32, counts.classes, -1}, count,
+                       counted, stream);
+  }
+  launch(weigh_classes<A>, dim3(1), dim3(kThreads), 0, stream, counts, weights);
+  run(weigh_losses<false, A>, 0);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
@@ -57,12 +61,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
   const PixelShape shape = pixel_shape(op, logits);
   const bool channels_last = reads_pixels(layout, logits);
   const cudaStream_t stream = device.stream();
+  Tensor memory;
+  if (rebalanced && !given) {
+    memory = torch::stable::new_zeros(logits, {logits.size(1)}, ScalarType::Long);
+  }
   dispatch_float(op, logits.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    LabelOutput<A> out{!mean || rebalanced ? mutable_data<A>(losses) : nullptr, nullptr,
-                       mutable_data<A>(log_sum), mutable_data<std::int32_t>(labels),
-                       rebalanced ? nullptr : mutable_data<A>(weights)};
+    LabelOutput<A> out{!mean || rebalanced ? mutable_data<A>(losses) : nullptr,
+                       nullptr,
+                       mutable_data<A>(log_sum),
+                       mutable_data<std::int32_t>(labels),
+                       rebalanced ? nullptr : mutable_data<A>(weights),
+                       nullptr};
+    std::int64_t* const counted =
+        rebalanced && !given ? mutable_data<std::int64_t>(memory) : nullptr;
+    if (logits.size(1) <= kMostClasses) {
+      out.counts = reinterpret_cast<unsigned long long*>(counted);
+    }
     const Access access = access_of<T>(channels_last, logits, {&source, &target});
     Tensor parts;
     unsigned count = 0;
@@ -78,14 +94,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
                           stream);
     });
     if (rebalanced) {
-      weights_of<A>(labels, given, rebalance == "inverse", weights, stream);
       if (mean) {
         count = weigh_blocks(labels.numel());
         parts = torch::stable::new_empty(logits, {std::int64_t(count)}, dtype);
       }
-      launch(weigh_losses<A>, dim3(weigh_blocks(labels.numel())), dim3(kThreads), 0, stream,
-             data<std::int32_t>(labels), data<A>(weights), labels.numel(), mutable_data<A>(losses),
-             mean ? mutable_data<A>(parts) : nullptr);
+      weigh<A>(labels, {counted, optional_data<A>(given), shape.channels, rebalance == "inverse"},
+               counted, mutable_data<A>(weights), mutable_data<A>(losses),
+               mean ? mutable_data<A>(parts) : nullptr, stream);
     }
     if (mean) {
       launch_mean<A>(data<A>(parts), count, optional_data<A>(images), shape,

@@ -6,9 +6,10 @@
 //
 // Label kernel: one pass over logits (and targets, where they differ) gives label, log sum exp and
 // loss, times v_b, of every pixel. Images of weight 0 are not read: their pixels' label is
-// kUncounted, which counts in no n_c. With rebalancing the labels are counted next (integers:
-// count_pairs), one block turns counts into weights, and the losses are weighted; nothing waits for
-// the host. The mean adds up one partial sum a block in a fixed order. Threads: see pixels.cuh.
+// kUncounted, which counts in no n_c. With rebalancing each block counts its labels and adds them
+// to those of all (integers: in any order); a second kernel, of which each block turns the counts
+// into weights, weighs the losses. Of more than kMostClasses they are counted and turned by two
+// kernels more. The mean adds up one partial sum a block in a fixed order. Threads: see pixels.cuh.
 //
 // Mandatory bytes: forward B K P elements (2 B K P with targets), backward 2 B K P. One exponential
 // an element: memory bound.
@@ -22,6 +23,7 @@ namespace densesiam {
 inline namespace DENSESIAM_TARGET {
 
 constexpr std::int32_t kUncounted = -1;
+constexpr std::int64_t kMostClasses = 4096;  // whose counts or weights a block keeps
 
 // (B,) weights of the images; null for 1.
 template <class A>
@@ -91,12 +93,30 @@ struct LabelSums {
 // Per pixel, (B, P) each; losses or parts may be null.
 template <class A>
 struct LabelOutput {
-  A* losses;             // [B, P] or null
-  A* parts;              // [blocks] or null
-  A* log_sum;            // [B, P]
-  std::int32_t* labels;  // [B, P]
-  A* class_weights;      // [K], to be filled with ones, or null
+  A* losses;                   // [B, P] or null
+  A* parts;                    // [blocks] or null
+  A* log_sum;                  // [B, P]
+  std::int32_t* labels;        // [B, P]
+  A* class_weights;            // [K], to be filled with ones, or null
+  unsigned long long* counts;  // [K], to which labels are added, or null
 };
+
+// Adds the block's labels to `counts`, in the memory that its maps had. `mine` is the same in all
+// lanes of a warp; labels below 0 count nowhere.
+template <int N>
+__device__ __forceinline__ void count_labels(const std::int32_t (&labels)[N], bool mine,
+                                             unsigned classes, unsigned long long* counts) {
+  DENSESIAM_DYNAMIC_SHARED(unsigned, found);
+  __syncthreads();
+  for (unsigned c = threadIdx.x; c < classes; c += kThreads) found[c] = 0;
+  __syncthreads();
+#pragma unroll
+  for (int n = 0; mine && n < N; ++n) add_one(found, labels[n]);
+  __syncthreads();
+  for (unsigned c = threadIdx.x; c < classes; c += kThreads) {
+    if (found[c] != 0) atomicAdd(counts + c, static_cast<unsigned long long>(found[c]));
+  }
+}
 
 // Without rebalancing every class has the weight 1.
 template <class A>
@@ -145,6 +165,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
   merge_slices(sums, part.slice, slices);
 
   A total = A(0);
+  std::int32_t labels[N];
+#pragma unroll
+  for (int n = 0; n < N; ++n) labels[n] = kUncounted;
   if (part.inside && part.slice == 0) {
     const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel;
     bool known = true;
@@ -162,7 +185,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
       }
     }
     A loss[N], log_sum[N];
-    std::int32_t labels[N];
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       loss[n] = sums[n].loss(weight);
@@ -174,6 +196,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
     store_row(out.labels + pixel, labels);
     if (out.losses != nullptr) store_row(out.losses + pixel, loss);
   }
+  if (out.counts != nullptr) count_labels(labels, part.slice == 0, shape.channels, out.counts);
   if (out.parts != nullptr) {
     total = block_sum(total);
     if (threadIdx.x == 0) store(out.parts + blockIdx.x, total);
@@ -222,6 +245,7 @@ __global__ void __launch_bounds__(kThreads, kResident<Source>)
   sums.merge(Lanes{part.lanes});
 
   A total = A(0);
+  std::int32_t label[1] = {kUncounted};
   if (part.inside && part.lane == 0) {
     const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel;
     if (!others && !sums.knows_label() && weight != A(0)) {  // seldom: this thread alone compares
@@ -237,47 +261,70 @@ __global__ void __launch_bounds__(kThreads, kResident<Source>)
     }
     total = sums.loss(weight);
     store(out.log_sum + pixel, sums.logits.value());
-    store(out.labels + pixel, sums.label(weight));
+    store(out.labels + pixel, label[0] = sums.label(weight));
     if (out.losses != nullptr) store(out.losses + pixel, total);
   }
+  if (out.counts != nullptr) count_labels(label, true, shape.channels, out.counts);
   if (out.parts != nullptr) {
     total = block_sum(total);
     if (threadIdx.x == 0) store(out.parts + blockIdx.x, total);
   }
 }
 
-// One block: class weights from counts, integers of this call or numbers given (the other is null).
+// Numbers of pixels of each class: those of this call, or numbers given (the other is null).
+template <class A>
+struct ClassCounts {
+  const std::int64_t* counted;  // [K] or null
+  const A* given;               // [K] or null
+  unsigned classes;
+  bool inverse;
+
+  DENSESIAM_HD double operator[](unsigned c) const {
+    return counted != nullptr ? double(load(counted + c)) : double(load(given + c));
+  }
+  // Hands put(c, w_c) the weight of each class; all threads of a block call it.
+  template <class Put>
+  __device__ __forceinline__ void weigh(const Put& put) const {
+    double pixels = 0, present = 0;
+    for (unsigned c = threadIdx.x; c < classes; c += kThreads) {
+      pixels += (*this)[c];
+      present += (*this)[c] > 0;
+    }
+    pixels = block_sum(pixels);
+    present = block_sum(present);
+    for (unsigned c = threadIdx.x; c < classes; c += kThreads) {
+      const double n = (*this)[c];
+      const double weight = inverse ? quotient(pixels, present * n) : quotient(n, pixels);
+      put(c, n > 0 ? A(weight) : A(0));
+    }
+  }
+};
+
+// One block: the weights of many classes.
 template <class A>
 __global__ void __launch_bounds__(kThreads)
-    weigh_classes(const std::int64_t* __restrict__ counted,                // [K] or null
-                  const A* __restrict__ given,                             // [K] or null
-                  unsigned classes, bool inverse, A* __restrict__ weights  // [K]
+    weigh_classes(ClassCounts<A> counts, A* __restrict__ weights  // [K]
     ) {
-  const auto count = [&](unsigned c) {
-    return counted != nullptr ? double(load(counted + c)) : double(load(given + c));
-  };
-  double pixels = 0, present = 0;
-  for (unsigned c = threadIdx.x; c < classes; c += kThreads) {
-    pixels += count(c);
-    present += count(c) > 0;
-  }
-  pixels = block_sum(pixels);
-  present = block_sum(present);
-  for (unsigned c = threadIdx.x; c < classes; c += kThreads) {
-    const double n = count(c);
-    const double weight = inverse ? quotient(pixels, present * n) : quotient(n, pixels);
-    store(weights + c, n > 0 ? A(weight) : A(0));
-  }
+  counts.weigh([&](unsigned c, A weight) { store(weights + c, weight); });
 }
 
 // Each loss times its class's weight, in place; one partial sum a block if `parts` is not null.
-template <class A>
+// Few: every block finds the weights, and the first one writes them; else they are there.
+template <bool Few, class A>
 __global__ void __launch_bounds__(kThreads)
-    weigh_losses(const std::int32_t* __restrict__ labels,     // [count]
-                 const A* __restrict__ weights,               // [K]
-                 std::int64_t count, A* __restrict__ losses,  // [count]
-                 A* __restrict__ parts                        // [blocks] or null
+    weigh_losses(const std::int32_t* __restrict__ labels,         // [count]
+                 ClassCounts<A> counts, A* __restrict__ weights,  // [K]
+                 std::int64_t count, A* __restrict__ losses,      // [count]
+                 A* __restrict__ parts                            // [blocks] or null
     ) {
+  DENSESIAM_DYNAMIC_SHARED(A, found);
+  if constexpr (Few) {
+    counts.weigh([&](unsigned c, A weight) {
+      found[c] = weight;
+      if (blockIdx.x == 0) store(weights + c, weight);
+    });
+    __syncthreads();
+  }
   A total = A(0);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
@@ -285,7 +332,8 @@ __global__ void __launch_bounds__(kThreads)
     if (i >= count) break;
     const std::int32_t label = load(labels + i);
     // Losses of kUncounted are 0 already: any class's weight will do.
-    const A loss = load(losses + i) * load(weights + (label > 0 ? label : 0));
+    const std::int32_t known = label > 0 ? label : 0;
+    const A loss = load(losses + i) * (Few ? found[known] : load(weights + known));
     if (parts == nullptr) store(losses + i, loss);
     total += loss;
   }
@@ -410,8 +458,10 @@ void launch_label_pixels(Source logits, Source targets, const ImageWeights<A>& w
                          const PixelShape& shape, const Sharing<Source>& sharing,
                          const LabelOutput<A>& out, Stream stream) {
   const auto run = [&](auto kernel) {
-    launch(kernel, dim3(sharing.blocks), dim3(kThreads), sharing.bytes, stream, logits, targets,
-           weights, shape, sharing.share, out);
+    const std::size_t counts = out.counts != nullptr ? shape.channels * sizeof(unsigned) : 0;
+    const std::size_t bytes = counts > sharing.bytes ? counts : sharing.bytes;
+    launch(kernel, dim3(sharing.blocks), dim3(kThreads), bytes, stream, logits, targets, weights,
+           shape, sharing.share, out);
   };
   if constexpr (Source::kPixelsLayout) {
     run(label_pixels_pixels<Source>);

@@ -72,7 +72,7 @@ EXCEPTIONS = {
     ("pseudo_label_loss", "float32"): {"sectors": "label and log sum exp beside 27 logits"},
     ("pseudo_label_loss", "float16"): {"sectors": "label and log sum exp beside 27 logits"},
     ("pseudo_label_loss", "inverse"): {
-        "launches": "a class's weight depends on all labels: found, counted, weighed, summed",
+        "launches": "a class's weight depends on all labels: counted, weighed, summed",
         "clears": "labels are counted by adding to memory",
     },
     ("region_pool",): {

@@ -21,7 +21,7 @@ CPU_FUNCTION = re.compile(r"^(?:[\w:<>]+ )+(\w+)\((?!const char\*)([^;{}]*?)\)\s
 SCALAR = re.compile(r"(?:const )?(?:unsigned|bool|int|A|std::int64_t|Layout|Rebalance)$")
 SHAPE = re.compile(r"(?:const )?(?:\w*(?:Shape|Split)(?:<\w+>)?|Tiling|Maps|SampleTiles|Rois|Axis)")
 # Of structures: their members have shapes.
-STRUCTURE = re.compile(r"(?:LossOutput|LabelOutput|LabelStatistics|Parts)<")
+STRUCTURE = re.compile(r"(?:LossOutput|LabelOutput|LabelStatistics|ClassCounts|Parts)<")
 TRITON_SCALARS = {"batch", "channels", "pixels", "classes", "regions", "count", "splits", "steps"}
 
 

@@ -103,6 +103,14 @@ struct Vote {
   }
 };
 
+// All lanes of the warp call it; those with a negative cell add nothing.
+template <class Count>
+__device__ __forceinline__ void add_one(Count* cells, std::int32_t cell) {
+  const unsigned same = __match_any_sync(kAllLanes, cell);
+  const bool elected = int(threadIdx.x % kLanes) == __ffs(same) - 1;
+  if (cell >= 0 && elected) atomicAdd(cells + cell, Count(__popc(same)));
+}
+
 // Sum of an array by one block: every thread a strided part, several loads at once, then the block.
 template <class A>
 __device__ A array_sum(const A* values, unsigned count) {

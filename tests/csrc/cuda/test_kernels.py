@@ -251,6 +251,21 @@ def test_each_pixel_of_planes_that_several_blocks_share_counts_once(dtype, chann
             )
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("classes", "launches"), [(4096, 3), (4097, 5)])
+def test_class_weights_of_as_many_classes_as_a_block_keeps_and_of_more(
+    classes, launches, dtype, layout
+):
+    logits = Maker(dtype, layout, "cpu").features(3, classes, 4, 5)
+    with emulated(), traced() as ran:
+        found = ops.pseudo_label_loss(logits, rebalance="inverse")
+    assert len(ran) == launches  # the memory of counts is cleared by torch
+    wanted = reference.pseudo_label_loss(logits.double(), rebalance="inverse")
+    # Losses of about 9 times weights of up to 60, of 60 pixels; exponentials of 4096 classes.
+    assert_close(found, wanted, terms=60 + classes, rms=9)
+
+
 class Untouched(Maker):
     """Makes maps in memory that is not there."""
 
