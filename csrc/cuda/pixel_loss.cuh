@@ -147,7 +147,7 @@ __device__ __forceinline__ void for_each_pair_of_packs(P p, Z z, const PixelShap
 }
 
 template <class Loss, class P, class Z>
-__global__ void __launch_bounds__(kThreads, kResident<P>)
+__global__ void __launch_bounds__(kThreads, kResident<P, 6>)
     pixel_loss_pixels(P p,                                       // [B, C, P]
                       Z z,                                       // [B, C, P]
                       const typename P::A* __restrict__ weight,  // [B] or null
@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
 }
 
 template <class Loss, class P, class Z>
-__global__ void __launch_bounds__(kThreads, kResident<P>)
+__global__ void __launch_bounds__(kThreads, kResident<P, 5>)
     pixel_loss_backward_pixels(Upstream<typename P::A> upstream,          // [] if mean, else [B, P]
                                P p,                                       // [B, C, P]
                                Z z,                                       // [B, C, P]

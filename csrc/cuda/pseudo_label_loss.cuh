@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
 }
 
 template <class Source>
-__global__ void __launch_bounds__(kThreads, kResident<Source>)
+__global__ void __launch_bounds__(kThreads, kResident<Source, 6>)
     label_pixels_pixels(Source logits,                             // [B, K, P]
                         Source targets,                            // [B, K, P] or null
                         ImageWeights<typename Source::A> weights,  // [B]
@@ -407,7 +407,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
 }
 
 template <class Source>
-__global__ void __launch_bounds__(kThreads, kResident<Source>)
+__global__ void __launch_bounds__(kThreads, kResident<Source, 5>)
     label_backward_pixels(Upstream<typename Source::A> upstream,  // [] if mean, else [B, P]
                           Source logits,                          // [B, K, P]
                           LabelStatistics<typename Source::A> kept, PixelShape shape, unsigned bits,

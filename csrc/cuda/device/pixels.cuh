@@ -280,11 +280,11 @@ inline unsigned pixel_bits(unsigned packs, unsigned at_once) {
   return bits;
 }
 
-// Blocks that a multiprocessor's registers have room for, at least: those that stage their pixels
-// compute while others load.
-template <class Source>
+// Blocks that a multiprocessor's registers have room for, at least: of those that stage their
+// pixels one computes while others load, so that they are so many.
+template <class Source, int Staged>
 constexpr int kResident =
-    Source::kStaged && sizeof(typename Source::A) == 4 ? 4 : kBlocks<typename Source::A>;
+    Source::kStaged && sizeof(typename Source::A) == 4 ? Staged : kBlocks<typename Source::A>;
 
 // What reads this thread's pixel.
 template <class Source>
