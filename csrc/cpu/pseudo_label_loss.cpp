@@ -62,7 +62,17 @@ void label_pixels(const T* logits,                                            //
         } else {
           argmax_of_rows(x, K, count, greatest, label);
         }
-        sum_of_exponentials(x, K, count, greatest, sum);
+        const std::int64_t next = tile + 1;
+        const bool fetches = next < end && weights[tiling.image(next)] != A(0);
+        sum_of_exponentials(x, K, count, greatest, sum, [&](std::int64_t part) DENSESIAM_INLINE {
+          if (!fetches) return;
+          for (const T* map : {logits, targets}) {
+            if (map) {
+              fetch_part(map + tiling.image(next) * K * P, K, P, layout, tiling.start(next),
+                         tiling.count(next), part);
+            }
+          }
+        });
 #pragma omp simd
         for (int i = 0; i < count; ++i) {
           const A log = log_of_normal(sum[i]);
@@ -158,8 +168,9 @@ void backward(const Accumulate<T>* grad,                   // [] if mean, else [
   const std::int64_t K = tiling.channels, P = tiling.pixels;
   const double total = total_weight(weights, tiling);
   const A mean_grad = mean && total != 0 ? A(*grad / total) : A(0);
-  parallel_blocks(tiling.tiles(), K * kTile, [&](std::int64_t begin, std::int64_t end) {
-    A scale[kTile];
+  const std::int64_t cost = K * std::min<std::int64_t>(P, tiling.length);
+  parallel_blocks(tiling.tiles(), cost, [&](std::int64_t begin, std::int64_t end) {
+    A scale[kGradientTile];
     for (std::int64_t tile = begin; tile < end; ++tile) {
       const std::int64_t image = tiling.image(tile), start = tiling.start(tile);
       const int count = tiling.count(tile);
@@ -261,9 +272,9 @@ Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, std:
   const char* op = "pseudo_label_loss_backward";
   check_labelled(op, logits, std::nullopt, std::nullopt);
   const bool mean = is_mean(op, reduction);
-  const Tiling tiling{logits.size(0), logits.size(1), logits.size(2)};
   const std::optional<Tensor> given_weight = checked_weight(op, weight, logits);
   const Layout layout = layout_of(logits);
+  const Tiling tiling = tiling_of(logits, kGradientTile);
   const Tensor source = in_layout(logits, layout);
   const ScalarType dtype = accumulate_type(logits.scalar_type());
   const Sizes pixels{tiling.batch, tiling.pixels};

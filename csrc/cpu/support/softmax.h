@@ -42,12 +42,15 @@ DENSESIAM_HD void argmax_of_rows(Tile<const A> tile, std::int64_t channels, int 
   }
 }
 
-// sum over channels of exp(x - greatest).
-template <class A>
+// sum over channels of exp(x - greatest). Calls before(c) ahead of each channel: the exponentials
+// leave memory idle.
+template <class A, class Before>
 DENSESIAM_HD void sum_of_exponentials(Tile<const A> tile, std::int64_t channels, int count,
-                                      const A* __restrict greatest, A* __restrict sum) {
+                                      const A* __restrict greatest, A* __restrict sum,
+                                      const Before& before) {
   for (int i = 0; i < count; ++i) sum[i] = A(0);
   for (std::int64_t c = 0; c < channels; ++c) {
+    before(c);
     const A* __restrict row = tile.row(c);
 #pragma omp simd
     for (int i = 0; i < count; ++i) sum[i] += exp_of_negative(row[i] - greatest[i]);

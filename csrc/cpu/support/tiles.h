@@ -48,6 +48,18 @@ inline Layout kernel_layout(Layout layout, const Tiling& tiling) {
   return tiling.pixels == 1 ? Layout::pixels : layout;
 }
 
+// Asks memory for part `part` of the `channels` equal parts of a tile, which will be read soon: for
+// a row of planes, or for as many elements of a tile that is one run.
+template <class T>
+DENSESIAM_HD void fetch_part(const T* image, std::int64_t channels, std::int64_t pixels,
+                             Layout layout, std::int64_t start, int count, std::int64_t part) {
+  constexpr int kLine = 64 / int(sizeof(T));
+  const T* first =
+      image + (layout == Layout::planar ? part * pixels + start : start * channels + part * count);
+  for (int i = 0; i < count; i += kLine) __builtin_prefetch(first + i);
+  __builtin_prefetch(first + count - 1);  // a line of its own, unless rows begin with a line
+}
+
 template <class A, int Lanes>
 struct VectorOf {
   typedef A type __attribute__((vector_size(Lanes * sizeof(A))));

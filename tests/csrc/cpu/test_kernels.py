@@ -52,7 +52,7 @@ def vectors(features):
 
 
 # Several tiles, bands and groups of channels an image, the last of each cut short.
-B, C, H, W = 3, 37, 35, 41
+B, C, H, W = 3, 37, 53, 41
 CALLS = {
     "overlap_sample": lambda m: ops.overlap_sample(m(0), boxes(B), (40, 33)),
     "roi_align": lambda m: ops.roi_align(m(0), rois(B), (9, 7), 45.0, aligned=True),
