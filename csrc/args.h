@@ -106,12 +106,15 @@ inline void check_overlap(const char* op, const Tensor& p, const Tensor& z,
   check_size(op, size);
 }
 
-// The weights (B,) of the images in one piece, or none.
+// The weights (B,) of the images in one piece, float or bool, or none.
 inline std::optional<Tensor> checked_weight(const char* op, const std::optional<Tensor>& weight,
                                             const Tensor& features) {
   if (!weight) return weight;
-  check_tensor(op, "weight", *weight, accumulate_type(features.scalar_type()), {features.size(0)},
-               features);
+  const ScalarType dtype = weight->scalar_type();
+  check(dtype == ScalarType::Bool || dtype == ScalarType::Double || dtype == ScalarType::Float ||
+            dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
+        op, ": weight must be float or bool, got ", dtype);
+  check_tensor(op, "weight", *weight, dtype, {features.size(0)}, features);
   return in_layout(*weight, Layout::planar);
 }
 

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #ifdef __CUDACC__
@@ -19,6 +20,14 @@
 #endif
 
 namespace densesiam {
+
+template <class To, class From>
+DENSESIAM_HD To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
 
 #ifdef __CUDACC__
 using half = __half;
@@ -35,14 +44,6 @@ struct half {
 struct bfloat16 {
   std::uint16_t bits;
 };
-
-template <class To, class From>
-DENSESIAM_HD To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(To));
-  return to;
-}
 
 // Branch-free conversions, so that loops over them vectorise on every instruction set. They round
 // to nearest even and keep infinities, NaN and subnormal numbers.
@@ -147,6 +148,30 @@ DENSESIAM_HD double product(double a, double b) {
 #else
   return keep(a * b);
 #endif
+}
+
+// 1 over the power of two at or below a magnitude, or a neighbour of it where it is at an end of
+// the exponents. Products with it are exact but where they underflow. NaN of infinity and NaN.
+DENSESIAM_HD float inverse_unit(float magnitude) {
+  const std::uint32_t exponent = bit_cast<std::uint32_t>(magnitude) >> 23;
+  const std::uint32_t inverse = exponent < 253 ? 254 - exponent : 1;
+  return bit_cast<float>(inverse << 23) + (magnitude - magnitude);
+}
+DENSESIAM_HD double inverse_unit(double magnitude) {
+  const std::uint64_t exponent = bit_cast<std::uint64_t>(magnitude) >> 52;
+  const std::uint64_t inverse = exponent < 2045 ? 2046 - exponent : 1;
+  return bit_cast<double>(inverse << 52) + (magnitude - magnitude);
+}
+
+// A weight in units of the largest one's magnitude, whose inverse_unit is given: all that a mean
+// knows of it. Products with the weights themselves, and their sum, may be too large or too small
+// for the type. What is not 0 stays so: an image of weight 0 counts nowhere, and any other does.
+template <class A>
+DENSESIAM_HD A in_units(A weight, A inverse_unit) {
+  constexpr A least = std::numeric_limits<A>::denorm_min();
+  if (weight == A(0)) return A(0);
+  const A scaled = weight * inverse_unit;
+  return scaled == A(0) ? least : scaled;
 }
 
 // e^x, within 2 + 1.3 |x| units of the last place: rounding x alone to its own last place does as

@@ -95,10 +95,11 @@ def check_word(op: str, name: str, word: str, words: Sequence[str]) -> None:
 
 
 def check_weighted(op: str, weight: Tensor | None, reduction: str, features: Tensor) -> None:
-    """Require (B,) weights of the type of sums, if there are any, and a reduction."""
-    check_tensor(
-        op, "weight", weight, _layout.accumulate_dtype(features), features.shape[:1], features
-    )
+    """Require (B,) weights, float or bool, if there are any, and a reduction."""
+    if weight is not None:
+        if weight.dtype not in (torch.bool, *FLOAT_TYPES):
+            raise TypeError(f"{op}: weight must be float or bool, got {weight.dtype}")
+        check_tensor(op, "weight", weight, weight.dtype, features.shape[:1], features)
     check_word(op, "reduction", reduction, ("mean", "none"))
 
 

@@ -20,3 +20,15 @@ def to_storage(value, dtype: tl.constexpr):
         rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) & 0xFFFF0000
         value = tl.where(value == value, rounded.to(tl.float32, bitcast=True), value)
     return value.to(dtype)
+
+
+@triton.jit
+def from_storage(value, dtype: tl.constexpr):
+    """The value of a storage type, or a bool, in the type of sums, exactly.
+
+    The interpreter takes subnormal bfloat16 numbers for others, so there their bits are moved.
+    """
+    if INTERPRETED and value.dtype == tl.bfloat16:
+        bits = value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        value = bits.to(tl.float32, bitcast=True)
+    return value.to(dtype)

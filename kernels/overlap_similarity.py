@@ -38,7 +38,7 @@ from .losses import KINDS
 from .numerics import to_storage
 from .overlap_sample import overlap_sample_backward
 from .pixel_loss import load_statistics, store_statistics
-from .reduction import image_weight, loss_gradient, mean_of_sums, store_loss
+from .reduction import image_weight, loss_factor, loss_gradient, mean_of_sums, store_loss
 
 
 def overlap_similarity(
@@ -222,7 +222,7 @@ def _forward(
     blocks = block_count(cells, INDEX, BLOCK_P)
     b = program // blocks
     cell = block_range(program % blocks, INDEX, BLOCK_P)
-    w = image_weight(weight, b, ACCUMULATE)
+    w = loss_factor(weight, b, MEAN, ACCUMULATE)
     p_scale, z_scale = None, None
     sums = _sums(
         p,
@@ -373,7 +373,7 @@ def _backward(
     cells = tl.cast(shape_p.rows, INDEX) * shape_p.columns
     b, channel, cell = tile_of_program(channels, cells, INDEX, BLOCK_C, BLOCK_P)
     w = image_weight(weight, b, ACCUMULATE)
-    factor = w * loss_gradient(grad, weight, b, batch, cell, cells, MEAN, ACCUMULATE)
+    factor = loss_gradient(grad, weight, b, batch, cell, cells, MEAN, ACCUMULATE)
     p_tile = _samples(
         p, boxes_p, w, b, channel, cell, shape_p, COORDINATE, ACCUMULATE, CHANNELS_LAST
     )

@@ -24,7 +24,7 @@ from .launch import (
 )
 from .losses import PixelLoss
 from .numerics import to_storage
-from .reduction import image_weight, loss_gradient, mean_of_sums, store_loss
+from .reduction import image_weight, loss_factor, loss_gradient, mean_of_sums, store_loss
 
 
 def pixel_loss(
@@ -42,7 +42,7 @@ def pixel_loss(
         loss_function: which loss.
         p: (B, C, P) predictions.
         z: (B, C, P) targets of p's type.
-        weight: (B,) one weight an image, of the type of sums; None for 1.
+        weight: (B,) one weight an image, float or bool; None for 1.
         reduction: "mean" or "none".
 
     Returns:
@@ -164,7 +164,7 @@ def _forward(
     b = program // blocks
     pixel = block_range(program % blocks, INDEX, BLOCK_P)
     in_map = pixel < pixels
-    w = image_weight(weight, b, ACCUMULATE)
+    w = loss_factor(weight, b, MEAN, ACCUMULATE)
     start = image_start(b, channels, pixels)
     # An image of weight 0 is read as one of zeros: even NaN in it counts nowhere.
     readable = tl.where(w != 0, channels, 0)
@@ -279,7 +279,7 @@ def _backward(
     in_map = pixel < pixels
     mask = (channel < channels)[:, None] & in_map[None, :]
     w = image_weight(weight, b, ACCUMULATE)
-    factor = w * loss_gradient(grad, weight, b, batch, pixel, pixels, MEAN, ACCUMULATE)
+    factor = loss_gradient(grad, weight, b, batch, pixel, pixels, MEAN, ACCUMULATE)
     first, second = load_statistics(statistics, b, pixel, pixels)
     start = image_start(b, channels, pixels)
     offsets = start + tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)

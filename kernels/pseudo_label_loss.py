@@ -28,7 +28,15 @@ from .launch import (
     tile,
 )
 from .numerics import to_storage
-from .reduction import BLOCK, image_weight, loss_gradient, mean_of_sums, store_loss, sum_of
+from .reduction import (
+    BLOCK,
+    image_weight,
+    loss_factor,
+    loss_gradient,
+    mean_of_sums,
+    store_loss,
+    sum_of,
+)
 from .softmax import add_exponentials, finite
 
 UNCOUNTED = tl.constexpr(-1)
@@ -55,9 +63,9 @@ def pseudo_label_loss(
     loss = logits.new_empty([] if mean else [batch, pixels], dtype=dtype)
     log_sum = logits.new_empty([batch, pixels], dtype=dtype)
     labels = logits.new_empty([batch, pixels], dtype=torch.int32)
-    class_weights = logits.new_ones([classes], dtype=dtype)
+    class_weights = logits.new_empty([classes], dtype=dtype)
     if batch * pixels == 0:
-        return loss.zero_(), log_sum, labels, class_weights
+        return loss.zero_(), log_sum, labels, class_weights.fill_(1)
     channels_last = _layout.is_channels_last(logits)
     logits = in_layout(logits, channels_last)
     targets_last = targets is not None and _layout.is_channels_last(targets)
@@ -82,13 +90,15 @@ def pseudo_label_loss(
         targets,
         weight,
         class_weights if rebalanced and not weighs_later else None,
+        None if rebalanced else class_weights,
         losses,
         log_sum,
         labels,
         own_counts,
         classes,
         pixels,
-        MEAN=not keeps_losses,
+        MEAN=mean,
+        KEEP=keeps_losses,
         ACCUMULATE=accumulate_type(logits),
         INDEX=index_type(logits.shape[1:]),
         CHANNELS_LAST=channels_last,
@@ -99,9 +109,14 @@ def pseudo_label_loss(
     )
     if weighs_later:
         launch(_class_weights, 1, own_counts, class_weights, classes, rebalance == "inverse")
-        programs = triton.cdiv(batch * pixels, BLOCK.value)
+        # Where images are weighted, each program has pixels of one.
+        images, each = (batch, pixels) if mean and weight is not None else (1, batch * pixels)
+        block = min(triton.next_power_of_2(each), BLOCK.value)
+        programs = images * triton.cdiv(each, block)
         sums = losses.new_empty([programs]) if mean else losses
-        launch(_weigh, programs, losses, labels, class_weights, sums, batch * pixels, MEAN=mean)
+        launch(
+            _weigh, programs, losses, labels, class_weights, sums, each, MEAN=mean, BLOCK_P=block
+        )
         losses = sums
     if mean:
         mean_of_sums(losses, weight, batch, pixels, loss)
@@ -163,13 +178,15 @@ def _forward(
     targets,  # [B, K, P] or None
     weight,  # [B] or None
     class_weights,  # [K] or None
-    losses,  # [programs] if MEAN, else [B, P]
+    ones,  # [K] or None, to be filled
+    losses,  # [B, P] if KEEP, else [programs]
     log_sum,  # [B, P]
     labels,  # [B, P]
     counts,  # [K] or None
     classes,
     pixels,
     MEAN: tl.constexpr,
+    KEEP: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     INDEX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -184,7 +201,7 @@ def _forward(
     pixel = block_range(program % blocks, INDEX, BLOCK_P)
     in_map = pixel < pixels
     start = image_start(b, classes, pixels)
-    w = image_weight(weight, b, ACCUMULATE)
+    w = loss_factor(weight, b, MEAN, ACCUMULATE)
     in_counted = pixel < tl.where(w != 0, pixels, 0)
     total = tl.zeros([BLOCK_P], ACCUMULATE)
     shift = total - float("inf")
@@ -212,7 +229,11 @@ def _forward(
     loss = tl.where(w != 0, w * (log_total - (chosen - finite(shift))), 0)
     if class_weights is not None:
         loss *= tl.load(class_weights + label)
-    store_loss(losses, loss, b, pixel, pixels, MEAN)
+    store_loss(losses, loss, b, pixel, pixels, not KEEP)
+    if ones is not None:  # the first program fills it
+        for first in range(0, tl.where(program == 0, classes, 0), BLOCK_C):
+            channel = first + tl.arange(0, BLOCK_C)
+            tl.store(ones + channel, 1, channel < classes)
     if counts is not None:
         _count(counts, label, in_counted, classes, BLOCK_C)
 
@@ -254,19 +275,23 @@ def _class_weights(
 
 @triton.jit
 def _weigh(
-    losses,  # [count]
-    labels,  # [count]
+    losses,  # [images, pixels]
+    labels,  # [images, pixels]
     class_weights,  # [K]
-    out,  # [programs] if MEAN, else [count]
-    count,
+    out,  # [programs] if MEAN, else [images, pixels]
+    pixels,
     MEAN: tl.constexpr,
+    BLOCK_P: tl.constexpr,
 ):
-    """One program: a block of losses times their labels' weights."""
-    item = block_range(tl.program_id(0), tl.int64, BLOCK)
-    label = tl.load(labels + item, item < count, other=UNCOUNTED)
-    loss = tl.load(losses + item, item < count, other=0)
+    """One program: a block of one image's losses times their labels' weights."""
+    blocks = block_count(pixels, tl.int64, BLOCK_P)
+    image = tl.program_id(0) // blocks
+    pixel = block_range(tl.program_id(0) % blocks, tl.int64, BLOCK_P)
+    start = image_start(image, 1, pixels)
+    label = tl.load(labels + start + pixel, pixel < pixels, other=UNCOUNTED)
+    loss = tl.load(losses + start + pixel, pixel < pixels, other=0)
     loss *= tl.load(class_weights + label, label != UNCOUNTED, other=0)
-    store_loss(out, loss, 0, item, count, MEAN)
+    store_loss(out, loss, image, pixel, pixels, MEAN)
 
 
 @triton.jit
@@ -297,7 +322,7 @@ def _backward(
     pixel_offset = image_start(b, 1, pixels) + pixel
     label = tl.load(labels + pixel_offset, in_map, other=UNCOUNTED)
     log_total = tl.load(log_sum + pixel_offset, in_map, other=0)
-    factor = w * loss_gradient(grad, weight, b, batch, pixel, pixels, MEAN, ACCUMULATE)
+    factor = loss_gradient(grad, weight, b, batch, pixel, pixels, MEAN, ACCUMULATE)
     factor *= tl.load(class_weights + label, label != UNCOUNTED, other=0)
     offsets = tile_offsets(channel, pixel, classes, pixels, CHANNELS_LAST)
     offsets += image_start(b, classes, pixels)

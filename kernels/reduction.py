@@ -11,16 +11,22 @@ from torch import Tensor
 
 from .addressing import image_start
 from .launch import launch
+from .numerics import from_storage
 
 BLOCK = tl.constexpr(1024)
 
+WEIGHTS = tl.constexpr(1024)
+"""That are read at once."""
+
 
 def mean_of_sums(sums: Tensor, weight: Tensor | None, batch: int, pixels: int, out: Tensor) -> None:
-    """Write sum(sums) / sum(w pixels) to the scalar ``out``; 0 where the weights sum to 0.
+    """Write the mean of all losses to the scalar ``out``; 0 where the weights sum to 0.
 
     Args:
-        sums: (programs,) weighted losses summed by each program.
-        weight: (B,) one weight an image; None for 1.
+        sums: (programs,) losses summed by each program. With weights each program has pixels of
+            one image, each image as many programs, side by side, and an image of weight 0 sums
+            of 0.
+        weight: (B,) one weight an image, float or bool; None for 1.
         batch: number of images.
         pixels: pixels an image.
         out: scalar of the type of ``sums``.
@@ -38,18 +44,73 @@ def _mean_of_sums(
     out,  # []
 ):
     dtype: tl.constexpr = out.dtype.element_ty
-    scale = mean_scale(weight, batch, pixels, dtype)
-    tl.store(out, sum_of(sums, count, dtype) * scale)
+    if weight is None:
+        total, all_weights = sum_of(sums, count, dtype), tl.cast(batch, dtype)
+    else:
+        unit = weight_unit(weight, batch, dtype)
+        lane = tl.arange(0, BLOCK)
+        each = count // batch
+        image, place = lane // each, lane % each  # of a sum: no division for each
+        partial = tl.zeros([BLOCK], dtype)
+        for start in range(0, count, BLOCK):
+            some = start + lane < count
+            w = from_storage(tl.load(weight + image, some, other=0), dtype)
+            partial += tl.load(sums + start + lane, some, other=0) * in_units(w, unit)
+            place += BLOCK % each
+            image += BLOCK // each + (place >= each).to(tl.int32)
+            place = tl.where(place >= each, place - each, place)
+        total, all_weights = tl.sum(partial), _sum_in_units(weight, unit, batch, dtype)
+    tl.store(out, total * _inverse(all_weights * pixels))
 
 
 @triton.jit
-def mean_scale(weight, batch, pixels, dtype: tl.constexpr):
+def _inverse(total):
     """What a sum over all pixels is multiplied by to become a mean; 0 if no image counts."""
-    if weight is None:
-        total = tl.cast(batch, dtype) * pixels
-    else:
-        total = sum_of(weight, batch, dtype) * pixels
     return tl.where(total == 0, 0, 1 / tl.where(total == 0, 1, total))
+
+
+@triton.jit
+def weight_unit(weight, batch, dtype: tl.constexpr):
+    """What brings the weights to the size of 1: one over a power of two near the largest.
+
+    Products with it are exact but where they underflow. NaN where a weight is infinite.
+    """
+    lane = tl.arange(0, WEIGHTS)
+    largest = tl.zeros([WEIGHTS], dtype)
+    for start in range(0, batch, WEIGHTS):
+        w = from_storage(tl.load(weight + start + lane, start + lane < batch, other=0), dtype)
+        largest = tl.maximum(largest, tl.abs(w))
+    magnitude = tl.max(largest)
+    if dtype == tl.float64:
+        exponent = magnitude.to(tl.int64, bitcast=True) >> 52
+        unit = (tl.maximum(2046 - exponent, 1) << 52).to(tl.float64, bitcast=True)
+    else:
+        exponent = magnitude.to(tl.int32, bitcast=True) >> 23
+        unit = (tl.maximum(254 - exponent, 1) << 23).to(tl.float32, bitcast=True)
+    return unit + (magnitude - magnitude)
+
+
+@triton.jit
+def in_units(w, unit):
+    """Weights times `weight_unit`, which is all that a mean knows of them.
+
+    Products with the weights themselves, and their sum, may be too large or too small for the type.
+    What is not 0 stays so.
+    """
+    least = 5e-324 if w.dtype == tl.float64 else 1e-45
+    scaled = tl.where(w == 0, 0, w * unit)
+    return tl.where((scaled == 0) & (w != 0), least, scaled)
+
+
+@triton.jit
+def _sum_in_units(weight, unit, batch, dtype: tl.constexpr):
+    """Sum of the weights times `weight_unit`, in an order that follows from their number."""
+    lane = tl.arange(0, WEIGHTS)
+    sums = tl.zeros([WEIGHTS], dtype)
+    for start in range(0, batch, WEIGHTS):
+        w = from_storage(tl.load(weight + start + lane, start + lane < batch, other=0), dtype)
+        sums += in_units(w, unit)
+    return tl.sum(sums)
 
 
 @triton.jit
@@ -65,7 +126,17 @@ def sum_of(values, count, dtype: tl.constexpr):
 @triton.jit
 def image_weight(weight, b, dtype: tl.constexpr):
     """The weight of one image; 1 without weights."""
-    return tl.full([], 1, dtype) if weight is None else tl.load(weight + b).to(dtype)
+    return tl.full([], 1, dtype) if weight is None else from_storage(tl.load(weight + b), dtype)
+
+
+@triton.jit
+def loss_factor(weight, b, MEAN: tl.constexpr, dtype: tl.constexpr):
+    """What a loss of an image is multiplied by where it is found.
+
+    Of a mean that is 1, or 0 where the image does not count: `mean_of_sums` weighs the sums.
+    """
+    w = image_weight(weight, b, dtype)
+    return tl.where(w != 0, 1, w) if MEAN else w
 
 
 @triton.jit
@@ -79,11 +150,17 @@ def store_loss(losses, loss, b, pixel, pixels, MEAN: tl.constexpr):
 
 @triton.jit
 def loss_gradient(grad, weight, b, batch, pixel, pixels, MEAN: tl.constexpr, dtype: tl.constexpr):
-    """Gradient to each pixel's weighted loss."""
+    """Gradient to each pixel's loss before it is weighted."""
+    w = image_weight(weight, b, dtype)
     if MEAN:
-        scale = tl.load(grad) * mean_scale(weight, batch, pixels, dtype)
-        gradient = tl.broadcast_to(scale, pixel.shape)
+        total = tl.cast(batch, dtype)
+        if weight is not None:
+            unit = weight_unit(weight, batch, dtype)
+            w = in_units(w, unit)
+            total = _sum_in_units(weight, unit, batch, dtype)
+        factor = w * (tl.load(grad) * _inverse(total * pixels))
+        gradient = tl.broadcast_to(factor, pixel.shape)
     else:
         source = grad + image_start(b, 1, pixels) + pixel
-        gradient = tl.load(source, pixel < pixels, other=0)
+        gradient = w * tl.load(source, pixel < pixels, other=0)
     return gradient

@@ -248,8 +248,8 @@ std::tuple<Tensor, Tensor> overlap_similarity(const Tensor& p, const Tensor& z,
     const Outcome<A> to{mean ? result : nullptr, mean ? nullptr : result, keep ? nullptr : rest,
                         keep ? rest : nullptr};
     dispatch_kind(op, kind, [&](auto loss_type) {
-      compare<typename decltype(loss_type)::type, T>(p_side, z_side, tiles, {weights, tiles.batch},
-                                                     to);
+      compare<typename decltype(loss_type)::type, T>(p_side, z_side, tiles,
+                                                     {weights, tiles.batch, mean}, to);
     });
   });
   return {loss, kept};
@@ -294,7 +294,7 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
   dispatch_float(op, p.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    const Weights<A> weight_of{weights, tiles.batch};
+    const Weights<A> weight_of{weights, tiles.batch, mean};
     dispatch_kind(op, kind, [&](auto loss_type) {  // an unknown word is refused either way
       if (keeps) return;
       const Outcome<A> to{nullptr, nullptr, mutable_data<A>(source), mutable_data<A>(gradients)};

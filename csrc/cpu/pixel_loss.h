@@ -2,6 +2,8 @@
 // pixel, and a backward pass that recomputes the rest from them.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <optional>
 #include <vector>
@@ -52,24 +54,59 @@ DENSESIAM_HD void gradient_of_pixels(A* p,        // [count, C]
   }
 }
 
-// What the losses of each image are multiplied by: 1 where no weights are given.
+// What the losses of each image are multiplied by: weights (B,) as checked_weight gives them, those
+// of a mean in_units; 1 where none are given.
 template <class A>
-struct Weights {
-  const A* values;  // (B,) or null
-  std::int64_t batch;
+class Weights {
+ public:
+  Weights(const std::optional<Tensor>& weight, std::int64_t batch, bool mean) : batch_(batch) {
+    if (!weight) return;
+    if (weight->scalar_type() == ScalarType::Bool) {
+      convert(data<std::uint8_t>(*weight), [](std::uint8_t given) { return A(given != 0); });
+    } else {
+      dispatch_float("weight", weight->scalar_type(), [&](auto type) {
+        using W = typename decltype(type)::type;
+        if (std::is_same_v<W, A> && !mean) {
+          values_ = data<A>(*weight);
+        } else {
+          convert(data<W>(*weight), [](W given) { return A(to_float(given)); });
+        }
+      });
+    }
+    if (!mean) return;
+    A largest = A(0);
+    for (const A value : converted_) largest = std::max(largest, std::abs(value));
+    const A unit = inverse_unit(largest);
+    for (A& value : converted_) value = in_units(value, unit);
+  }
+  Weights(const Weights&) = delete;
+  Weights& operator=(const Weights&) = delete;
 
-  Weights(const std::optional<Tensor>& weight, std::int64_t batch)
-      : values(weight ? data<A>(*weight) : nullptr), batch(batch) {}
+  A operator[](std::int64_t image) const { return values_ ? values_[image] : A(1); }
 
-  A operator[](std::int64_t image) const { return values ? values[image] : A(1); }
-
-  // 1 / (sum of weights over all pixels), 0 where that is 0: what makes a sum a mean.
+  // The sum of weights over all pixels.
+  double total(std::int64_t pixels) const {
+    const double sum = values_ ? std::accumulate(values_, values_ + batch_, 0.0) : double(batch_);
+    return sum * double(pixels);
+  }
+  // 1 / total, 0 where that is 0: what makes a sum a mean.
   A mean_factor(std::int64_t pixels) const {
-    double sum = values ? 0 : double(batch);
-    for (std::int64_t b = 0; values && b < batch; ++b) sum += double(values[b]);
-    sum *= double(pixels);
+    const double sum = total(pixels);
     return A(sum == 0 ? 0 : 1 / sum);
   }
+
+ private:
+  template <class W, class Convert>
+  void convert(const W* given,  // [B]
+               const Convert& one) {
+    converted_.resize(batch_);
+    std::transform(given, given + batch_, converted_.begin(), one);
+    values_ = converted_.data();
+  }
+
+  std::int64_t batch_;
+  std::vector<A> converted_;
+  const A* values_ = nullptr;  // (B,): the tensor's or converted_, or null
 };
 
 // Whether a loss reads pixels whose channels lie next to each other without a tile, see losses.h.
@@ -100,7 +137,7 @@ inline int pixels_a_tile(std::int64_t channels) {
 template <class Loss, class T>
 void losses_of_tiles(const T* p,                                                      // [B, C, P]
                      const T* z,                                                      // [B, C, P]
-                     Weights<Accumulate<T>> weights,                                  // [B]
+                     const Weights<Accumulate<T>>& weights,                           // [B]
                      Layout layout, const Tiling& images, Accumulate<T>* statistics,  // [B, 2, P]
                      Accumulate<T>* losses,  // [B, P] or null
                      Accumulate<T>* mean     // [] or null
@@ -203,7 +240,7 @@ template <class Loss, class T>
 void gradients_of_tiles(const Accumulate<T>* grad,                   // [] if mean, else [B, P]
                         bool mean, const T* p,                       // [B, C, P]
                         const T* z,                                  // [B, C, P]
-                        Weights<Accumulate<T>> weights,              // [B]
+                        const Weights<Accumulate<T>>& weights,       // [B]
                         const Accumulate<T>* statistics,             // [B, 2, P]
                         Layout layout, const Tiling& tiling, T* out  // [B, C, P]
 ) {
@@ -259,7 +296,7 @@ std::tuple<Tensor, Tensor> pixel_loss(const char* op, const Tensor& p, const Ten
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
     A* result = mutable_data<A>(loss);
-    losses_of_tiles<Loss, T>(data<T>(p_source), data<T>(z_source), {weights, tiling.batch},
+    losses_of_tiles<Loss, T>(data<T>(p_source), data<T>(z_source), {weights, tiling.batch, mean},
                              kernel_layout(layout, tiling), tiling, mutable_data<A>(statistics),
                              mean ? nullptr : result, mean ? result : nullptr);
   });
@@ -286,7 +323,7 @@ Tensor pixel_loss_backward(const char* op, const Tensor& grad, const Tensor& p, 
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
     gradients_of_tiles<Loss, T>(data<A>(upstream), mean, data<T>(p_source), data<T>(z_source),
-                                {weights, tiling.batch}, data<A>(kept),
+                                {weights, tiling.batch, mean}, data<A>(kept),
                                 kernel_layout(layout, tiling), tiling, mutable_data<T>(out));
   });
   return out;

@@ -28,7 +28,7 @@ Rebalance rebalance_of(const std::string& name) {
 template <class T>
 void label_pixels(const T* logits,                                            // [B, K, P]
                   const T* targets,                                           // [B, K, P] or null
-                  Weights<Accumulate<T>> weights,                             // [B]
+                  const Weights<Accumulate<T>>& weights,                      // [B]
                   Layout layout, const Tiling& tiling, std::int32_t* labels,  // [B, P]
                   Accumulate<T>* log_sums,                                    // [B, P]
                   Accumulate<T>* losses                                       // [B, P]
@@ -146,14 +146,6 @@ double weigh_losses(const std::int32_t* labels,  // [pixels]
   return std::accumulate(partial.begin(), partial.end(), 0.0);
 }
 
-// What the sum of all losses is divided by for the mean; 0 if no image counts.
-template <class A>
-double total_weight(const Weights<A>& weights, const Tiling& tiling) {
-  double sum = 0;
-  for (std::int64_t b = 0; b < tiling.batch; ++b) sum += double(weights[b]);
-  return sum * double(tiling.pixels);
-}
-
 // grad: one number for "mean", one a pixel for "none".
 template <class T>
 void backward(const Accumulate<T>* grad,                   // [] if mean, else [B, P]
@@ -161,12 +153,12 @@ void backward(const Accumulate<T>* grad,                   // [] if mean, else [
               const Accumulate<T>* log_sums,               // [B, P]
               const std::int32_t* labels,                  // [B, P]
               const Accumulate<T>* class_weights,          // [K]
-              Weights<Accumulate<T>> weights,              // [B]
+              const Weights<Accumulate<T>>& weights,       // [B]
               Layout layout, const Tiling& tiling, T* out  // [B, K, P]
 ) {
   using A = Accumulate<T>;
   const std::int64_t K = tiling.channels, P = tiling.pixels;
-  const double total = total_weight(weights, tiling);
+  const double total = weights.total(P);
   const A mean_grad = mean && total != 0 ? A(*grad / total) : A(0);
   const std::int64_t cost = K * std::min<std::int64_t>(P, tiling.length);
   parallel_blocks(tiling.tiles(), cost, [&](std::int64_t begin, std::int64_t end) {
@@ -246,7 +238,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
     const std::int32_t* label = data<std::int32_t>(labels);
     A* class_weight = mutable_data<A>(class_weights);
     A* loss = mutable_data<A>(losses);
-    const Weights<A> images(given_weight, tiling.batch);
+    const Weights<A> images(given_weight, tiling.batch, mean);
     label_pixels(data<T>(source), target_source ? data<T>(*target_source) : nullptr, images,
                  kernel_layout(layout, tiling), tiling, mutable_data<std::int32_t>(labels),
                  mutable_data<A>(log_sum), loss);
@@ -260,7 +252,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
                     class_weight);
     }
     const double sum = weigh_losses(label, class_weight, loss, pixels);
-    const double total = total_weight(images, tiling);
+    const double total = images.total(tiling.pixels);
     if (mean) *mutable_data<A>(result) = total == 0 ? A(0) : A(sum / total);
   });
   return {result, log_sum, labels, class_weights};
@@ -289,8 +281,8 @@ Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, std:
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
     backward(data<A>(upstream), mean, data<T>(source), data<A>(sums), data<std::int32_t>(chosen),
-             data<A>(weights), {given_weight, tiling.batch}, kernel_layout(layout, tiling), tiling,
-             mutable_data<T>(out));
+             data<A>(weights), {given_weight, tiling.batch, mean}, kernel_layout(layout, tiling),
+             tiling, mutable_data<T>(out));
   });
   return out;
 }

@@ -140,8 +140,8 @@ Tensor overlap_similarity_backward(const Tensor& grad, const Tensor& p, const Te
     dispatch_kind(op, kind, [&](auto loss_family) {
       using Loss = typename decltype(loss_family)::template of<A>;
       with_samples<T>(p_samples, z_samples, channels_last, packs, [&](auto source, auto target) {
-        launch_pixel_loss_backward<Loss>(gradient, source, target, optional_data<A>(weights),
-                                         data<A>(kept), shape, mutable_data<T>(gradients), stream);
+        launch_pixel_loss_backward<Loss>(gradient, source, target, data<A>(kept), shape,
+                                         mutable_data<T>(gradients), stream);
       });
     });
   });

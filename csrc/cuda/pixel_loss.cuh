@@ -1,8 +1,9 @@
 // Any loss between the channels of p and z at every pixel, and its gradient: losses.cuh has them.
 //
 // Forward reads p and z once (softmax online) and writes two numbers per pixel, and the loss or one
-// partial sum per block; the mean adds those up in a fixed order. Backward reads p, z and the
-// statistics and writes dp. Images of weight 0 are not read. Threads: see pixels.cuh.
+// partial sum per block; the mean weighs those by image and adds them up in a fixed order. Backward
+// reads p, z and the statistics and writes dp. Images of weight 0 are not read. Threads: see
+// pixels.cuh.
 //
 // Mandatory bytes: forward 2 B C P elements, backward 3 B C P: memory bound.
 #pragma once
@@ -13,18 +14,14 @@
 namespace densesiam {
 inline namespace DENSESIAM_TARGET {
 
-// Where the results of a forward go: every pixel's loss, or one sum a block (the other is null).
+// Where the results of a forward go: every pixel's loss, times its image's weight, or one sum a
+// block, without weights (the other is null).
 template <class A>
 struct LossOutput {
   A* losses;      // [B, P] or null
   A* parts;       // [blocks] or null
   A* statistics;  // [B, 2, P]
 };
-
-template <class A>
-DENSESIAM_HD A image_weight(const A* weight, unsigned b) {
-  return weight != nullptr ? load(weight + b) : A(1);
-}
 
 // The scales that vectors of these sums need to be squared; whether any is not 1.
 template <class Loss, int R, class A>
@@ -53,15 +50,15 @@ DENSESIAM_HD PixelLoss<A> finished(const Loss& sums, A p_scale, A z_scale) {
 
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
-    pixel_loss_planar(P p,                                       // [B, C, P]
-                      Z z,                                       // [B, C, P]
-                      const typename P::A* __restrict__ weight,  // [B] or null
+    pixel_loss_planar(P p,                                  // [B, C, P]
+                      Z z,                                  // [B, C, P]
+                      ImageWeights<typename P::A> weights,  // [B]
                       PixelShape shape, PlanarSplit split, LossOutput<typename P::A> out) {
   using A = typename P::A;
   constexpr int N = P::N;
   const PlanarPart<N> part(shape, split);
   const unsigned slices = split.slices;
-  const A w = image_weight(weight, part.b);
+  const A w = weights.factor(part.b, out.losses == nullptr);
   Loss sums[N];
 #pragma unroll
   for (int n = 0; n < N; ++n) sums[n] = Loss::identity();
@@ -148,13 +145,13 @@ __device__ __forceinline__ void for_each_pair_of_packs(P p, Z z, const PixelShap
 
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kResident<P, 6>)
-    pixel_loss_pixels(P p,                                       // [B, C, P]
-                      Z z,                                       // [B, C, P]
-                      const typename P::A* __restrict__ weight,  // [B] or null
+    pixel_loss_pixels(P p,                                  // [B, C, P]
+                      Z z,                                  // [B, C, P]
+                      ImageWeights<typename P::A> weights,  // [B]
                       PixelShape shape, unsigned bits, LossOutput<typename P::A> out) {
   using A = typename P::A;
   const PixelsPart part(shape, bits);
-  const A w = image_weight(weight, part.b);
+  const A w = weights.factor(part.b, out.losses == nullptr);
   if constexpr (P::kStaged) {
     if (w != A(0)) p.stage(shape, part), z.stage(shape, part);
     __syncthreads();
@@ -204,25 +201,23 @@ __global__ void __launch_bounds__(kThreads, kResident<P, 6>)
 
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
-    pixel_loss_backward_planar(Upstream<typename P::A> upstream,          // [] if mean, else [B, P]
-                               P p,                                       // [B, C, P]
-                               Z z,                                       // [B, C, P]
-                               const typename P::A* __restrict__ weight,  // [B] or null
+    pixel_loss_backward_planar(Upstream<typename P::A> upstream,  // [] if mean, else [B, P]
+                               P p,                               // [B, C, P]
+                               Z z,                               // [B, C, P]
                                const typename P::A* __restrict__ statistics,  // [B, 2, P]
                                PixelShape shape, PlanarSplit split,
                                typename P::T* __restrict__ out  // [B, C, P]
     ) {
   using A = typename P::A;
   constexpr int N = P::N;
-  const A scale = upstream.scale(shape);
   const PlanarPart<N> part(shape, split);
+  const auto share = upstream.share(shape, part.b);
   const unsigned slices = split.slices;
   if (!part.inside) return;
-  const A w = image_weight(weight, part.b);
   A grad[N] = {}, first[N] = {}, second[N] = {};
-  if (w != A(0)) {
+  if (share.counts) {
     const A* kept = statistics + std::int64_t(part.b) * 2 * shape.pixels + part.pixel;
-    upstream.read(shape, part.b, part.pixel, scale, grad);
+    upstream.read(shape, part.b, part.pixel, share.factor, grad);
     load_row(kept, first);
     load_row(kept + shape.pixels, second);
   }
@@ -232,7 +227,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
   for_each_chunk<kChunk<A>>(shape.channels, part.slice, slices, [&](auto chunk, unsigned c) {
     constexpr int U = decltype(chunk)::value;
     A p_values[U][N] = {}, z_values[U][N] = {};
-    if (w != A(0)) {
+    if (share.counts) {
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         p_reader.read(c + u, p_values[u]);
@@ -245,8 +240,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         const A value =
-            Loss::gradient(p_values[u][n], z_values[u][n], first[n], second[n], w * grad[n]);
-        result[n] = w != A(0) ? value : A(0);
+            Loss::gradient(p_values[u][n], z_values[u][n], first[n], second[n], grad[n]);
+        result[n] = share.counts ? value : A(0);
       }
       store_rounded(target + (c + u) * shape.pixels, result);
     }
@@ -255,29 +250,27 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename P::A>)
 
 template <class Loss, class P, class Z>
 __global__ void __launch_bounds__(kThreads, kResident<P, 5>)
-    pixel_loss_backward_pixels(Upstream<typename P::A> upstream,          // [] if mean, else [B, P]
-                               P p,                                       // [B, C, P]
-                               Z z,                                       // [B, C, P]
-                               const typename P::A* __restrict__ weight,  // [B] or null
+    pixel_loss_backward_pixels(Upstream<typename P::A> upstream,  // [] if mean, else [B, P]
+                               P p,                               // [B, C, P]
+                               Z z,                               // [B, C, P]
                                const typename P::A* __restrict__ statistics,  // [B, 2, P]
                                PixelShape shape, unsigned bits,
                                typename P::T* __restrict__ out  // [B, C, P]
     ) {
   using A = typename P::A;
   constexpr int N = P::N;
-  const A scale = upstream.scale(shape);
   const PixelsPart part(shape, bits);
-  const A w = image_weight(weight, part.b);
+  const auto share = upstream.share(shape, part.b);
   if constexpr (P::kStaged) {
-    if (w != A(0)) p.stage(shape, part), z.stage(shape, part);
+    if (share.counts) p.stage(shape, part), z.stage(shape, part);
     __syncthreads();
   }
   const GradientPlace<P> place(p, shape, part, out);
-  if (part.inside && w == A(0)) {
+  if (part.inside && !share.counts) {
     place.clear(shape, part);
   } else if (part.inside) {
     A grad[1];
-    upstream.read(shape, part.b, part.pixel, scale, grad);
+    upstream.read(shape, part.b, part.pixel, share.factor, grad);
     const A* kept = statistics + std::int64_t(part.b) * 2 * shape.pixels + part.pixel;
     const A first = load(kept), second = load(kept + shape.pixels);
     for_each_pair_of_packs(
@@ -287,7 +280,7 @@ __global__ void __launch_bounds__(kThreads, kResident<P, 5>)
           A result[U * N];
 #pragma unroll
           for (int i = 0; i < U * N; ++i) {
-            result[i] = Loss::gradient(p_values[i], z_values[i], first, second, w * grad[0]);
+            result[i] = Loss::gradient(p_values[i], z_values[i], first, second, grad[0]);
           }
 #pragma unroll
           for (int u = 0; u < U; ++u) place.put((pack + u * step) * N, result + u * N);
@@ -300,11 +293,11 @@ __global__ void __launch_bounds__(kThreads, kResident<P, 5>)
 }
 
 template <class Loss, class P, class Z, class A, class Stream>
-void launch_pixel_loss(P p, Z z, const A* weight, const PixelShape& shape,
+void launch_pixel_loss(P p, Z z, const ImageWeights<A>& weights, const PixelShape& shape,
                        const Sharing<P>& sharing, const LossOutput<A>& out, Stream stream) {
   const auto run = [&](auto kernel) {
-    launch(kernel, dim3(sharing.blocks), dim3(kThreads), sharing.bytes, stream, p, z, weight, shape,
-           sharing.share, out);
+    launch(kernel, dim3(sharing.blocks), dim3(kThreads), sharing.bytes, stream, p, z, weights,
+           shape, sharing.share, out);
   };
   if constexpr (P::kPixelsLayout) {
     run(pixel_loss_pixels<Loss, P, Z>);
@@ -314,13 +307,12 @@ void launch_pixel_loss(P p, Z z, const A* weight, const PixelShape& shape,
 }
 
 template <class Loss, class P, class Z, class A, class Stream>
-void launch_pixel_loss_backward(const Upstream<A>& upstream, P p, Z z, const A* weight,
-                                const A* statistics, const PixelShape& shape, typename P::T* out,
-                                Stream stream) {
+void launch_pixel_loss_backward(const Upstream<A>& upstream, P p, Z z, const A* statistics,
+                                const PixelShape& shape, typename P::T* out, Stream stream) {
   const Sharing<P> sharing(shape, 2);
   const auto run = [&](auto kernel) {
     launch(kernel, dim3(sharing.blocks), dim3(kThreads), sharing.bytes, stream, upstream, p, z,
-           weight, statistics, shape, sharing.share, out);
+           statistics, shape, sharing.share, out);
   };
   if constexpr (P::kPixelsLayout) {
     run(pixel_loss_backward_pixels<Loss, P, Z>);

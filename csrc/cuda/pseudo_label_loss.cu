@@ -10,12 +10,11 @@ namespace {
 // Weighs the losses by the classes of the labels: by counts that are given, by those that the label
 // kernel has found, or, of many classes, by those that are found here.
 template <class A>
-void weigh(const Tensor& labels, const ClassCounts<A>& counts, std::int64_t* counted, A* weights,
-           A* losses, A* parts, cudaStream_t stream) {
-  const std::int64_t count = labels.numel();
+void weigh(const Tensor& labels, const LossSplit& split, const ClassCounts<A>& counts,
+           std::int64_t* counted, A* weights, A* losses, A* parts, cudaStream_t stream) {
   const auto run = [&](auto kernel, std::size_t bytes) {
-    launch(kernel, dim3(weigh_blocks(count)), dim3(kThreads), bytes, stream,
-           data<std::int32_t>(labels), counts, weights, count, losses, parts);
+    launch(kernel, dim3(split.blocks()), dim3(kThreads), bytes, stream, data<std::int32_t>(labels),
+           counts, weights, split, losses, parts);
   };
   if (counts.classes <= kMostClasses) {
     run(weigh_losses<true, A>, counts.classes * sizeof(A));
@@ -23,8 +22,8 @@ void weigh(const Tensor& labels, const ClassCounts<A>& counts, std::int64_t* cou
   }
   if (counted != nullptr) {
     launch_count_pairs({nullptr, IntegerType::none, 1, 1},
-                       {data<std::int32_t>(labels), IntegerType::int32, counts.classes, -1}, count,
-                       counted, stream);
+                       {data<std::int32_t>(labels), IntegerType::int32, counts.classes, -1},
+                       labels.numel(), counted, stream);
   }
   launch(weigh_classes<A>, dim3(1), dim3(kThreads), 0, stream, counts, weights);
   run(weigh_losses<false, A>, 0);
@@ -73,7 +72,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
                        mutable_data<A>(log_sum),
                        mutable_data<std::int32_t>(labels),
                        rebalanced ? nullptr : mutable_data<A>(weights),
-                       nullptr};
+                       nullptr,
+                       mean};
     std::int64_t* const counted =
         rebalanced && !given ? mutable_data<std::int64_t>(memory) : nullptr;
     if (logits.size(1) <= kMostClasses) {
@@ -90,21 +90,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pseudo_label_loss(
         parts = torch::stable::new_empty(logits, {std::int64_t(count)}, dtype);
         out.parts = mutable_data<A>(parts);
       }
-      launch_label_pixels(x, t, ImageWeights<A>{optional_data<A>(images)}, shape, sharing, out,
-                          stream);
+      launch_label_pixels(x, t, image_weights<A>(images), shape, sharing, out, stream);
     });
     if (rebalanced) {
+      const LossSplit split(shape.batch, shape.pixels, mean && images);
       if (mean) {
-        count = weigh_blocks(labels.numel());
+        count = split.count();
         parts = torch::stable::new_empty(logits, {std::int64_t(count)}, dtype);
       }
-      weigh<A>(labels, {counted, optional_data<A>(given), shape.channels, rebalance == "inverse"},
+      weigh<A>(labels, split,
+               {counted, given ? data<A>(*given) : nullptr, shape.channels, rebalance == "inverse"},
                counted, mutable_data<A>(weights), mutable_data<A>(losses),
                mean ? mutable_data<A>(parts) : nullptr, stream);
     }
     if (mean) {
-      launch_mean<A>(data<A>(parts), count, optional_data<A>(images), shape,
-                     mutable_data<A>(result), stream);
+      launch_mean<A>(data<A>(parts), count, images, shape, mutable_data<A>(result), stream);
     }
   });
   check_launch(op);
@@ -142,9 +142,8 @@ Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& logits, std:
         access_of<T>(channels_last, logits, {&source, &out, &sums, &chosen, &per_pixel});
     with_source(data<T>(source), access, shape, [&](auto x) {
       launch_label_backward<decltype(x), A>(
-          gradient, x,
-          {data<A>(sums), data<std::int32_t>(chosen), data<A>(weights), {optional_data<A>(images)}},
-          shape, mutable_data<T>(out), device.stream());
+          gradient, x, {data<A>(sums), data<std::int32_t>(chosen), data<A>(weights)}, shape,
+          mutable_data<T>(out), device.stream());
     });
   });
   check_launch(op);

@@ -5,11 +5,12 @@
 //   v_b = 1, or the weight of image b
 //
 // Label kernel: one pass over logits (and targets, where they differ) gives label, log sum exp and
-// loss, times v_b, of every pixel. Images of weight 0 are not read: their pixels' label is
-// kUncounted, which counts in no n_c. With rebalancing each block counts its labels and adds them
-// to those of all (integers: in any order); a second kernel, of which each block turns the counts
-// into weights, weighs the losses. Of more than kMostClasses they are counted and turned by two
-// kernels more. The mean adds up one partial sum a block in a fixed order. Threads: see pixels.cuh.
+// loss of every pixel, times v_b but in a mean, whose sums are weighed at the end (weights.cuh).
+// Images of weight 0 are not read: their pixels' label is kUncounted, which counts in no n_c. With
+// rebalancing each block counts its labels and adds them to those of all (integers: in any order);
+// a second kernel, of which each block turns the counts into weights, weighs the losses. Of more
+// than kMostClasses they are counted and turned by two kernels more. The mean adds up one partial
+// sum a block in a fixed order. Threads: see pixels.cuh.
 //
 // Mandatory bytes: forward B K P elements (2 B K P with targets), backward 2 B K P. One exponential
 // an element: memory bound.
@@ -24,15 +25,6 @@ inline namespace DENSESIAM_TARGET {
 
 constexpr std::int32_t kUncounted = -1;
 constexpr std::int64_t kMostClasses = 4096;  // whose counts or weights a block keeps
-
-// (B,) weights of the images; null for 1.
-template <class A>
-struct ImageWeights {
-  const A* values;
-  DENSESIAM_HD A operator[](unsigned b) const {
-    return values != nullptr ? load(values + b) : A(1);
-  }
-};
 
 template <class A>
 struct LabelSums {
@@ -90,7 +82,8 @@ struct LabelSums {
   }
 };
 
-// Per pixel, (B, P) each; losses or parts may be null.
+// Per pixel, (B, P) each; losses or parts may be null. Losses are times their image's weight; those
+// of a mean are not yet.
 template <class A>
 struct LabelOutput {
   A* losses;                   // [B, P] or null
@@ -99,6 +92,7 @@ struct LabelOutput {
   std::int32_t* labels;        // [B, P]
   A* class_weights;            // [K], to be filled with ones, or null
   unsigned long long* counts;  // [K], to which labels are added, or null
+  bool mean;
 };
 
 // Adds the block's labels to `counts`, in the memory that its maps had. `mine` is the same in all
@@ -141,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
   LabelSums<A> sums[N];
 #pragma unroll
   for (int n = 0; n < N; ++n) sums[n] = LabelSums<A>::starting(part.slice * kChunk<A>);
-  const A weight = part.inside ? weights[part.b] : A(0);
+  const A weight = part.inside ? weights.factor(part.b, out.mean) : A(0);
   if (weight != A(0)) {
     const auto x_reader = logits.at(shape, part.b, part.pixel);
     const auto t_reader = targets.at(shape, part.b, part.pixel);
@@ -212,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, kResident<Source, 6>)
   using A = typename Source::A;
   constexpr int N = Source::N;
   const PixelsPart part(shape, bits);
-  const A weight = weights[part.b];
+  const A weight = weights.factor(part.b, out.mean);
   const bool others = targets.base != nullptr;
   fill_class_weights(out, shape.channels);
   if constexpr (Source::kStaged) {
@@ -308,14 +302,32 @@ __global__ void __launch_bounds__(kThreads)
   counts.weigh([&](unsigned c, A weight) { store(weights + c, weight); });
 }
 
-// Each loss times its class's weight, in place; one partial sum a block if `parts` is not null.
+// How the losses are cut into groups of threads, four pixels a thread. Each group has pixels of one
+// image, so that weighted_mean can weigh what it finds.
+struct LossSplit {
+  unsigned images;
+  std::int64_t pixels;  // an image
+  unsigned threads;     // a group: a warp where that suffices, or a block
+  unsigned each;        // groups an image
+
+  // Where no image has a weight of its own all are one.
+  LossSplit(unsigned batch, unsigned pixels_, bool weighted)
+      : images(weighted ? batch : 1),
+        pixels(weighted ? pixels_ : std::int64_t(batch) * pixels_),
+        threads(pixels <= 4 * kLanes ? kLanes : kThreads),
+        each(unsigned(divide_up(pixels, 4 * threads))) {}
+  unsigned count() const { return images * each; }
+  unsigned blocks() const { return unsigned(divide_up(count(), kThreads / threads)); }
+};
+
+// Each loss times its class's weight, in place; one partial sum a group if `parts` is not null.
 // Few: every block finds the weights, and the first one writes them; else they are there.
 template <bool Few, class A>
 __global__ void __launch_bounds__(kThreads)
-    weigh_losses(const std::int32_t* __restrict__ labels,         // [count]
+    weigh_losses(const std::int32_t* __restrict__ labels,         // [images, pixels]
                  ClassCounts<A> counts, A* __restrict__ weights,  // [K]
-                 std::int64_t count, A* __restrict__ losses,      // [count]
-                 A* __restrict__ parts                            // [blocks] or null
+                 LossSplit split, A* __restrict__ losses,         // [images, pixels]
+                 A* __restrict__ parts                            // [images, each] or null
     ) {
   DENSESIAM_DYNAMIC_SHARED(A, found);
   if constexpr (Few) {
@@ -325,11 +337,18 @@ __global__ void __launch_bounds__(kThreads)
     });
     __syncthreads();
   }
+  const unsigned in_block = threadIdx.x / split.threads;
+  const unsigned group = blockIdx.x * (kThreads / split.threads) + in_block;
+  const unsigned image = group / split.each, in_image = group - image * split.each;
+  const bool exists = image < split.images;
+  const std::int64_t first =
+      std::int64_t(in_image) * 4 * split.threads + threadIdx.x - in_block * split.threads;
   A total = A(0);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const std::int64_t i = (std::int64_t(blockIdx.x) * 4 + k) * kThreads + threadIdx.x;
-    if (i >= count) break;
+    const std::int64_t pixel = first + k * split.threads;
+    if (!exists || pixel >= split.pixels) break;
+    const std::int64_t i = image * split.pixels + pixel;
     const std::int32_t label = load(labels + i);
     // Losses of kUncounted are 0 already: any class's weight will do.
     const std::int32_t known = label > 0 ? label : 0;
@@ -337,10 +356,13 @@ __global__ void __launch_bounds__(kThreads)
     if (parts == nullptr) store(losses + i, loss);
     total += loss;
   }
-  if (parts != nullptr) {
+  if (parts == nullptr) return;
+  if (split.threads == kThreads) {
     total = block_sum(total);
-    if (threadIdx.x == 0) store(parts + blockIdx.x, total);
+  } else {
+    Lanes{kLanes}.sum(total);
   }
+  if (exists && threadIdx.x % split.threads == 0) store(parts + group, total);
 }
 
 // What the backward kept of a pixel.
@@ -349,7 +371,6 @@ struct LabelStatistics {
   const A* log_sum;            // [B, P]
   const std::int32_t* labels;  // [B, P]
   const A* class_weights;      // [K]
-  ImageWeights<A> weights;     // [B]
 };
 
 template <class A>
@@ -366,15 +387,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
     ) {
   using A = typename Source::A;
   constexpr int N = Source::N;
-  const A scale = upstream.scale(shape);
   const PlanarPart<N> part(shape, split);
+  const auto share = upstream.share(shape, part.b);
   const unsigned slices = split.slices;
   if (!part.inside) return;
   const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel;
   typename Source::T* target =
       out + std::int64_t(part.b) * shape.channels * shape.pixels + part.pixel;
-  const A weight = kept.weights[part.b];
-  if (weight == A(0)) {
+  if (!share.counts) {
     const A zeros[N] = {};
     for (unsigned c = part.slice; c < shape.channels; c += slices) {
       store_rounded(target + c * shape.pixels, zeros);
@@ -383,11 +403,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<typename Source::A>)
   }
   A grad[N], log_sum[N];
   std::int32_t labels[N];
-  upstream.read(shape, part.b, part.pixel, scale, grad);
+  upstream.read(shape, part.b, part.pixel, share.factor, grad);
   load_row(kept.log_sum + pixel, log_sum);
   load_row(kept.labels + pixel, labels);
 #pragma unroll
-  for (int n = 0; n < N; ++n) grad[n] *= weight * load(kept.class_weights + labels[n]);
+  for (int n = 0; n < N; ++n) grad[n] *= load(kept.class_weights + labels[n]);
   const auto reader = logits.at(shape, part.b, part.pixel);
   for_each_chunk<kChunk<A>>(shape.channels, part.slice, slices, [&](auto chunk, unsigned c) {
     constexpr int U = decltype(chunk)::value;
@@ -415,23 +435,22 @@ __global__ void __launch_bounds__(kThreads, kResident<Source, 5>)
     ) {
   using A = typename Source::A;
   constexpr int N = Source::N;
-  const A scale = upstream.scale(shape);
   const PixelsPart part(shape, bits);
-  const A weight = kept.weights[part.b];
+  const auto share = upstream.share(shape, part.b);
   if constexpr (Source::kStaged) {
-    if (weight != A(0)) logits.stage(shape, part);
+    if (share.counts) logits.stage(shape, part);
     __syncthreads();
   }
   const GradientPlace<Source> place(logits, shape, part, out);
-  if (part.inside && weight == A(0)) {
+  if (part.inside && !share.counts) {
     place.clear(shape, part);
   } else if (part.inside) {
     const std::int64_t pixel = std::int64_t(part.b) * shape.pixels + part.pixel;
     const int label = load(kept.labels + pixel);
     const A log_sum = load(kept.log_sum + pixel);
     A grad[1];
-    upstream.read(shape, part.b, part.pixel, scale, grad);
-    grad[0] *= weight * load(kept.class_weights + label);
+    upstream.read(shape, part.b, part.pixel, share.factor, grad);
+    grad[0] *= load(kept.class_weights + label);
     const auto reader = reader_of(logits, shape, part);
     for_each_packs<Source>(shape.channels / N, part, [&](auto number, unsigned first, auto step) {
       constexpr int U = decltype(number)::value;
@@ -484,11 +503,6 @@ void launch_label_backward(const Upstream<A>& upstream, Source logits,
   } else {
     run(label_backward_planar<Source>);
   }
-}
-
-// Blocks, and so partial sums, of weigh_losses.
-inline unsigned weigh_blocks(std::int64_t count) {
-  return unsigned(divide_up(count, 4 * kThreads));
 }
 
 }  // namespace DENSESIAM_TARGET

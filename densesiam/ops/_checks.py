@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densesiam import _layout
 from densesiam.ops._backends import runs_cpu_kernels
-from densesiam.reference._numerics import relative, values_are_known
+from densesiam.reference._numerics import values_are_known
 
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (int, torch.SymInt)
@@ -230,19 +229,6 @@ def check_weight(op: str, weight: Tensor | None, name: str, tensor: Tensor) -> N
         )
     check_device(op, "weight", weight, name, tensor)
     check_constant(op, "weight", weight)
-
-
-def kernel_weight(weight: Tensor | None, features: Tensor, reduction: str) -> Tensor | None:
-    """Weights as kernels take them: in the type of sums, a mean's in units of the largest."""
-    if weight is None:
-        return None
-    converted = weight.detach().to(_layout.accumulate_dtype(features))
-    if reduction != "mean" or weight.dtype == torch.bool:
-        return converted
-    readable = weight.device.type == "cpu" and values_are_known(weight) and weight.shape[0] > 0
-    if readable and 2**-20 <= float(converted.amax()) <= 1:
-        return converted  # the usual weights, read where that waits for nothing
-    return relative(converted)
 
 
 def size_pair(size: int | tuple[int, int]) -> list[int]:

@@ -41,7 +41,7 @@ def run(op: str, p: Tensor, z: Tensor, *kind: str, weight: Tensor | None, reduct
     backend = select(op, p)
     if backend == "reference":
         return getattr(reference, op)(p, z, *kind, weight, reduction)
-    weight = _checks.kernel_weight(weight, p, reduction)
+    weight = None if weight is None else weight.detach()
     flat = _layout.flat(p), _layout.flat(z)
     loss, _ = run_kernel(NAMESPACES[backend], op, *flat, *kind, weight, reduction)
     return loss if reduction == "mean" else loss.view(p.shape[0], *p.shape[2:])

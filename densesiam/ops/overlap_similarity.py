@@ -97,7 +97,7 @@ def overlap_similarity(
     if backend == "reference":
         grid = (pair[0], pair[1])
         return reference.overlap_similarity(p, z, boxes_p, boxes_z, grid, kind, weight, reduction)
-    weight = _checks.kernel_weight(weight, p, reduction)
+    weight = None if weight is None else weight.detach()
     # An exported program keeps what every device's kernels can do without.
     trains = p.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_exporting()
     loss, _ = run_kernel(

@@ -99,7 +99,7 @@ def pseudo_label_loss(
     if backend == "reference":
         return reference.pseudo_label_loss(logits, targets, rebalance, counts, reduction, weight)
     counts = None if counts is None else counts.detach().to(_layout.accumulate_dtype(logits))
-    weight = _checks.kernel_weight(weight, logits, reduction)
+    weight = None if weight is None else weight.detach()
     flat_targets = None if targets is None else _layout.flat(targets)
     flat = _layout.flat(logits), flat_targets
     settings = rebalance, counts, reduction, weight

@@ -46,19 +46,20 @@ def pseudo_label_loss(
         classes'; 0 where that is 0. float32, or float64 for float64.
     """
     dtype = compute_dtype(logits)
-    images = None
+    images = counted = None
     if weight is not None:
         weight = weight.detach().to(dtype)
+        counted = (weight != 0).view(-1, *[1] * (logits.ndim - 1))
         weight = relative(weight) if reduction == "mean" else weight
-        images = weight.view(-1, *[1] * (logits.ndim - 1))
+        images = weight.view(counted.shape)
         # Zeros in place of the images that do not count: 0 * NaN is NaN, forward and backward.
-        logits = torch.where(images != 0, logits, 0)
+        logits = torch.where(counted, logits, 0)
     labels = first_argmax((logits if targets is None else targets).detach())
     K = logits.shape[1]
     log_probabilities = logits.to(dtype).log_softmax(dim=1)
     losses = -log_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
     if rebalance != "none":
-        n = (_own_counts(labels, K, images) if counts is None else counts.detach()).to(dtype)
+        n = (_own_counts(labels, K, counted) if counts is None else counts.detach()).to(dtype)
         losses = losses * _class_weights(n, rebalance)[labels]
     if images is not None:
         losses = losses * images.squeeze(1)
@@ -71,11 +72,11 @@ def pseudo_label_loss(
     return losses.sum() / torch.where(total == 0, torch.inf, total)
 
 
-def _own_counts(labels: Tensor, K: int, images: Tensor | None) -> Tensor:
-    """The labels' counts, (K,), in the images whose weight is not 0."""
-    if images is None:
+def _own_counts(labels: Tensor, K: int, counted: Tensor | None) -> Tensor:
+    """The labels' counts, (K,), in the images that count."""
+    if counted is None:
         return count(labels, K)
-    return count(torch.where(images.squeeze(1) != 0, labels, K), K + 1)[:K]
+    return count(torch.where(counted.squeeze(1), labels, K), K + 1)[:K]
 
 
 def _class_weights(n: Tensor, rebalance: Literal["frequency", "inverse"]) -> Tensor:

@@ -72,19 +72,27 @@ struct Lanes {
   }
 };
 
+// All values of the block's threads merged, merge(a, b) makes one of two; the same bits in each.
+template <class A, class Merge>
+__device__ __forceinline__ A block_merge(A value, const Merge& merge) {
+  DENSESIAM_SHARED(A, merged, kWarps);
+#pragma unroll
+  for (int bits = kLanes / 2; bits > 0; bits /= 2) {
+    value = merge(value, A(__shfl_xor_sync(kAllLanes, value, bits)));
+  }
+  if (threadIdx.x % kLanes == 0) merged[threadIdx.x / kLanes] = value;
+  __syncthreads();
+  A all = merged[0];
+#pragma unroll
+  for (int warp = 1; warp < kWarps; ++warp) all = merge(all, merged[warp]);
+  __syncthreads();  // the next call overwrites them
+  return all;
+}
+
 // Sum over the block's threads, the same bits in each of them.
 template <class A>
 __device__ __forceinline__ A block_sum(A value) {
-  DENSESIAM_SHARED(A, sums, kWarps);
-#pragma unroll
-  for (int bits = kLanes / 2; bits > 0; bits /= 2) value += __shfl_xor_sync(kAllLanes, value, bits);
-  if (threadIdx.x % kLanes == 0) sums[threadIdx.x / kLanes] = value;
-  __syncthreads();
-  A total = A(0);
-#pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) total += sums[warp];
-  __syncthreads();  // the next call overwrites the sums
-  return total;
+  return block_merge(value, [](A a, A b) { return a + b; });
 }
 
 // A vote of the block: cast() before a barrier, any() after it, and a barrier before the next.
@@ -111,9 +119,10 @@ __device__ __forceinline__ void add_one(Count* cells, std::int32_t cell) {
   if (cell >= 0 && elected) atomicAdd(cells + cell, Count(__popc(same)));
 }
 
-// Sum of an array by one block: every thread a strided part, several loads at once, then the block.
-template <class A>
-__device__ A array_sum(const A* values, unsigned count) {
+// Sum of weigh(value) over an array by one block: every thread a strided part, several loads at
+// once, then the block.
+template <class A, class Weigh>
+__device__ __forceinline__ A array_sum(const A* values, unsigned count, const Weigh& weigh) {
   constexpr int together = 32;  // 8192 numbers while memory answers once
   A sum = A(0);
   for (unsigned i = threadIdx.x; i < count; i += together * kThreads) {
@@ -124,21 +133,11 @@ __device__ A array_sum(const A* values, unsigned count) {
       some[k] = at < count ? load(values + at) : A(0);
     }
 #pragma unroll
-    for (int k = 0; k < together; ++k) sum += some[k];
+    for (int k = 0; k < together; ++k) {
+      if (i + k * kThreads < count) sum += weigh(some[k]);
+    }
   }
   return block_sum(sum);
-}
-
-// One block: out = sum of parts / (pixels x sum of weights), 0 where nothing counts.
-template <class A>
-__global__ void __launch_bounds__(kThreads)
-    weighted_mean(const A* __restrict__ parts,                          // [count]
-                  unsigned count, const A* __restrict__ weight,         // [B] or null
-                  unsigned batch, unsigned pixels, A* __restrict__ out  // []
-    ) {
-  const A sum = array_sum(parts, count);
-  const A total = A(pixels) * (weight != nullptr ? array_sum(weight, batch) : A(batch));
-  if (threadIdx.x == 0) store(out, total == A(0) ? A(0) : sum / total);
 }
 
 }  // namespace DENSESIAM_TARGET

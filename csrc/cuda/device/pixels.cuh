@@ -9,6 +9,7 @@
 #pragma once
 
 #include "run.cuh"
+#include "weights.cuh"
 
 namespace densesiam {
 inline namespace DENSESIAM_TARGET {
@@ -360,30 +361,46 @@ template <class A>
 struct Upstream {
   const A* grad;  // [B, P], or [] of a mean
   bool mean;
-  const A* weight;  // [B] or null: a mean's is the weighted one
+  ImageWeights<A> weights;  // [B]
   unsigned batch;
 
-  // What a mean's gradient gives each pixel. All lanes of a warp call it, so that a launch before
-  // this one need not.
-  __device__ __forceinline__ A scale(const PixelShape& shape) const {
-    if (!mean) return A(0);
-    A sum = A(batch);
-    if (weight != nullptr) {
+  // What an image's weight makes of the gradient: a factor of each pixel's, or that itself of a
+  // mean; whether the image counts at all.
+  struct Share {
+    A factor;
+    bool counts;
+  };
+  // All lanes of a warp call it, so that a launch before this one need not sum the weights.
+  __device__ __forceinline__ Share share(const PixelShape& shape, unsigned b) const {
+    const A weight = weights[b];
+    const bool counts = weight != A(0);
+    if (!mean) return {weight, counts};
+    A own = A(1), sum = A(batch);
+    if (weights.type != WeightType::none) {
+      const unsigned lane = threadIdx.x % kLanes;
+      const Lanes lanes{kLanes};
+      A most = weights.largest(lane, kLanes, batch);
+      lanes.exchange([&](const auto& other) { most = larger(most, other(most)); });
+      const A unit = inverse_unit(most);
+      own = in_units(weight, unit);
       sum = A(0);
-      for (unsigned b = threadIdx.x % kLanes; b < batch; b += kLanes) sum += load(weight + b);
-      Lanes{kLanes}.sum(sum);
+#pragma unroll 1
+      for (unsigned i = lane; i < batch; i += kLanes) sum += in_units(weights[i], unit);
+      lanes.sum(sum);
     }
     const A total = A(shape.pixels) * sum;
-    return total == A(0) ? A(0) : load(grad) * quotient(A(1), total);
+    return {total == A(0) ? A(0) : own * (load(grad) * quotient(A(1), total)), counts};
   }
   template <int N>
-  DENSESIAM_HD void read(const PixelShape& shape, unsigned b, unsigned pixel, A scale,
+  DENSESIAM_HD void read(const PixelShape& shape, unsigned b, unsigned pixel, A factor,
                          A (&values)[N]) const {
     if (mean) {
 #pragma unroll
-      for (int n = 0; n < N; ++n) values[n] = scale;
+      for (int n = 0; n < N; ++n) values[n] = factor;
     } else {
       load_row(grad + std::int64_t(b) * shape.pixels + pixel, values);
+#pragma unroll
+      for (int n = 0; n < N; ++n) values[n] *= factor;
     }
   }
 };

@@ -25,7 +25,7 @@ auto dispatch_kind(const char* op, const std::string& kind, const Body& body) {
 template <class Loss, class P, class Z, class A = typename P::A>
 void run_pixel_loss(P p, Z z, const std::optional<Tensor>& weight, const PixelShape& shape,
                     bool mean, const Tensor& loss, const Tensor& statistics, cudaStream_t stream) {
-  const A* weights = optional_data<A>(weight);
+  const ImageWeights<A> weights = image_weights<A>(weight);
   const Sharing<P> sharing(shape, 2);
   LossOutput<A> out{mutable_data<A>(loss), nullptr, mutable_data<A>(statistics)};
   if (!mean) {
@@ -36,7 +36,7 @@ void run_pixel_loss(P p, Z z, const std::optional<Tensor>& weight, const PixelSh
   out.losses = nullptr;
   out.parts = mutable_data<A>(parts);
   launch_pixel_loss<Loss>(p, z, weights, shape, sharing, out, stream);
-  launch_mean<A>(out.parts, sharing.blocks, weights, shape, mutable_data<A>(loss), stream);
+  launch_mean<A>(out.parts, sharing.blocks, weight, shape, mutable_data<A>(loss), stream);
 }
 
 // The loss of p (B, C, P) to z (B, C, P): its mean (), or that of each pixel (B, P), times the
@@ -98,9 +98,8 @@ Tensor pixel_loss_backward(const char* op, const Tensor& grad, const Tensor& p, 
         access_of<T>(channels_last, p, {&p_source, &z_source, &out, &kept, &per_pixel});
     with_source(data<T>(p_source), access, shape, [&](auto source) {
       const auto target = second_source(source, data<T>(z_source));
-      launch_pixel_loss_backward<LossOf<A>>(gradient, source, target, optional_data<A>(weights),
-                                            data<A>(kept), shape, mutable_data<T>(out),
-                                            device.stream());
+      launch_pixel_loss_backward<LossOf<A>>(gradient, source, target, data<A>(kept), shape,
+                                            mutable_data<T>(out), device.stream());
     });
   });
   check_launch(op);

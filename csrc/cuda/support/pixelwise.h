@@ -43,25 +43,40 @@ Source second_source(Source source, const typename Source::T* base) {
   return source;
 }
 
-// The pointer, or null.
+// Weights (B,) of any type that checked_weight lets through, as kernels read them.
 template <class A>
-const A* optional_data(const std::optional<Tensor>& tensor) {
-  return tensor ? data<A>(*tensor) : nullptr;
+ImageWeights<A> image_weights(const std::optional<Tensor>& weight) {
+  if (!weight) return {nullptr, WeightType::none};
+  const auto type = [&] {
+    switch (weight->scalar_type()) {
+      case ScalarType::Bool:
+        return WeightType::boolean;
+      case ScalarType::Half:
+        return WeightType::float16;
+      case ScalarType::BFloat16:
+        return WeightType::bfloat16;
+      case ScalarType::Float:
+        return WeightType::float32;
+      default:
+        return WeightType::float64;
+    }
+  }();
+  return {weight->const_data_ptr(), type};
 }
 
-// out = sum of parts / (pixels x sum of weights); see weighted_mean.
+// The mean of all losses from the sums of parts of each image's; see weighted_mean.
 template <class A>
-void launch_mean(const A* parts, unsigned count, const A* weight, const PixelShape& shape, A* out,
-                 cudaStream_t stream) {
-  launch(weighted_mean<A>, dim3(1), dim3(kThreads), 0, stream, parts, count, weight, shape.batch,
-         shape.pixels, out);
+void launch_mean(const A* parts, unsigned count, const std::optional<Tensor>& weight,
+                 const PixelShape& shape, A* out, cudaStream_t stream) {
+  launch(weighted_mean<A>, dim3(1), dim3(kThreads), 0, stream, parts, count,
+         image_weights<A>(weight), shape.batch, shape.pixels, out);
 }
 
 // The gradient of the loss as kernels take it.
 template <class A>
 Upstream<A> upstream_of(const Tensor& grad, bool mean, const std::optional<Tensor>& weight,
                         const PixelShape& shape) {
-  return {data<A>(grad), mean, optional_data<A>(weight), shape.batch};
+  return {data<A>(grad), mean, image_weights<A>(weight), shape.batch};
 }
 
 }  // namespace densesiam
