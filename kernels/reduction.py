@@ -97,7 +97,9 @@ def in_units(w, unit):
     Products with the weights themselves, and their sum, may be too large or too small for the type.
     What is not 0 stays so.
     """
-    least = 5e-324 if w.dtype == tl.float64 else 1e-45
+    # As a literal it would be a float64.
+    bits: tl.constexpr = tl.int64 if unit.dtype == tl.float64 else tl.int32
+    least = tl.full([], 1, bits).to(unit.dtype, bitcast=True)
     scaled = tl.where(w == 0, 0, w * unit)
     return tl.where((scaled == 0) & (w != 0), least, scaled)
 

@@ -501,6 +501,8 @@ def reduced(
         largest = float(w.abs().max()) if batch else 0
         step = terms * total / largest if largest else terms  # before it is divided
         step = torch.maximum(step, size.max() if size.numel() else step)
+        # Some kernels add an image's losses up before they weigh them.
+        step = torch.maximum(step, numbers(value).abs().sum(1).max() if batch else step)
         upstream = (cotangent * scale).expand(batch, pixels)
     unit = unit_of(dtype)
     upstream = upstream.unsqueeze(1)

@@ -96,6 +96,25 @@ def test_weights_of_every_type_and_size(backend, device, name, sums, reduction, 
             raise AssertionError(what) from error
 
 
+@pytest.mark.parametrize("features", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["cross-entropy", "labels", "labels, inverse"])
+def test_weights_beside_half_features(backend, device, name, features):
+    p, z = maps(features, 5)
+    for _, kind, weight in weights():
+        exact = relative(weight.to(torch.float32).double())
+        if not exact.isfinite().all() or kind in ("that cancel", "none"):
+            continue
+        wanted_p = p.double().requires_grad_()
+        wanted = LOSSES[name](reference, wanted_p, z.double(), exact, "mean")
+        leaf = p.to(device).requires_grad_()
+        found = LOSSES[name](ops, leaf, z.to(device), weight.to(device), "mean")
+        (grad,) = torch.autograd.grad(found, leaf)
+        assert (found.dtype, grad.dtype) == (torch.float32, features)
+        # 75 losses of up to 10 and of class weights of up to 25, of 4 channels.
+        assert_close(found.cpu(), wanted, terms=75 + 4, rms=250)
+        assert_close(grad.cpu(), *torch.autograd.grad(wanted, wanted_p), terms=8)
+
+
 class Launching(TorchDispatchMode):
     """Collects the operators of ATen that do more than make a tensor or look at one."""
 
