@@ -12,8 +12,9 @@ The mask m lives in registers, tile by tile. Forward splits the sum over pixels 
 parts that follows from the shape, and adds the parts in order.
 
 Products run on tensor cores: half types multiply in their own type forward, with the mask rounded
-to it, and in TF32 backward, whose range holds any gradient; float32 as three TF32 products, which
-are as good as float32. Sums are float32; float64 is float64 throughout.
+to it, and in TF32 backward, whose range holds any gradient. A float32 is taken as the sum of two
+numbers of TF32, a product as three of them, and what is left out is 2^-22 of it. Sums are float32;
+float64 is float64 throughout.
 """
 
 from __future__ import annotations
@@ -31,6 +32,18 @@ from .launch import LARGEST_BLOCK, accumulate_type, in_layout, index_type, launc
 from .numerics import INTERPRETED, to_storage
 from .reduction import BLOCK
 from .softmax import add_exponentials, finite
+
+LOW_SCALE = tl.constexpr(2.0**10)
+"""What the lesser of two numbers of TF32 is multiplied by until the sums are made.
+
+TF32 has multiples of 2^-136, and the lesser number of 1e-37 is about 2^-135. Scaled, it is at most
+half the float32 itself, so that the sums of both lesser products overflow only where sums of the
+whole ones could.
+"""
+
+TF32_LARGEST = tl.constexpr(2.0**128 - 2.0**117)
+TF32_HALF = tl.constexpr(0x1000)  # half of its last place, in the bits of a float32
+TF32_KEPT = tl.constexpr(0xFFFFE000)
 
 WANTED_PROGRAMS = 512
 """Forward splits the sum over pixels until there are about so many: enough for a large GPU."""
@@ -215,7 +228,7 @@ def _split(pixels: int, block_p: int, programs: int) -> tuple[int, int]:
 
 
 def _precision(features: Tensor) -> str:
-    """How tensor cores multiply float32 numbers."""
+    """How tensor cores multiply float32 numbers: `_add_product` takes "tf32x3" by hand."""
     return {torch.float64: "ieee", torch.float32: "tf32x3"}.get(features.dtype, "tf32")
 
 
@@ -251,6 +264,39 @@ def load_tile(image, channel, pixel, channels, pixels, CHANNELS_LAST: tl.constex
     mask = (channel < channels)[:, None] & (pixel < pixels)[None, :]
     offsets = tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
     return tl.load(image + offsets, mask, other=0)
+
+
+@triton.jit
+def _add_product(sums, low_sums, a, b, PRECISION: tl.constexpr):
+    """The matrix product a b more, to be made whole by `_whole`."""
+    dtype: tl.constexpr = sums.dtype
+    if PRECISION == "tf32x3":
+        a, low_a = _tf32_pair(a)
+        b, low_b = _tf32_pair(b)
+        low_sums = tl.dot(low_a, b, low_sums, input_precision="tf32")
+        low_sums = tl.dot(a, low_b, low_sums, input_precision="tf32")
+        sums = tl.dot(a, b, sums, input_precision="tf32")
+    else:
+        sums = tl.dot(a, b, sums, input_precision=PRECISION, out_dtype=dtype)
+    return sums, low_sums
+
+
+@triton.jit
+def _whole(sums, low_sums, PRECISION: tl.constexpr):
+    """Sums of products, those of the lesser numbers included."""
+    if PRECISION == "tf32x3":  # beside infinity and NaN the lesser ones are anything
+        sums = tl.where(tl.abs(sums) < float("inf"), sums + low_sums / LOW_SCALE, sums)
+    return sums
+
+
+@triton.jit
+def _tf32_pair(x):
+    """The number of tf32 next to x, and LOW_SCALE times what is left of x."""
+    bits = x.to(tl.uint32, bitcast=True)
+    # Rounded up, NaN would be zero and the greatest floats infinite.
+    bits = tl.where(tl.abs(x) < TF32_LARGEST, bits + TF32_HALF, bits) & TF32_KEPT
+    high = bits.to(tl.float32, bitcast=True)
+    return high, (x - high) * LOW_SCALE
 
 
 @triton.jit
@@ -290,6 +336,7 @@ def _forward(
     log_sum += image_start(b, 1, pixels)
     is_region = (region < regions)[:, None]
     sums = tl.zeros([BLOCK_N, BLOCK_C], ACCUMULATE)
+    low_sums = tl.zeros([BLOCK_N, BLOCK_C], ACCUMULATE)
     masses = tl.zeros([BLOCK_N], ACCUMULATE)
     for step in range(steps):
         pixel = block_range(part * steps + step, INDEX, BLOCK_P)
@@ -312,7 +359,8 @@ def _forward(
         if INTERPRETED and not ACCUMULATE.is_fp64():  # its products know no bfloat16
             mask = mask.to(tl.float32)
             f = f.to(tl.float32)
-        sums = tl.dot(mask, tl.trans(f), sums, input_precision=PRECISION, out_dtype=ACCUMULATE)
+        sums, low_sums = _add_product(sums, low_sums, mask, tl.trans(f), PRECISION)
+    sums = _whole(sums, low_sums, PRECISION)
     offsets = image_start(image, regions, channels) + region[:, None] * channels + channel[None, :]
     tl.store(out + offsets, sums, is_region & (channel < channels)[None, :])
     if channel_block == 0:
@@ -377,14 +425,15 @@ def _backward_features(
     logits += image_start(b, regions, pixels)
     log_total = tl.load(log_sum + image_start(b, 1, pixels) + pixel, pixel < pixels, other=0)
     sums = tl.zeros([BLOCK_C, BLOCK_P], ACCUMULATE)
+    low_sums = tl.zeros([BLOCK_C, BLOCK_P], ACCUMULATE)
     for first in range(0, regions, BLOCK_N):
         region = tl.cast(first, INDEX) + tl.arange(0, BLOCK_N)
         mask = _mask_tile(logits, log_total, region, pixel, regions, pixels, LOGITS_CHANNELS_LAST)
         g = _grad_tile(grad, region, channel, regions, channels)
-        sums = tl.dot(tl.trans(g), mask, sums, input_precision=PRECISION, out_dtype=ACCUMULATE)
+        sums, low_sums = _add_product(sums, low_sums, tl.trans(g), mask, PRECISION)
     offsets = tile_offsets(channel, pixel, channels, pixels, CHANNELS_LAST)
     inside = (channel < channels)[:, None] & (pixel < pixels)[None, :]
-    result = to_storage(sums, out.dtype.element_ty)
+    result = to_storage(_whole(sums, low_sums, PRECISION), out.dtype.element_ty)
     tl.store(out + image_start(b, channels, pixels) + offsets, result, inside)
 
 
@@ -484,11 +533,13 @@ def _grad_mask(
 ):
     """The gradient d to the mask of a block of regions and pixels."""
     d = tl.zeros([BLOCK_N, BLOCK_P], ACCUMULATE)
+    low_d = tl.zeros([BLOCK_N, BLOCK_P], ACCUMULATE)
     for first in range(0, channels, BLOCK_C):
         channel = tl.cast(first, INDEX) + tl.arange(0, BLOCK_C)
         g = _grad_tile(grad, region, channel, regions, channels)
         f = load_tile(features, channel, pixel, channels, pixels, CHANNELS_LAST).to(ACCUMULATE)
-        d = tl.dot(g, f, d, input_precision=PRECISION, out_dtype=ACCUMULATE)
+        d, low_d = _add_product(d, low_d, g, f, PRECISION)
+    d = _whole(d, low_d, PRECISION)
     if grad_mass is not None:
         d += tl.load(grad_mass + region, region < regions, other=0)[:, None]
     return d

@@ -1,6 +1,7 @@
 """Triton's kernels as machine code, executed on the CPU: their results and their counts.
 
     python -m tests.kernels.machine_code results ARCHITECTURE TYPE [OPERATION ...]
+    python -m tests.kernels.machine_code exceptional ARCHITECTURE
     python -m tests.kernels.machine_code counts ARCHITECTURE CASE
 
 Of a process in which Triton compiles: that of the tests interprets. It ends with an error where a
@@ -15,6 +16,8 @@ from benchmarks import roofline
 from benchmarks.processor import PROCESSORS
 from tests.csrc.cuda.calls import CALLS, assert_right, computed
 from tests.emulator.machine_code import on_triton_machine_code
+from tests.ops.suite import LAYOUTS
+from tests.ops.test_region_pool import assert_exceptional_numbers_are_right
 
 
 def check_results(architecture, dtype, *operations):
@@ -26,6 +29,14 @@ def check_results(architecture, dtype, *operations):
                 values = computed(op, dtype, channels, channels_last)
             assert_right(values, op, dtype, channels, channels_last)
             print("right:", architecture, dtype, op, channels, channels_last)
+
+
+def check_exceptional_numbers(architecture):
+    """Hold region_pool to the reference where tensor cores come to their limits."""
+    for layout in LAYOUTS:
+        with on_triton_machine_code(architecture):
+            assert_exceptional_numbers_are_right(layout, "cpu")
+        print("right:", architecture, layout)
 
 
 def check_counts(architecture, case):
@@ -40,4 +51,9 @@ def check_counts(architecture, case):
 
 
 if __name__ == "__main__":
-    {"results": check_results, "counts": check_counts}[sys.argv[1]](*sys.argv[2:])
+    commands = {
+        "results": check_results,
+        "exceptional": check_exceptional_numbers,
+        "counts": check_counts,
+    }
+    commands[sys.argv[1]](*sys.argv[2:])

@@ -35,6 +35,11 @@ def test_matrix_products_are_right():
     assert len(run("results", "sm_80", "float16", "region_pool")) == 3
 
 
+def test_exceptional_numbers_are_multiplied_as_they_are():
+    # An H100 gave, of the sum of two numbers without a scale, the very digits of this machine.
+    assert len(run("exceptional", "sm_80")) == 2
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("architecture", "dtype"),
