@@ -41,10 +41,6 @@ half the float32 itself, so that the sums of both lesser products overflow only 
 whole ones could.
 """
 
-TF32_LARGEST = tl.constexpr(2.0**128 - 2.0**117)
-TF32_HALF = tl.constexpr(0x1000)  # half of its last place, in the bits of a float32
-TF32_KEPT = tl.constexpr(0xFFFFE000)
-
 WANTED_PROGRAMS = 512
 """Forward splits the sum over pixels until there are about so many: enough for a large GPU."""
 
@@ -176,7 +172,7 @@ def region_pool_backward(
             BLOCK_N=block_n,
             BLOCK_C=_block(channels, _short_block(features)),
             BLOCK_P=block_p,
-            **_options(features),
+            **_options(features, warps=4 if block_n <= 32 else 8),
         )
     return grad_features, grad_logits
 
@@ -214,10 +210,10 @@ def _short_block(features: Tensor) -> int:
     return 16 if features.dtype == torch.float64 else 32
 
 
-def _options(features: Tensor) -> dict[str, int]:
+def _options(features: Tensor, warps: int = 8) -> dict[str, int]:
     """How to compile: with these and the blocks above no kernel spills on any GPU since sm_80."""
     stages = 1 if features.dtype == torch.float64 else 2
-    return {"num_warps": 8, "num_stages": stages, "maxnreg": 255}
+    return {"num_warps": warps, "num_stages": stages, "maxnreg": 255}
 
 
 def _split(pixels: int, block_p: int, programs: int) -> tuple[int, int]:
@@ -292,10 +288,14 @@ def _whole(sums, low_sums, PRECISION: tl.constexpr):
 @triton.jit
 def _tf32_pair(x):
     """The number of tf32 next to x, and LOW_SCALE times what is left of x."""
-    bits = x.to(tl.uint32, bitcast=True)
-    # Rounded up, NaN would be zero and the greatest floats infinite.
-    bits = tl.where(tl.abs(x) < TF32_LARGEST, bits + TF32_HALF, bits) & TF32_KEPT
-    high = bits.to(tl.float32, bitcast=True)
+    if INTERPRETED:  # it knows no assembly
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x1000) & 0xFFFFE000
+        high = tl.where(tl.abs(x) < float("inf"), rounded.to(tl.float32, bitcast=True), x)
+    else:
+        high = tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r, r", [x], tl.float32, is_pure=True, pack=1
+        )
     return high, (x - high) * LOW_SCALE
 
 
@@ -476,11 +476,11 @@ def _backward_logits(
     mean = tl.zeros([BLOCK_P], ACCUMULATE)
     for first in range(0, regions, BLOCK_N):
         region = tl.cast(first, INDEX) + tl.arange(0, BLOCK_N)
-        mask = _mask_tile(logits, log_total, region, pixel, regions, pixels, LOGITS_CHANNELS_LAST)
         d = _grad_mask(
             grad, grad_mass, features, region, pixel, regions, channels, pixels,
             PRECISION, ACCUMULATE, INDEX, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_P,
         )  # fmt: skip
+        mask = _mask_tile(logits, log_total, region, pixel, regions, pixels, LOGITS_CHANNELS_LAST)
         mean += tl.sum(mask * d, 0)
         if ONE_BLOCK:
             _store_grad_logits(
@@ -495,13 +495,13 @@ def _backward_logits(
     if not ONE_BLOCK:
         for first in range(0, regions, BLOCK_N):
             region = tl.cast(first, INDEX) + tl.arange(0, BLOCK_N)
-            mask = _mask_tile(
-                logits, log_total, region, pixel, regions, pixels, LOGITS_CHANNELS_LAST
-            )
             d = _grad_mask(
                 grad, grad_mass, features, region, pixel, regions, channels, pixels,
                 PRECISION, ACCUMULATE, INDEX, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_P,
             )  # fmt: skip
+            mask = _mask_tile(
+                logits, log_total, region, pixel, regions, pixels, LOGITS_CHANNELS_LAST
+            )
             _store_grad_logits(
                 out,
                 mask * (d - mean[None, :]),
