@@ -15,7 +15,7 @@ from .numerics import from_storage
 
 BLOCK = tl.constexpr(1024)
 
-WEIGHTS = tl.constexpr(1024)
+WEIGHTS = tl.constexpr(128)
 """That are read at once."""
 
 

@@ -183,20 +183,28 @@ def test_so_it_does_in_triton(rebalance, expected, clears, dtype, monkeypatch):
         launched.clear()
 
 
-@pytest.mark.parametrize("weighted_images", [3, 3000])  # more than one block keeps
-@pytest.mark.parametrize("pixels", [1, 300])
+# More than are weighed at once; more sums than threads, of which each image has one or three.
+@pytest.mark.parametrize(("images", "pixels"), [(3, 300), (3000, 1), (3000, 3), (200, 2304)])
 @pytest.mark.parametrize("rebalance", ["none", "inverse"])
-def test_many_images(weighted_images, pixels, rebalance):
-    if weighted_images * pixels > 10_000:
-        pixels = 3
+def test_many_images(images, pixels, rebalance):
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(weighted_images, 3, pixels, generator=generator)
-    weight = torch.rand(weighted_images, generator=generator)
+    logits = torch.randn(images, 3, pixels, generator=generator)
+    weight = torch.rand(images, generator=generator)
     weight[1] = 0
     with emulated():
         found = ops.pseudo_label_loss(logits, None, rebalance, weight=weight)
     wanted = reference.pseudo_label_loss(logits.double(), None, rebalance, weight=weight.double())
-    assert_close(found, wanted, terms=weighted_images * pixels)
+    assert_close(found, wanted, terms=images * pixels)
+
+
+@pytest.mark.parametrize("each", [1, 3, 1500])
+def test_many_sums_in_triton(each):
+    generator = torch.Generator().manual_seed(0)
+    sums, weight = (torch.rand(n, generator=generator) for n in (3000, 3000 // each))
+    found = torch.empty(())
+    _triton.load_module("reduction").mean_of_sums(sums, weight, len(weight), 10, found)
+    weighted = sums.double().view(-1, each) * weight.double()[:, None]
+    assert_close(found, weighted.sum() / (10 * weight.double().sum()), terms=3000)
 
 
 def test_a_weight_that_changes_before_the_way_back_is_noticed(backend, device):
