@@ -3,7 +3,7 @@
 // of other schemas alone, which would misread its arguments. tests/test_libraries.py has the value.
 #pragma once
 
-#define DENSESIAM_INTERFACE "b301646eec11b9ae"
+#define DENSESIAM_INTERFACE "d4e37eb60bce0fba"
 
 // Puts it into a library, where a search of the file finds it.
 #define DENSESIAM_KEEP_INTERFACE \

@@ -13,7 +13,7 @@ import torch
 import densesiam
 from densesiam import _libraries
 from densesiam.collect_env import collect_env
-from densesiam.ops import _backends
+from densesiam.ops import _backends, _operations
 from densesiam.ops._operations import OPERATIONS, interface
 from tools.gpu_kit import visit
 
@@ -64,6 +64,9 @@ def test_every_change_of_a_schema_makes_another_interface(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setitem(OPERATIONS, operation.name, dataclasses.replace(operation, **changed))
             assert interface() != before
+    with monkeypatch.context() as patch:
+        patch.setattr(_operations, "CONTRACT", 0)
+        assert interface() != before
     assert interface() == before
 
 

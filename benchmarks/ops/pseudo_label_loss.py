@@ -24,6 +24,7 @@ SHAPES = (
     Shape("small", 27, 14, 14, variant="none"),
     Shape("large", 27, 320, 320, variant="none", batch=4),
     Shape("odd", 29, 79, 83, variant="inverse"),
+    Shape("5000 classes, inverse", 5000, 14, 14, variant="inverse", batch=4),
 )
 SCALED = SHAPES[0]
 GPU_GOAL = MEMORY_BOUND

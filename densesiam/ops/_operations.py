@@ -115,8 +115,12 @@ def register_operation(operation: Operation) -> None:
         _define(operation, namespace)
 
 
+CONTRACT = 2
+"""Raised where an argument of the same type comes to mean something else: weights, as given."""
+
+
 def interface() -> str:
-    """Fingerprint of all schemas.
+    """Fingerprint of all schemas, and of what they mean.
 
     A library that was compiled for others would misread its arguments: `csrc/interface.h` has the
     one that the sources are for, and no other library is loaded.
@@ -126,7 +130,7 @@ def interface() -> str:
         for operation in OPERATIONS.values()
         for name, schema in operation.operators.items()
     )
-    return hashlib.sha256("\n".join(schemas).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join([str(CONTRACT), *schemas]).encode()).hexdigest()[:16]
 
 
 def register_namespace(namespace: str) -> None:
