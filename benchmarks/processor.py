@@ -35,6 +35,7 @@ class Processor:
         blocks: that a multiprocessor holds at the most.
         cycles: of a scheduler's unit for one warp instruction, by unit.
         tensor: cycles of a scheduler's matrix unit for 1024 multiply-adds of tf32.
+        group: the same where four warps or a block multiply together, beside their threads.
         latency: cycles from an instruction to its result, by unit.
         l1: cycles from a load to its value in the first cache.
         l2: the same in the second.
@@ -57,6 +58,7 @@ class Processor:
     l2_bytes: float = 64.0
     bandwidth: float = 0.9
     start: float = 400.0
+    group: float = 0.0
 
     @property
     def dram_cycles(self) -> float:
@@ -100,8 +102,12 @@ _LATENCY |= {"shared": 29, "shuffle": 24, "tensor": 33, "constant": 8, "special"
 # The H100's clock is measured (docs/benchmarks.md), the others' are the boost clocks of documents.
 PROCESSORS = {
     "sm_80": Processor("A100 80GB SXM", 1.41, 164 << 10, 32, _CYCLES_80, 8, _LATENCY, 38, 262, 560),
-    "sm_90": Processor("H100 SXM", 1.98, 228 << 10, 32, _CYCLES_90, 6.4, _LATENCY, 40, 281, 690),
-    "sm_100": Processor("B200 SXM", 1.83, 228 << 10, 32, _CYCLES_90, 6.4, _LATENCY, 40, 295, 860),
+    "sm_90": Processor(
+        "H100 SXM", 1.98, 228 << 10, 32, _CYCLES_90, 6.4, _LATENCY, 40, 281, 690, group=4
+    ),
+    "sm_100": Processor(
+        "B200 SXM", 1.83, 228 << 10, 32, _CYCLES_90, 6.4, _LATENCY, 40, 295, 860, group=2
+    ),
 }
 
 
@@ -114,8 +120,11 @@ _UNITS = {
     "VIMNMX VIMNMX3 VIADDMNMX IMNMX MOV IABS PLOP3 P2R R2P F2FP I2FP VOTE CS2R LOP FCHK",
     "xu": "MUFU I2F F2I F2F FRND POPC FLO BREV MATCH REDUX CREDUX",
     "fp64": "DADD DMUL DFMA DSETP",
-    "branch": "BRA BRX BRXU EXIT BSSY BSYNC BREAK CALL RET NOP WARPSYNC JMP",
+    "branch": "BRA BRX BRXU EXIT BSSY BSYNC BREAK CALL RET NOP WARPSYNC JMP "
+    "WARPGROUP FENCE SYNCS UTCBAR",
     "tensor": "HMMA",
+    "group": "HGMMA",
+    "block": "UTCHMMA",
     "shared": "LDS STS ATOMS LDSM STSM",
     "shuffle": "SHFL",
     "global": "LDG LDGSTS STG RED REDG ATOMG",
@@ -137,6 +146,7 @@ def unit_of(instruction: Instruction, architecture: int) -> str:
 
 _KEYS = {"R": 0, "UR": 256, "P": 320, "UP": 328}
 _COPIES = 336  # stands for the copies to shared memory that are under way
+_PRODUCTS = 337  # for products that are made beside the threads
 
 
 class Need(NamedTuple):
@@ -183,6 +193,9 @@ def need(instruction: Instruction, architecture: int) -> Need:
             where.update(_KEYS[operand.kind] + operand.index + n for n in range(count))
 
     operands = instruction.operands
+    if opcode == "HGMMA":  # of its sums, which the next one takes over, nothing is waited for
+        add(reads, operands[1], 4)
+        operands = ()
     targets = 0 if stores or opcode in _WITHOUT_RESULT else 1
     if targets and _has_two_results(opcode, operands):
         targets = 2
@@ -204,12 +217,20 @@ def need(instruction: Instruction, architecture: int) -> Need:
         writes.add(_COPIES)
     elif opcode == "DEPBAR" and operands[-1].value == "0x0":  # until none is under way
         reads.add(_COPIES)
+    elif opcode in _ASYNCHRONOUS:
+        writes.add(_PRODUCTS)
+    elif {"DEPBAR", "TRYWAIT"} & kinds and opcode in ("WARPGROUP", "SYNCS"):
+        reads.add(_PRODUCTS)
     unit = unit_of(instruction, architecture)
     loads = opcode in ("LDG", "LDGSTS")
     return Need(unit, tuple(sorted(reads)), tuple(sorted(writes)), loads, 2 if packed else 1)
 
 
-_WITHOUT_RESULT = ("BRA", "EXIT", "BAR", "BSSY", "BSYNC", "BREAK", "RET", "CALL", "BRX", "BRXU")
+_ASYNCHRONOUS = ("HGMMA", "UTCHMMA")
+_WITHOUT_RESULT = (
+    *("BRA", "EXIT", "BAR", "BSSY", "BSYNC", "BREAK", "RET", "CALL", "BRX", "BRXU"),
+    *("WARPGROUP", "FENCE", "HGMMA", "UTCHMMA", "UTCBAR", "STTM"),
+)
 
 
 def _has_two_results(opcode: str, operands: tuple[Operand, ...]) -> bool:
@@ -402,6 +423,8 @@ class _Simulation:
                 at = max(at, unit_free[unit, scheduler])
             elif unit == "tensor":
                 at = max(at, unit_free["tensor", scheduler])
+            elif unit in ("group", "block"):  # they wait in a queue
+                at = max(at, unit_free["tensor", scheduler] - 64)
             elif unit in ("shared", "shuffle", "global"):
                 # Some accesses wait in a queue; a full one holds the warp back.
                 at = max(at, lsu_free - 64)
@@ -421,6 +444,13 @@ class _Simulation:
                 cycles = processor.tensor
                 unit_free["tensor", scheduler] = at + cycles
                 self.busy["tensor"] += cycles / SCHEDULERS
+            elif unit in ("group", "block"):  # a block's have the units of all schedulers
+                shared_by = SCHEDULERS if unit == "block" else 1
+                cycles = cost * processor.group / shared_by
+                begin = max(at, unit_free["tensor", scheduler])
+                unit_free["tensor", scheduler] = begin + cycles
+                self.busy["tensor"] += cycles * shared_by / SCHEDULERS
+                done = begin + cycles + processor.latency["tensor"]
             elif unit in ("shared", "shuffle"):
                 begin = max(at, lsu_free)
                 lsu_free = begin + max(cost, 1)

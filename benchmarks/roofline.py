@@ -14,8 +14,9 @@ Not modelled: caches (what a block reads twice is in the first, what blocks shar
 that a launch reads no byte of its inputs from memory twice; what the call before left there is
 taken to be gone), rows of the memory, instruction fetch, register banks, power, writes of parts of
 a sector, several kernels at once. A block starts a fixed time after another has ended. Triton's
-kernels (``--backend triton``) are compiled here, and executed where `tools.sass` knows their
-instructions: all on sm_80, all but region_pool's from sm_90 on.
+kernels (``--backend triton``) are compiled here. Matrix products that are made beside the threads
+(HGMMA of sm_90, UTCHMMA of sm_100) are counted with their shapes and not computed, as no other
+instruction hangs on what they give, and barriers of asynchronous work are taken to be reached.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import roofline
+from benchmarks.devices import DEVICES
 from benchmarks.measure import Timing
 from benchmarks.processor import PROCESSORS, need, resident_blocks, simulate
 from benchmarks.published import MEASUREMENTS, predicted
@@ -288,6 +289,42 @@ def test_fragments_of_matrices_are_several_registers():
     assert registers("LDSM.16.MT88.2 R4, [R2]") == ((2,), (4, 5))
     product = "HMMA.16816.F32 R16, R8, R4, R20"
     assert registers(product) == ((4, 5, 8, 9, 10, 11, 20, 21, 22, 23), (16, 17, 18, 19))
+
+
+def test_products_of_four_warps_are_waited_for_at_their_barrier_alone():
+    products = 337
+    line = "HGMMA.64x32x8.F32.TF32 R40, R56, gdesc[UR40], R40"
+    assert registers(line) == ((56, 57, 58, 59), (products,))
+    assert registers("WARPGROUP.DEPBAR.LE gsb0, 0x0") == ((products,), ())
+    line = "UTCHMMA tmem[UR4], gdesc[UR8], tmem[UR5], tmem[UR6], idesc[UR7], UPT"
+    assert registers(line) == ((), (products,))
+    wait = "SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR6+0x20], R4"
+    assert registers(wait) == ((4, 256 + 6, products), (320 + 1,))
+
+
+def test_tensor_cycles_of_products_beside_the_threads():
+    # 64 x 32 x 8 multiply-adds of an H100, whose multiprocessor does 1024 of tf32 a cycle: 16
+    # cycles; each of its four warps has 4 products of m16n8k8.
+    lines = "HGMMA.64x32x8.F32.TF32 R40, R56, gdesc[UR40], R40", "WARPGROUP.DEPBAR.LE gsb0, 0x0"
+    whole = program(lines[0])
+    assert cycles(whole, warps=4, times=100, cost=4) == pytest.approx(16 * 100, abs=80)
+    latency = H100.latency["tensor"]
+    once = cycles(program(*lines), warps=4, cost=4)
+    assert once == pytest.approx(16 + latency, abs=4)
+    # 64 x 32 x 8 of one thread of a B200, which does 2048 a cycle: 8 cycles.
+    code = program("UTCHMMA tmem[UR4], gdesc[UR8], tmem[UR5], tmem[UR6], idesc[UR7], UPT")
+    found = cycles(code, warps=1, times=100, cost=16, processor=PROCESSORS["sm_100"])
+    assert found == pytest.approx(8 * 100, abs=80)
+
+
+def test_rates_of_products_beside_the_threads_are_those_of_the_data_sheets():
+    for name in ("sm_90", "sm_100"):
+        processor = PROCESSORS[name]
+        device = DEVICES[processor.device]
+        # Multiply-adds of tf32 of a multiprocessor and cycle. The sheet's figure is of a clock
+        # that is up to a tenth lower than the greatest.
+        rate = device.tensor * 1e3 / (2 * device.multiprocessors * device.clock)
+        assert 4 * 1024 / processor.group == pytest.approx(rate, rel=0.1)
 
 
 def test_two_floats_are_two_registers():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import operator
+import re
 import struct
 from bisect import bisect
 from collections import Counter
@@ -513,7 +514,7 @@ class _Run:
         pass
 
     op_warpsync = op_endcollective = op_yield = op_membar = op_nop
-    op_errbar = op_cctl = op_acqbulk = op_nop
+    op_errbar = op_cctl = op_acqbulk = op_fence = op_warpgroup = op_nop
 
     def op_mov(self, i: Instruction, where: Array | None) -> None:
         self.set_u(i.operands[0], self.u(i.operands[1]), where)
@@ -1040,6 +1041,53 @@ class _Run:
             value = (lanes + before).astype(F32)
             self.set_u(target, value.view(U32), where, part)
 
+    # -- Products that are made beside the threads: counted, and not computed.
+
+    def uncomputed(self, i: Instruction, where: Array | None) -> None:
+        """What only a dry run may pass over, as nothing that is counted hangs on its results."""
+        if not self.machine.dry:
+            raise UnknownInstructionError(f"{self.program.name}: {i.text} is counted, not computed")
+
+    op_utcbar = op_sttm = op_ldtm = op_uvirtcount = op_nanosleep = op_bpt = uncomputed
+
+    def op_hgmma(self, i: Instruction, where: Array | None) -> None:
+        """Of four warps together; its cost is in products of m16n8k8 (of tf32) a warp."""
+        self.uncomputed(i, where)
+        columns = int(i.modifiers[0].split("x")[1])
+        self.cost = np.where(self.warp_mask, columns // 8, 0)
+
+    def op_utchmma(self, i: Instruction, where: Array | None) -> None:
+        """Of one thread for its block; its cost is in products of m16n8k8 (of tf32)."""
+        self.uncomputed(i, where)
+        active = (self.mask if where is None else where).reshape(-1, LANES)
+        name = next(o.value for o in i.operands if o.value.startswith("idesc"))
+        described = self.UR[int(re.sub(r"\D", "", name))].reshape(-1, LANES).astype(np.int64)
+        # Of PTX's instruction descriptor: N / 8 from bit 17 on, M / 16 from bit 24 on.
+        products = (described >> 17 & 63) * (described >> 24 & 31)
+        self.cost = np.where(active, products, 0).max(1)
+
+    def op_syncs(self, i: Instruction, where: Array | None) -> None:
+        """A barrier of asynchronous work, that of it is always done."""
+        self.uncomputed(i, where)
+        for operand in i.operands[:1]:
+            if operand.kind == "P":
+                self.set_p(operand, True, where)
+
+    def op_utcatomsws(self, i: Instruction, where: Array | None) -> None:
+        """Room in the memory of the tensor cores: there is always some."""
+        self.uncomputed(i, where)
+        for operand, value in zip(i.operands[:2], (True, U32(0)), strict=False):
+            if operand.kind == "UP":
+                self.set_p(operand, value, where)
+            elif operand.kind == "UR" and "FIND_AND_SET" in i.modifiers:
+                self.set_u(operand, value, where)
+
+    def op_elect(self, i: Instruction, where: Array | None) -> None:
+        """The first lane of those that execute it."""
+        active = (self.mask if where is None else where).reshape(-1, LANES)
+        first = active & (active.cumsum(1) == 1)
+        self.set_p(i.operands[0], first.reshape(-1), where)
+
     def tiles(self, operand: Operand, count: int, kind: Any) -> list[Array]:
         """Registers as [warp][g][t], lane 4 g + t."""
         return [
@@ -1060,9 +1108,9 @@ class _Run:
     # -- Between the lanes of a warp.
 
     def op_redux(self, i: Instruction, where: Array | None) -> None:
-        """Of all lanes that execute it."""
+        """Of all lanes that execute it; AND is not printed."""
         target, source = i.operands
-        name, *kinds = i.modifiers
+        name, *kinds = i.modifiers or ("AND",)
         if name not in _REDUCE or set(kinds) - {"S32", "F32", "NAN"}:
             raise UnknownInstructionError(i.text)
         floats = "F32" in kinds
@@ -1430,7 +1478,9 @@ class _Run:
         where: Array | None,
         in_shared: bool,
     ) -> None:
-        if "ADD" not in i.modifiers and "POPC" not in i.modifiers:
+        known = {"ADD": operator.add, "POPC": operator.add} | _COMBINE
+        combine = next((known[kind] for kind in i.modifiers if kind in known), None)
+        if combine is None:
             raise UnknownInstructionError(i.text)
         active = self.mask if where is None else where
         if not active.any():
@@ -1462,7 +1512,7 @@ class _Run:
                 self.R[target.index][thread] = before & 0xFFFFFFFF
             if self.machine.dry and not in_shared:
                 continue
-            after = before + int(added[thread])
+            after = combine(before, int(added[thread]))
             memory[word] = after & 0xFFFFFFFF
             if wide:
                 memory[word + 1] = after >> 32 & 0xFFFFFFFF

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.sass.machine import Launch, Machine
-from tools.sass.program import compiled, parse_line, read_program
+from tools.sass.machine import Launch, Machine, UnknownInstructionError
+from tools.sass.program import Program, compiled, parse_line, read_program
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not here")
 
@@ -93,6 +93,51 @@ def test_sectors_of_a_stride():
     assert of(program, counts.sectors, "LDG") == 4 * (8 + begins)
     assert of(program, counts.requested, "LDG") == 4 * 32 * 4
     assert counts.loaded == 32 + begins
+
+
+def dry(*lines, architecture, threads=128):
+    """Counts and steps of a dry run of these lines."""
+    code = [parse_line(f"/*{16 * i:04x}*/ {line} ; /* 0x0 */") for i, line in enumerate(lines)]
+    program = Program("lines", architecture, code)
+    launch = Launch((1, 1, 1), (threads, 1, 1), b"")
+    with pytest.raises(UnknownInstructionError, match="counted, not computed"):
+        Machine(program).run(launch)
+    return Machine(program, dry=True).run(launch, trace=True)
+
+
+def test_products_of_four_warps_are_counted_as_often_as_a_loop_goes_round():
+    counts, steps = dry(
+        "MOV R0, 0x3",
+        "HGMMA.64x32x8.F32.TF32 R40, R56, gdesc[UR40], R40",
+        "WARPGROUP.DEPBAR.LE gsb0, 0x0",
+        "IADD3 R0, R0, -0x1, RZ",
+        "ISETP.NE.AND P0, PT, R0, RZ, PT",
+        "@P0 BRA 0x10",
+        "EXIT",
+        architecture=90,
+    )
+    assert counts.issued[0x10] == 4 * 3
+    products = [step.cost.tolist() for step in steps if step.address == 0x10]
+    assert products == [[4, 4, 4, 4]] * 3  # of m16n8k8: 64 x 32 x 8 are 16
+
+
+def test_a_block_s_products_are_those_of_one_thread():
+    counts, steps = dry(
+        "ELECT P0, URZ, PT",
+        # PTX: M / 16 from bit 24 on, N / 8 from bit 17 on, of 64 x 32; other bits are of the types.
+        "UMOV UR7, 0x4080910",
+        "@!P0 BRA 0x50",
+        "UTCHMMA tmem[UR4], gdesc[UR8], tmem[UR5], tmem[UR6], idesc[UR7], UPT",
+        "UTCBAR [UR4], URZ",
+        "SYNCS.PHASECHK.TRANS64.TRYWAIT P2, [UR6+0x20], R4",
+        "@!P2 BRA 0x50",  # never: the products are done
+        "EXIT",
+        architecture=100,
+        threads=32,
+    )
+    assert counts.lanes[0x30] == 1
+    assert [step.cost.tolist() for step in steps if step.address == 0x30] == [[4 * 4]]
+    assert counts.lanes[0x50] == 32
 
 
 def test_some_blocks_stand_for_all():
