@@ -119,22 +119,30 @@ __device__ __forceinline__ void add_one(Count* cells, std::int32_t cell) {
   if (cell >= 0 && elected) atomicAdd(cells + cell, Count(__popc(same)));
 }
 
-// Sum of weigh(value) over an array by one block: every thread a strided part, several loads at
-// once, then the block.
+constexpr int kStrided = 32;  // 8192 numbers of a block while memory answers once
+
+// The numbers of this thread among kThreads * kStrided from `first` on.
+template <class A>
+__device__ __forceinline__ void load_strided(const A* values, unsigned first, unsigned count,
+                                             A (&some)[kStrided]) {
+#pragma unroll
+  for (int k = 0; k < kStrided; ++k) {
+    const unsigned at = first + threadIdx.x + k * kThreads;
+    some[k] = at < count ? load(values + at) : A(0);
+  }
+}
+
+// Sum of weigh(value) over an array by one block. Loaded: `some` has the first of them.
 template <class A, class Weigh>
-__device__ __forceinline__ A array_sum(const A* values, unsigned count, const Weigh& weigh) {
-  constexpr int together = 32;  // 8192 numbers while memory answers once
+__device__ __forceinline__ A array_sum(const A* values, unsigned count, A (&some)[kStrided],
+                                       bool loaded, const Weigh& weigh) {
   A sum = A(0);
-  for (unsigned i = threadIdx.x; i < count; i += together * kThreads) {
-    A some[together];
+  for (unsigned first = 0; first < count; first += kStrided * kThreads) {
+    if (!loaded) load_strided(values, first, count, some);
+    loaded = false;
 #pragma unroll
-    for (int k = 0; k < together; ++k) {
-      const unsigned at = i + k * kThreads;
-      some[k] = at < count ? load(values + at) : A(0);
-    }
-#pragma unroll
-    for (int k = 0; k < together; ++k) {
-      if (i + k * kThreads < count) sum += weigh(some[k]);
+    for (int k = 0; k < kStrided; ++k) {
+      if (first + threadIdx.x + k * kThreads < count) sum += weigh(some[k]);
     }
   }
   return block_sum(sum);

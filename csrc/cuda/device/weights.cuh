@@ -61,32 +61,37 @@ __global__ void __launch_bounds__(kThreads)
                   unsigned count, ImageWeights<A> weights,              // [B]
                   unsigned batch, unsigned pixels, A* __restrict__ out  // []
     ) {
-  A sum = A(0), weight = A(0);
+  A some[kStrided], sum = A(0), weight = A(0);
+  load_strided(parts, 0, count, some);  // under way while weights are found
+  bool loaded = true;
   if (weights.type == WeightType::none) {
-    sum = array_sum(parts, count, [](A part) { return part; });
+    sum = array_sum(parts, count, some, loaded, [](A part) { return part; });
     weight = A(batch);
   } else {
-    const A unit = inverse_unit(block_merge(weights.largest(threadIdx.x, kThreads, batch),
-                                            [](A a, A b) { return larger(a, b); }));
+    const A mine = threadIdx.x < batch ? weights[threadIdx.x] : A(0);
+    const A most = larger(weights.largest(threadIdx.x + kThreads, kThreads, batch), std::abs(mine));
+    const A unit = inverse_unit(block_merge(most, [](A a, A b) { return larger(a, b); }));
     const unsigned parts_each = count / batch;
     DENSESIAM_SHARED(A, relative, kImagesAtOnce);
     for (unsigned first = 0; first < batch; first += kImagesAtOnce) {
       const unsigned left = batch - first, images = left < kImagesAtOnce ? left : kImagesAtOnce;
 #pragma unroll 1
       for (unsigned b = threadIdx.x; b < images; b += kThreads) {
-        relative[b] = in_units(weights[first + b], unit);
+        relative[b] = in_units(first + b == threadIdx.x ? mine : weights[first + b], unit);
         weight += relative[b];
       }
       __syncthreads();
       // The image of a part: no division for each.
       unsigned image = threadIdx.x / parts_each, place = threadIdx.x % parts_each;
       const unsigned whole = kThreads / parts_each, rest = kThreads % parts_each;
-      sum += array_sum(parts + first * parts_each, images * parts_each, [&](A part) {
+      const A* chunk = parts + first * parts_each;
+      sum += array_sum(chunk, images * parts_each, some, loaded, [&](A part) {
         const A weighted = relative[image] * part;
         image += whole, place += rest;
         if (place >= parts_each) ++image, place -= parts_each;
         return weighted;
       });
+      loaded = false;
     }
     weight = block_sum(weight);
   }
