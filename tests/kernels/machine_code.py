@@ -16,8 +16,8 @@ from benchmarks import roofline
 from benchmarks.processor import PROCESSORS
 from tests.csrc.cuda.calls import CALLS, assert_right, computed
 from tests.emulator.machine_code import on_triton_machine_code
+from tests.ops.exceptional import assert_exceptional_numbers_are_right
 from tests.ops.suite import LAYOUTS
-from tests.ops.test_region_pool import assert_exceptional_numbers_are_right
 
 
 def check_results(architecture, dtype, *operations):

@@ -5,8 +5,8 @@ import torch
 
 from densesiam import ops
 from densesiam.ops import _backends
+from tests.ops.exceptional import assert_exceptional_numbers_are_right
 from tests.ops.suite import LAYOUTS
-from tests.ops.test_region_pool import assert_exceptional_numbers_are_right
 
 if _backends.missing("triton") is not None or torch.cuda.is_available():
     pytest.skip("runs in Triton's interpreter only", allow_module_level=True)
