@@ -141,8 +141,7 @@ def test_region_pool_of_several_blocks(dtype, channels_last):
 
 @pytest.mark.parametrize("call", SMALL)
 def test_wide_offsets_change_nothing(call, monkeypatch):
-    from densesiam.kernels import launch
-
+    launch = _triton.load_module("launch")
     function, features, rest = CALLS[call](False)
     expected = run(function, features, rest)
     monkeypatch.setattr(launch, "LARGEST_IMAGE", 0)
