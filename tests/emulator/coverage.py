@@ -23,7 +23,8 @@ from tests.emulator.build import BUILD, ROOT, build_emulator
 TESTS = [
     *("tests/ops", "tests/csrc/cuda/test_kernels.py", "-k"),
     "emulator and (matches_reference or strided or empty or first_nan or exceptional)"
-    " or dropped or counts or refused or whole_packs or shared_memory or several_steps",
+    " or dropped or counts or refused or whole_packs or shared_memory or several_steps"
+    " or many_classes",
 ]
 FOLDER = "csrc/cuda/"
 # How all kernels reach memory and are launched: not their own code.
