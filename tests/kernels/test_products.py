@@ -8,6 +8,8 @@ from densesiam.ops import _backends
 from tests.ops.exceptional import assert_exceptional_numbers_are_right
 from tests.ops.suite import LAYOUTS
 
+# Tensor cores are modelled here by what replaces the interpreter's product. Where there is a GPU,
+# Triton compiles for it, and the op suite runs the same check on real ones.
 if _backends.missing("triton") is not None or torch.cuda.is_available():
     pytest.skip("runs in Triton's interpreter only", allow_module_level=True)
 
